@@ -1,0 +1,29 @@
+"""Train neural networks whose weights stay orthogonal or unitary, exactly, at almost no extra cost."""
+
+from . import errors, init, linalg, nn, optim
+from .diagnostics import orthogonality_error
+from .errors import ManifoldError, ManifoldTypeError, NonFiniteError, OffManifoldError
+from .manifolds import Orthogonal, Stiefel, Unitary
+from .tagging import manifold_of, tag_, tagged_parameters, untag_
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ManifoldError",
+    "ManifoldTypeError",
+    "NonFiniteError",
+    "OffManifoldError",
+    "Orthogonal",
+    "Stiefel",
+    "Unitary",
+    "errors",
+    "init",
+    "linalg",
+    "manifold_of",
+    "nn",
+    "optim",
+    "orthogonality_error",
+    "tag_",
+    "tagged_parameters",
+    "untag_",
+]

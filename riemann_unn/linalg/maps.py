@@ -1,0 +1,155 @@
+"""The maps φ that turn a small matrix into a unitary one: exponential, Cayley, polar."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Phi", "cayley", "exp_skew", "polar", "skew", "unitary_core"]
+
+Phi = Literal["exp", "cayley", "polar"]
+"""Name of a φ: ``"exp"`` (projUNN-T), ``"cayley"`` or ``"polar"`` (projUNN-D)."""
+
+_DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+# Above this 1-norm scaling and squaring loses digits that an eigendecomposition keeps.
+_LARGE_GENERATOR = 64.0
+
+
+def skew(z: Tensor) -> Tensor:
+    r"""Return the skew-Hermitian part :math:`\tfrac12 (Z - Z^H)` of ``z``, shape ``(..., n, n)``."""
+    return 0.5 * (z - z.mH)
+
+
+def _newton_schulz(u: Tensor) -> Tensor:
+    """One step towards the polar factor: squares the orthogonality error of (..., n, p)."""
+    gram = u.mH @ u
+    gram.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return u - 0.5 * (u @ gram)
+
+
+def exp_skew(k: Tensor) -> Tensor:
+    r"""Return the unitary exponential of a skew-Hermitian matrix.
+
+    .. math:: U = \exp(K), \qquad K^H = -K
+
+    The result is unitary to rounding however large ``k`` is: generators with a
+    large norm go through the eigendecomposition of the Hermitian :math:`iK`,
+    others through :func:`torch.matrix_exp`, and both end with one
+    Newton-Schulz step.
+
+    Args:
+        k: skew-Hermitian, shape ``(..., n, n)``, real or complex floating point.
+
+    Returns:
+        The unitary matrices, shape, dtype and device of ``k``.
+
+    Reference:
+        Lezcano-Casado and Martínez-Rubio, "Cheap orthogonal constraints in
+        neural networks" (2019), section 4.
+    """
+    if k.numel() == 0:
+        return k.clone()
+    if torch.linalg.matrix_norm(k.detach(), ord=1).max() <= _LARGE_GENERATOR:
+        return _newton_schulz(torch.linalg.matrix_exp(k))
+    angles, vectors = torch.linalg.eigh(1j * k)
+    u = (vectors * torch.exp(-1j * angles).unsqueeze(-2)) @ vectors.mH
+    return _newton_schulz(u if k.is_complex() else u.real)
+
+
+def cayley(k: Tensor) -> Tensor:
+    r"""Return the Cayley transform of a skew-Hermitian matrix, which is unitary.
+
+    .. math:: U = (I - \tfrac12 K)^{-1} (I + \tfrac12 K), \qquad K^H = -K
+
+    It agrees with :math:`\exp(K)` to second order and never has -1 as an
+    eigenvalue.
+
+    Args:
+        k: skew-Hermitian, shape ``(..., n, n)``, real or complex floating point.
+
+    Returns:
+        The unitary matrices, shape, dtype and device of ``k``.
+
+    Reference:
+        Wen and Yin, "A feasible method for optimization with orthogonality
+        constraints" (2013), section 2.
+    """
+    eye = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
+    u = torch.linalg.solve(eye - 0.5 * k, eye + 0.5 * k)
+    # The condition number of the solve is about |K|/2, so twice covers float32 too.
+    return _newton_schulz(_newton_schulz(u))
+
+
+def polar(x: Tensor, *, det: int | None = None) -> Tensor:
+    r"""Return the unitary polar factor: the nearest matrix with orthonormal columns (or rows).
+
+    .. math:: U = X (X^H X)^{-1/2} = \arg\min_{U^H U = I} \|X - U\|_F
+
+    It is computed from the singular value decomposition, so it exists and is
+    orthonormal for a rank-deficient ``x`` too, where the minimiser is not unique.
+
+    Args:
+        x: shape ``(..., n, p)``; for ``n < p`` the rows become orthonormal.
+        det: ``+1`` or ``-1`` asks for the nearest one with that determinant
+            (square real matrices only).
+
+    Returns:
+        The polar factor, shape, dtype and device of ``x``.
+
+    Raises:
+        ValueError: ``det`` is given for matrices that have no real determinant.
+
+    Reference:
+        Higham, "Functions of Matrices" (2008), chapter 8.
+    """
+    if det is not None and (x.shape[-1] != x.shape[-2] or x.is_complex()):
+        raise ValueError(f"det={det} needs square real matrices, got {x.shape=}, {x.dtype=}")
+    if x.numel() == 0:
+        return x.clone()
+    u, _, vh = torch.linalg.svd(x, full_matrices=False)
+    if det is not None:
+        # Flipping the smallest singular direction costs least distance.
+        flip = torch.linalg.det(u @ vh).sign() * det
+        u = torch.cat([u[..., :-1], u[..., -1:] * flip[..., None, None]], dim=-1)
+    factor = u @ vh
+    tall = factor if x.shape[-2] >= x.shape[-1] else factor.mH
+    tall = _newton_schulz(tall)
+    return tall if x.shape[-2] >= x.shape[-1] else tall.mH
+
+
+def unitary_core(z: Tensor, *, phi: Phi, special: bool = False) -> Tensor:
+    r"""Return φ(Z), the unitary matrix that a small step ``z`` at the identity leads to.
+
+    .. math::
+
+        \phi_{\exp}(Z) = \exp(\operatorname{skew} Z), \quad
+        \phi_{\mathrm{Cayley}}(Z) = \operatorname{Cayley}(\operatorname{skew} Z), \quad
+        \phi_{\mathrm{polar}}(Z) = (I + Z)\,\bigl((I + Z)^H (I + Z)\bigr)^{-1/2}
+
+    Each is :math:`I + \operatorname{skew} Z + O(|Z|^2)`. Single precision is
+    computed in double: the core is small, and :math:`\phi(Z) - I` keeps its
+    relative accuracy for tiny steps.
+
+    Args:
+        z: shape ``(..., m, m)``, or ``(..., l, m)`` with ``l > m`` for
+            ``"polar"``, where I is the leading part of the identity.
+        phi: which map.
+        special: keep determinant +1 in ``"polar"`` (the other two always do).
+
+    Returns:
+        φ(Z), of the shape of ``z``, in double precision.
+
+    Raises:
+        ValueError: ``phi`` is not one of the three names.
+    """
+    z = z.to(_DOUBLE.get(z.dtype, z.dtype))
+    if phi == "exp":
+        return exp_skew(skew(z))
+    if phi == "cayley":
+        return cayley(skew(z))
+    if phi == "polar":
+        eye = torch.eye(*z.shape[-2:], dtype=z.dtype, device=z.device)
+        return polar(eye + z, det=1 if special else None)
+    raise ValueError(f"{phi=} is unknown; choose 'exp', 'cayley' or 'polar'")

@@ -1,0 +1,72 @@
+"""Polishing: keeping rounding errors from accumulating, at a bounded share of a step's cost."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["newton_schulz_", "polish_", "polish_block_"]
+
+# One block of columns every few steps. Wide blocks make efficient matrix products, and
+# the period keeps their share of a rank-1 step below 15 % (measured in bench/).
+_BLOCK = 64
+_PERIOD = 16
+_PERIOD_LARGE = 32
+_LARGE = 512
+
+
+def newton_schulz_(x: Tensor) -> Tensor:
+    r"""Square the orthogonality error of nearly orthonormal columns, in place.
+
+    .. math:: X \leftarrow X\,(I - \tfrac12 (X^H X - I))
+
+    Args:
+        x: shape ``(..., n, p)``, ``p <= n``, error well below 1; cost O(n p²).
+    """
+    gram = x.mH @ x
+    gram.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return x.sub_(x @ gram, alpha=0.5)
+
+
+def polish_block_(x: Tensor, start: int, stop: int) -> Tensor:
+    r"""Make columns ``start:stop`` orthonormal to all columns of ``x`` again, in place.
+
+    .. math:: X_J \leftarrow X_J - X_{\bar J} X_{\bar J}^H X_J
+        - \tfrac12 X_J (X_J^H X_J - I)
+
+    Pairs inside the block share the correction; a pair with one column outside
+    is corrected whole here, so a sweep over all blocks mends every pair twice.
+
+    Args:
+        x: shape ``(..., n, p)``, nearly orthonormal columns; cost O(n p (stop - start)).
+        start: first column.
+        stop: one past the last column.
+    """
+    block = x[..., start:stop]
+    # Rows times a row-major matrix is the fast order for a thin product.
+    error = block.mH.contiguous() @ x
+    inside = error[..., start:stop]
+    inside.diagonal(dim1=-2, dim2=-1).sub_(1)
+    inside.mul_(0.5)
+    block.sub_(x @ error.mH)
+    return x
+
+
+def polish_(x: Tensor, *, step: int) -> Tensor:
+    """Polish the block of columns whose turn it is at this step, in place.
+
+    Every ``period`` steps one block of columns is mended, the next one at the
+    next turn, so the cost per step is O(k n p) with a small k and the whole
+    matrix is swept at regular intervals.
+
+    Args:
+        x: shape ``(..., n, p)``, ``p <= n``, nearly orthonormal columns.
+        step: count of the steps taken; it alone decides the block.
+    """
+    n, p = x.shape[-2:]
+    period = _PERIOD_LARGE if p > _LARGE else _PERIOD
+    if x.numel() == 0 or step % period != period - 1:
+        return x
+    blocks = -(-p // _BLOCK)
+    start = step // period % blocks * _BLOCK
+    return polish_block_(x, start, min(start + _BLOCK, p))

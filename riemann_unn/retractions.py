@@ -1,0 +1,69 @@
+"""Retractions: a sketch with a φ, as a value that can be compared, printed and stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from .linalg import Phi, SketchMethod, orthonormal_rows, retract_low_rank_, sketch
+
+__all__ = ["Retraction"]
+
+
+@dataclass(frozen=True)
+class Retraction:
+    r"""The map from a point and a displacement to the next point, :math:`R = \text{sketch} \times \phi`.
+
+    .. math:: \Delta \approx A B^H, \qquad
+        X^+ = \bigl(I + Q (\phi(Q^H A\,(XB)^H Q) - I) Q^H\bigr) X
+
+    Args:
+        phi: ``"exp"`` (projUNN-T), ``"polar"`` (projUNN-D) or ``"cayley"``.
+        rank: k, the columns of A and B; ``None`` uses the whole displacement.
+        sketch: how A and B are found, see :func:`riemann_unn.linalg.sketch`.
+
+    Raises:
+        ValueError: an unknown ``phi`` or ``sketch``, or ``rank`` below 1.
+    """
+
+    phi: Phi
+    rank: int | None = 1
+    sketch: SketchMethod = "power"
+
+    def __post_init__(self) -> None:
+        if self.phi not in get_args(Phi):
+            raise ValueError(f"phi={self.phi!r} is unknown; choose from {get_args(Phi)}")
+        if self.sketch not in get_args(SketchMethod):
+            raise ValueError(
+                f"sketch={self.sketch!r} is unknown; choose from {get_args(SketchMethod)}"
+            )
+        if self.rank is not None and (
+            isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1
+        ):
+            raise ValueError(
+                f"rank={self.rank!r} must be an int of at least 1, or None for the whole update"
+            )
+
+    def is_dense_for(self, shape: torch.Size) -> bool:
+        """Tell whether the sketch of an ``(n, p)`` displacement is the displacement itself."""
+        return self.rank is None or self.rank >= min(shape[-2:])
+
+    def factor(
+        self, delta: Tensor, *, start: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return A and B of shape ``(..., n, k)`` and ``(..., p, k)``."""
+        rank = min(delta.shape[-2:]) if self.rank is None else self.rank
+        return sketch(delta, rank=rank, method=self.sketch, start=start, generator=generator)
+
+    def next_start(self, a: Tensor) -> Tensor | None:
+        """Return the rows ``(..., k, n)`` that start the sketch of the next displacement."""
+        if self.sketch != "power":
+            return None
+        return orthonormal_rows(a.mH)
+
+    def apply_(self, x: Tensor, a: Tensor, b: Tensor, *, special: bool) -> Tensor:
+        """Move ``x``, shape ``(..., n, p)``, in place."""
+        return retract_low_rank_(x, a, b, phi=self.phi, special=special)

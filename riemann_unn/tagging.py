@@ -1,0 +1,158 @@
+"""Tags: which parameters live on which manifold, written on the parameters themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+import geoopt
+import torch
+from torch import Tensor, nn
+
+from .errors import ManifoldError, ManifoldTypeError
+from .manifolds import MatrixManifold
+
+__all__ = ["manifold_of", "tag_", "tagged_parameters", "untag_"]
+
+T = TypeVar("T", Tensor, nn.Module)
+_ATTRIBUTE = "manifold"
+_NAME = "tagged_as"  # for messages only: it is lost by deepcopy, which the manifold is not
+
+
+def _check(name: str, p: object, manifold: object) -> None:
+    if not isinstance(manifold, MatrixManifold):
+        raise ManifoldTypeError(
+            f"{manifold!r} is no manifold of this package; "
+            "use an instance such as riemann_unn.Orthogonal()"
+        )
+    if not isinstance(p, nn.Parameter):
+        raise ManifoldTypeError(
+            f"{name} is a {type(p).__name__}, not a torch.nn.Parameter; "
+            "only parameters can be tagged, so wrap it in torch.nn.Parameter(...)"
+        )
+    if isinstance(p, nn.parameter.UninitializedParameter):
+        raise ManifoldTypeError(f"{name} has no shape yet; run the module once, then tag it")
+    reason = manifold.why_not(p.shape, p.dtype)
+    if reason is not None:
+        raise ManifoldError(f"{name} cannot be tagged {manifold!r}: it {reason}")
+
+
+def _set(p: nn.Parameter, manifold: MatrixManifold, name: str | None = None) -> None:
+    # The class carries the tag through deepcopy and pickle, which plain attributes
+    # do not survive; the object stays the one that modules have registered.
+    if type(p) is nn.Parameter:
+        p.__class__ = geoopt.ManifoldParameter
+    setattr(p, _ATTRIBUTE, manifold)
+    if name is not None:
+        setattr(p, _NAME, name)
+
+
+def _match(module: nn.Module, patterns: object) -> list[tuple[str, nn.Parameter, object]]:
+    if not isinstance(patterns, Mapping):
+        raise ManifoldTypeError(
+            "a module is tagged with a dict of name patterns, such as "
+            f'{{"*.weight_hh_*": riemann_unn.Orthogonal()}}, got {patterns!r}'
+        )
+    named = list(module.named_parameters(remove_duplicate=False))
+    found = []
+    for pattern, manifold in patterns.items():
+        matches = [(name, p) for name, p in named if fnmatchcase(name, str(pattern))]
+        if not matches:
+            names = ", ".join(repr(name) for name, _ in named) or "none"
+            raise ManifoldError(f"pattern {pattern!r} matches no parameter; the names are: {names}")
+        found += [(name, p, manifold) for name, p in matches]
+    manifolds: dict[int, tuple[str, object]] = {}
+    for name, p, manifold in found:
+        first = manifolds.setdefault(id(p), (name, manifold))
+        if first[1] != manifold:
+            raise ManifoldError(
+                f"{name!r} is matched by patterns with {first[1]!r} and {manifold!r}; keep one"
+            )
+    return found
+
+
+def tag_(target: T, manifold: MatrixManifold | Mapping[str, MatrixManifold]) -> T:
+    """Tag parameters in place as points of a manifold.
+
+    The parameter stays the same object with the same values: put it on its
+    manifold with :func:`riemann_unn.init.warm_start_`, and train it with an
+    optimizer of :mod:`riemann_unn.optim`. The tag survives ``deepcopy``,
+    ``pickle``, ``.to()``, ``torch.compile`` and ``AveragedModel``.
+
+    Args:
+        target: a parameter, or a module.
+        manifold: for a parameter its manifold; for a module a dict from glob
+            patterns over its parameter names to manifolds.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        ManifoldError: a pattern matches nothing, or a shape or dtype does not
+            fit; nothing is tagged then.
+        ManifoldTypeError: the target is no parameter or module, or the
+            manifold is none.
+    """
+    if isinstance(target, nn.Module):
+        found = _match(target, manifold)
+        for name, p, m in found:
+            _check(repr(name), p, m)
+        for name, p, m in found:
+            assert isinstance(m, MatrixManifold)
+            _set(p, m, name)
+        return target
+    if isinstance(manifold, Mapping):
+        raise ManifoldTypeError(
+            f"patterns need a module, got a {type(target).__name__}; "
+            "give the parameter one manifold, or pass the module"
+        )
+    _check("the target", target, manifold)
+    _set(target, manifold)  # type: ignore[arg-type]
+    return target
+
+
+def untag_(target: T) -> T:
+    """Remove the tag of a parameter, or all tags of a module, in place.
+
+    Args:
+        target: a parameter or a module; untagged ones stay as they are.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        ManifoldTypeError: the target is neither.
+    """
+    if isinstance(target, nn.Module):
+        for _, p in tagged_parameters(target):
+            untag_(p)
+        return target
+    if not isinstance(target, Tensor):
+        raise ManifoldTypeError(f"cannot untag a {type(target).__name__}: pass a parameter or module")
+    if manifold_of(target) is not None:
+        for attribute in (_ATTRIBUTE, _NAME):
+            if hasattr(target, attribute):
+                delattr(target, attribute)
+        if type(target) is geoopt.ManifoldParameter:
+            target.__class__ = nn.Parameter
+    return target
+
+
+def manifold_of(p: Tensor) -> MatrixManifold | None:
+    """Return the manifold a tensor is tagged with, or None."""
+    manifold = getattr(p, _ATTRIBUTE, None)
+    return manifold if isinstance(manifold, MatrixManifold) else None
+
+
+def tagged_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the name and parameter of every tagged parameter of a module, shared ones once.
+
+    The list can be given to an optimizer as it is, names included.
+
+    Raises:
+        ManifoldTypeError: ``module`` is not a module.
+    """
+    if not isinstance(module, nn.Module):
+        raise ManifoldTypeError(f"a torch.nn.Module is needed, got a {type(module).__name__}")
+    return [(name, p) for name, p in module.named_parameters() if manifold_of(p) is not None]
