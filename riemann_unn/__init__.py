@@ -1,4 +1,4 @@
-"""Train neural networks whose weights stay orthogonal or unitary, exactly, at almost no extra cost."""
+"""Training for neural networks whose weights stay orthogonal or unitary, exactly."""
 
 from . import errors, init, linalg, nn, optim
 from .diagnostics import orthogonality_error

@@ -15,7 +15,7 @@ __all__ = ["Retraction"]
 
 @dataclass(frozen=True)
 class Retraction:
-    r"""The map from a point and a displacement to the next point, :math:`R = \text{sketch} \times \phi`.
+    r"""The map from a point and a displacement to the next point: a sketch with a φ.
 
     .. math:: \Delta \approx A B^H, \qquad
         X^+ = \bigl(I + Q (\phi(Q^H A\,(XB)^H Q) - I) Q^H\bigr) X

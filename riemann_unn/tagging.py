@@ -7,7 +7,6 @@ from fnmatch import fnmatchcase
 from typing import TypeVar
 
 import geoopt
-import torch
 from torch import Tensor, nn
 
 from .errors import ManifoldError, ManifoldTypeError
@@ -129,7 +128,9 @@ def untag_(target: T) -> T:
             untag_(p)
         return target
     if not isinstance(target, Tensor):
-        raise ManifoldTypeError(f"cannot untag a {type(target).__name__}: pass a parameter or module")
+        raise ManifoldTypeError(
+            f"cannot untag a {type(target).__name__}: pass a parameter or module"
+        )
     if manifold_of(target) is not None:
         for attribute in (_ATTRIBUTE, _NAME):
             if hasattr(target, attribute):

@@ -15,11 +15,17 @@ Phi = Literal["exp", "cayley", "polar"]
 _DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 # Above this 1-norm scaling and squaring loses digits that an eigendecomposition keeps.
 _LARGE_GENERATOR = 64.0
+# A few small matrices are faster by eigendecomposition than by matrix_exp's fixed overhead.
+_SMALL, _FEW = 64, 8
 
 
 def skew(z: Tensor) -> Tensor:
-    r"""Return the skew-Hermitian part :math:`\tfrac12 (Z - Z^H)` of ``z``, shape ``(..., n, n)``."""
+    r"""Return the skew-Hermitian part, :math:`\tfrac12 (Z - Z^H)`, of shape ``(..., n, n)``."""
     return 0.5 * (z - z.mH)
+
+
+def _norm(k: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(k.detach(), ord=1).max())
 
 
 def _newton_schulz(u: Tensor) -> Tensor:
@@ -34,10 +40,10 @@ def exp_skew(k: Tensor) -> Tensor:
 
     .. math:: U = \exp(K), \qquad K^H = -K
 
-    The result is unitary to rounding however large ``k`` is: generators with a
-    large norm go through the eigendecomposition of the Hermitian :math:`iK`,
-    others through :func:`torch.matrix_exp`, and both end with one
-    Newton-Schulz step.
+    The result is unitary to rounding however large ``k`` is: a few small
+    matrices, and generators with a large norm, go through the
+    eigendecomposition of the Hermitian :math:`iK`; others, and those that
+    gradients flow through, by :func:`torch.matrix_exp` and one Newton-Schulz step.
 
     Args:
         k: skew-Hermitian, shape ``(..., n, n)``, real or complex floating point.
@@ -51,11 +57,14 @@ def exp_skew(k: Tensor) -> Tensor:
     """
     if k.numel() == 0:
         return k.clone()
-    if torch.linalg.matrix_norm(k.detach(), ord=1).max() <= _LARGE_GENERATOR:
+    few_and_small = k.shape[-1] <= _SMALL and k.shape[:-2].numel() <= _FEW
+    if not (few_and_small and not k.requires_grad) and _norm(k) <= _LARGE_GENERATOR:
         return _newton_schulz(torch.linalg.matrix_exp(k))
     angles, vectors = torch.linalg.eigh(1j * k)
     u = (vectors * torch.exp(-1j * angles).unsqueeze(-2)) @ vectors.mH
-    return _newton_schulz(u if k.is_complex() else u.real)
+    if not k.is_complex():
+        u = u.real
+    return u if few_and_small else _newton_schulz(u)
 
 
 def cayley(k: Tensor) -> Tensor:
@@ -78,8 +87,9 @@ def cayley(k: Tensor) -> Tensor:
     """
     eye = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
     u = torch.linalg.solve(eye - 0.5 * k, eye + 0.5 * k)
-    # The condition number of the solve is about |K|/2, so twice covers float32 too.
-    return _newton_schulz(_newton_schulz(u))
+    # The solve loses digits as its condition number, about |K|/2, which this wins back.
+    u = _newton_schulz(u)
+    return u if u.dtype in _DOUBLE.values() else _newton_schulz(u)
 
 
 def polar(x: Tensor, *, det: int | None = None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 __all__ = ["newton_schulz_", "polish_", "polish_block_"]
@@ -63,7 +62,7 @@ def polish_(x: Tensor, *, step: int) -> Tensor:
         x: shape ``(..., n, p)``, ``p <= n``, nearly orthonormal columns.
         step: count of the steps taken; it alone decides the block.
     """
-    n, p = x.shape[-2:]
+    p = x.shape[-1]
     period = _PERIOD_LARGE if p > _LARGE else _PERIOD
     if x.numel() == 0 or step % period != period - 1:
         return x

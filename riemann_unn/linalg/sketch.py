@@ -25,12 +25,13 @@ def orthonormal_rows(w: Tensor) -> Tensor:
     row stays zero. Not-a-number spreads to the result.
     """
     if w.shape[-2] > 1:
-        return torch.linalg.qr(w.mH)[0].mH
+        q: Tensor = torch.linalg.qr(w.mH)[0]
+        return q.mH
     # Dividing by the largest entry first keeps the squares inside the exponent range.
     largest = w.abs().amax(dim=-1, keepdim=True)
-    w = w / torch.where(largest == 0, torch.ones_like(largest), largest)
-    norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-    return w / torch.where(norm == 0, torch.ones_like(norm), norm)
+    w = w / largest.clamp_min(torch.finfo(w.dtype).tiny)
+    norm: Tensor = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+    return w / norm.clamp_min(0.5)
 
 
 def _gaussian_rows(delta: Tensor, rank: int, generator: torch.Generator | None) -> Tensor:
@@ -41,8 +42,8 @@ def _gaussian_rows(delta: Tensor, rank: int, generator: torch.Generator | None) 
     """
     n = delta.shape[-2]
     dtype = delta.real.dtype if delta.is_complex() else delta.dtype
-    rows = torch.randn(rank, n, dtype=dtype, device=delta.device, generator=generator)
-    return (rows / n**0.5).to(delta.dtype)
+    rows: Tensor = torch.randn(rank, n, dtype=dtype, device=delta.device, generator=generator)
+    return rows.div(n**0.5).to(delta.dtype)
 
 
 def _project(delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,9 +79,7 @@ def retract_low_rank_(
     return _rotate_from_left_(x, a, b, phi=phi, special=special)
 
 
-def retract_low_rank(
-    x: Tensor, a: Tensor, b: Tensor, *, phi: Phi, special: bool = False
-) -> Tensor:
+def retract_low_rank(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi, special: bool = False) -> Tensor:
     r"""Return the point that the displacement :math:`\Delta = A B^H` leads to.
 
     .. math::

@@ -1,8 +1,7 @@
-"""Manifolds: geoopt's interface, written once on the matrix view that each manifold gives."""
+"""The base of all manifolds: geoopt's interface, written once on the matrix view."""
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from typing import Any
 
@@ -11,25 +10,13 @@ import torch
 from geoopt.utils import size2shape
 from torch import Tensor
 
-from .errors import ManifoldError, ManifoldTypeError
-from .linalg import cayley, exp_skew, polar, retract_low_rank
+from ..errors import ManifoldError
+from ..linalg import cayley, exp_skew, polar, retract_low_rank
 
-__all__ = [
-    "MatrixManifold",
-    "Orthogonal",
-    "Stiefel",
-    "Unitary",
-    "acceptance_level",
-    "rounding_level",
-]
-
+__all__ = ["MatrixManifold"]
 
 _EXACT_UP_TO = 512
 _PROBES = 8
-
-
-def _adjoint_if_wide(x: Tensor) -> Tensor:
-    return x if x.shape[-2] >= x.shape[-1] else x.mH
 
 
 def _hermitian(x: Tensor) -> Tensor:
@@ -109,7 +96,8 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         m = m.to(torch.complex128 if m.is_complex() else torch.float64)
         gram = m.mH @ m
         gram.diagonal(dim1=-2, dim2=-1).sub_(1)
-        return torch.linalg.matrix_norm(gram) / max(m.shape[-1], 1) ** 0.5
+        norm: Tensor = torch.linalg.matrix_norm(gram)
+        return norm / max(m.shape[-1], 1) ** 0.5
 
     @torch.no_grad()
     def estimated_error(self, x: Tensor) -> float:
@@ -128,7 +116,8 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         z = torch.randn(_PROBES, p, dtype=m.real.dtype, device=m.device, generator=generator)
         z = z.to(m.dtype)
         image = (z @ m.mH) @ m - z
-        return float(torch.linalg.matrix_norm(image).max()) / (_PROBES * p) ** 0.5
+        worst = float(torch.linalg.matrix_norm(image).max())
+        return worst / float(_PROBES * p) ** 0.5
 
     def _check_shape(self, shape: torch.Size, name: str) -> tuple[bool, str | None]:
         reason = self.why_not(torch.Size(shape))
@@ -179,7 +168,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         return self.from_matrices(polar(self.to_matrices(x), det=self.det), x.shape)
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
-        r"""Return the orthogonal projection on the tangent space, :math:`u - X\,\mathrm{sym}(X^H u)`."""
+        r"""Return the orthogonal projection :math:`u - X\,\mathrm{sym}(X^H u)` on the tangent space."""
         m, v = self.to_matrices(x), self.to_matrices(u)
         return self.from_matrices(v - m @ _hermitian(m.mH @ v), x.shape)
 
@@ -206,9 +195,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
         """Return the Cayley retraction of the tangent vector ``u``, of second order."""
         m, delta = self._rotation(x, u)
-        return self.from_matrices(
-            retract_low_rank(m, delta, self._eye(m), phi="cayley"), x.shape
-        )
+        return self.from_matrices(retract_low_rank(m, delta, self._eye(m), phi="cayley"), x.shape)
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         r"""Return the geodesic end point, :math:`\exp(uX^H - Xu^H)\,X \exp(-X^H u)`."""
@@ -256,12 +243,16 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
 
     # Points ---------------------------------------------------------------
 
-    def _new(self, size: tuple[Any, ...], dtype: torch.dtype | None) -> tuple[torch.Size, torch.dtype]:
+    def _new(
+        self, size: tuple[Any, ...], dtype: torch.dtype | None
+    ) -> tuple[torch.Size, torch.dtype]:
         shape = torch.Size(size2shape(*size))
         dtype = self._default_dtype() if dtype is None else dtype
         reason = self.why_not(shape, dtype)
         if reason is not None:
-            raise ManifoldError(f"{self!r} has no point of shape {tuple(shape)}, {dtype}: it {reason}")
+            raise ManifoldError(
+                f"{self!r} has no point of shape {tuple(shape)}, {dtype}: it {reason}"
+            )
         return shape, dtype
 
     def _default_dtype(self) -> torch.dtype:
@@ -322,148 +313,3 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
             m[..., 0, 0] = -1
         point = self.from_matrices(m, shape).contiguous().resolve_conj()
         return geoopt.ManifoldTensor(point, manifold=self)  # type: ignore[no-any-return]
-
-
-def acceptance_level(dtype: torch.dtype) -> float:
-    """Return how far off a manifold the values of a parameter may be to be taken as on it.
-
-    Wide enough for weights that another library made or that were converted
-    from a lower precision, all of which the first step mends to rounding.
-    """
-    return {torch.float64: 1e-6, torch.float32: 1e-4}.get(dtype.to_real(), 2e-2)
-
-
-def rounding_level(dtype: torch.dtype) -> float:
-    """Return the orthogonality error that rounding alone explains."""
-    return 32 * torch.finfo(dtype).eps
-
-
-def _floating(dtype: torch.dtype | None) -> str | None:
-    if dtype is None or dtype.is_floating_point or dtype.is_complex:
-        return None
-    return f"has dtype {dtype}; only floating point and complex tensors can be constrained"
-
-
-class Stiefel(MatrixManifold):
-    r"""Orthonormal columns of tall matrices, orthonormal rows of wide ones.
-
-    .. math:: X^H X = I \;(n \ge p), \qquad X X^H = I \;(n < p)
-
-    Args:
-        flatten: view a weight ``(out, in, *kernel)`` as the matrix
-            ``(out, in * prod(kernel))``. This bounds the layer's norm but is
-            *not* an isometry of the convolution: the same matrix acts on
-            overlapping patches.
-
-    Shapes: ``(..., n, p)``, batched, real or complex; with ``flatten`` any
-    tensor of two or more dimensions, one matrix.
-
-    Reference:
-        Edelman, Arias and Smith, "The geometry of algorithms with orthogonality
-        constraints" (1998), section 2.
-    """
-
-    name = "Stiefel"
-
-    def __init__(self, *, flatten: bool = False) -> None:
-        super().__init__()
-        self.flatten = flatten
-
-    def extra_repr(self) -> str:
-        """Return the arguments as they were given."""
-        return "flatten=True" if self.flatten else ""
-
-    def why_not(self, shape: torch.Size, dtype: torch.dtype | None = None) -> str | None:
-        """Say why a tensor of this shape and dtype cannot be a point."""
-        if len(shape) < 2:
-            return f"has shape {tuple(shape)}; a matrix of two or more dimensions is needed"
-        return _floating(dtype)
-
-    def point_dims(self, x: Tensor) -> int:
-        """Number of trailing dimensions that one point takes."""
-        return x.ndim if self.flatten else 2
-
-    def to_matrices(self, x: Tensor) -> Tensor:
-        """Return ``(..., n, p)``, ``p <= n``: wide matrices by their adjoint."""
-        if self.flatten:
-            x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
-        return _adjoint_if_wide(x)
-
-    def from_matrices(self, matrices: Tensor, shape: torch.Size) -> Tensor:
-        """Undo :meth:`to_matrices`."""
-        rows, columns = (
-            (shape[0], math.prod(shape[1:])) if self.flatten else (shape[-2], shape[-1])
-        )
-        return (matrices if rows >= columns else matrices.mH).reshape(shape)
-
-
-class Orthogonal(MatrixManifold):
-    r"""Square real matrices with :math:`X^T X = I`, the orthogonal group O(n).
-
-    Args:
-        det: ``+1`` for the rotations SO(n), ``-1`` for the other component;
-            ``None`` for both. Steps never change the sign of the determinant
-            where one is given.
-
-    Shapes: ``(..., n, n)``, float.
-
-    Raises:
-        ManifoldError: ``det`` is not +1, -1 or None.
-
-    Reference:
-        Edelman, Arias and Smith (1998), section 2.
-    """
-
-    name = "Orthogonal"
-
-    def __init__(self, *, det: int | None = None) -> None:
-        super().__init__()
-        if det not in (None, 1, -1):
-            raise ManifoldError(f"{det=} must be +1, -1 or None")
-        self.det = det
-
-    def why_not(self, shape: torch.Size, dtype: torch.dtype | None = None) -> str | None:
-        """Say why a tensor of this shape and dtype cannot be a point."""
-        if len(shape) < 2 or shape[-1] != shape[-2]:
-            return f"has shape {tuple(shape)}; square matrices are needed (Stiefel() takes others)"
-        if dtype is not None and dtype.is_complex:
-            return f"has dtype {dtype}; real matrices are needed (Unitary() takes complex ones)"
-        return _floating(dtype)
-
-    def to_matrices(self, x: Tensor) -> Tensor:
-        """Return ``x`` itself."""
-        return x
-
-    def from_matrices(self, matrices: Tensor, shape: torch.Size) -> Tensor:
-        """Return ``matrices`` itself."""
-        return matrices.reshape(shape)
-
-
-class Unitary(MatrixManifold):
-    r"""Square complex matrices with :math:`X^H X = I`, the unitary group U(n).
-
-    Shapes: ``(..., n, n)``, complex64 or complex128.
-
-    Reference:
-        Edelman, Arias and Smith (1998), section 2, with the adjoint for the transpose.
-    """
-
-    name = "Unitary"
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def why_not(self, shape: torch.Size, dtype: torch.dtype | None = None) -> str | None:
-        """Say why a tensor of this shape and dtype cannot be a point."""
-        if len(shape) < 2 or shape[-1] != shape[-2]:
-            return f"has shape {tuple(shape)}; square matrices are needed (Stiefel() takes others)"
-        if dtype is not None and not dtype.is_complex:
-            return f"has dtype {dtype}; complex matrices are needed (Orthogonal() takes real ones)"
-        return None
-
-    def _default_dtype(self) -> torch.dtype:
-        double = torch.get_default_dtype() == torch.float64
-        return torch.complex128 if double else torch.complex64
-
-    to_matrices = Orthogonal.to_matrices
-    from_matrices = Orthogonal.from_matrices

@@ -1,0 +1,189 @@
+"""Moves: displacements become low-rank factors, and points move by them, small ones together."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import NonFiniteError
+from ..linalg import newton_schulz_, polish_
+from ..retractions import Retraction
+from .points import Point, nonfinite
+
+__all__ = ["Displacement", "Move", "apply_", "plan"]
+
+# Matrices up to this size are cheaper to move together than one by one.
+_STACK_UP_TO = 128 * 128
+STEP, START = "retraction_step", "sketch_start"
+
+State = MutableMapping[Tensor, dict[str, Any]]
+
+
+@dataclass(eq=False)
+class Displacement:
+    """What the base would add to a point, ``scale * tensor``, and how the point retracts."""
+
+    point: Point
+    tensor: Tensor
+    scale: float | Tensor
+    retraction: Retraction
+
+
+@dataclass(eq=False)
+class Move:
+    """Points that move in one batched call, with the factors A and B of their displacement."""
+
+    points: list[Point]
+    retraction: Retraction
+    step: int
+    a: Tensor
+    b: Tensor
+
+
+class Seeds:
+    """Sources of random sketches: equal (seed, step, shape) give equal draws on any replica."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def generator(self, delta: Tensor, step: int) -> torch.Generator:
+        """Return the generator for a displacement at a step, on its device."""
+        generator = self._generators.get(delta.device)
+        if generator is None:
+            generator = self._generators[delta.device] = torch.Generator(delta.device)
+        return generator.manual_seed(_mix(self.seed, step, *delta.shape[-2:]))
+
+
+def _mix(*numbers: int) -> int:
+    """Hash integers to 63 well-spread bits, the same on every machine (SplitMix64's finaliser)."""
+    state, mask = 0, 2**64 - 1
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state >> 1
+
+
+def plan(displacements: list[Displacement], state: State, seeds: Seeds) -> list[Move]:
+    """Factor every displacement; nothing is changed.
+
+    Raises:
+        NonFiniteError: a displacement overflowed although its gradient is finite.
+    """
+    batches: dict[Any, list[Displacement]] = {}
+    for d in displacements:
+        batches.setdefault(_batch_key(d, state), []).append(d)
+    # These sketches factorise Δ with routines that fail, or lie, on not-a-number.
+    whole = [d for d in displacements if d.retraction.sketch in ("svd", "column")]
+    if nonfinite([d.point for d in whole], [d.tensor for d in whole]):
+        _refuse_overflow(displacements)
+    moves = [_factor(batch, state, seeds) for batch in batches.values()]
+    # In the others not-a-number anywhere in Δ reaches A, so the thin factor tells.
+    if nonfinite([move.points[0] for move in moves], [move.a for move in moves]):
+        _refuse_overflow(displacements)
+    return moves
+
+
+def _refuse_overflow(displacements: list[Displacement]) -> None:
+    bad = nonfinite([d.point for d in displacements], [d.tensor * d.scale for d in displacements])
+    names = ", ".join(point.name for point in bad) or "a tagged parameter"
+    raise NonFiniteError(
+        f"the step of {names} overflows to NaN or infinity although the gradient is finite; "
+        "lower the learning rate. No tagged parameter was moved"
+    )
+
+
+def _batch_key(d: Displacement, state: State) -> Any:
+    point = d.point
+    shape = point.matrices(point.param).shape[-2:]
+    if shape.numel() > _STACK_UP_TO:
+        return id(point)
+    kept = state.get(point.param, {})
+    return (
+        id(point.group),
+        shape,
+        point.param.dtype,
+        point.param.device,
+        point.manifold.det,
+        kept.get(STEP, 0),
+        kept[START].shape[-2:] if START in kept else None,
+    )
+
+
+def _factor(batch: list[Displacement], state: State, seeds: Seeds) -> Move:
+    first = batch[0]
+    kept = state.get(first.point.param, {})
+    step = kept.get(STEP, 0)
+    delta = _stack([d.point.matrices(d.tensor) for d in batch])
+    start = None
+    # A start of another shape is left from another rank: begin anew.
+    if START in kept and kept[START].shape[-2:] == (first.retraction.rank, delta.shape[-2]):
+        start = _stack([state[d.point.param][START] for d in batch])
+    a, b = first.retraction.factor(delta, start=start, generator=seeds.generator(delta, step))
+    return Move([d.point for d in batch], first.retraction, step, a * first.scale, b)
+
+
+def apply_(move: Move, state: State, *, polish: bool, rough: set[Tensor]) -> None:
+    """Move the points in place and note what their next step needs.
+
+    Args:
+        move: from :func:`plan`.
+        state: the optimizer's state.
+        polish: mend the block of columns whose turn it is.
+        rough: parameters whose error is above rounding, to be mended whole; emptied of them.
+    """
+    params = [point.param for point in move.points]
+    views = [point.matrices(point.param.detach()) for point in move.points]
+    # Zero displacements leave their matrices bit for bit as they are.
+    if bool(move.a.any()):
+        # One matrix that is a view of its parameter moves in place; others as a copy.
+        in_place = len(params) == 1 and views[0].ndim == 2 and _shares(views[0], params[0])
+        old = views[0] if in_place else _stack(views)
+        x = old if in_place else old.clone()
+        move.retraction.apply_(x, move.a, move.b, special=move.points[0].manifold.det is not None)
+        if polish:
+            polish_(x, step=move.step)
+            if not rough.isdisjoint(params):
+                newton_schulz_(newton_schulz_(x))
+        rough.difference_update(params)
+        if not in_place:
+            moved = (move.a != 0).any(dim=-1, keepdim=True).any(dim=-2, keepdim=True)
+            _unstack(torch.where(moved, x, old), move.points, views)
+    starts = None
+    if not move.retraction.is_dense_for(views[0].shape):
+        starts = move.retraction.next_start(move.a)
+    offset = 0
+    for param, view in zip(params, views, strict=True):
+        count = view.shape[:-2].numel()
+        kept = state[param]
+        kept[STEP] = move.step + 1
+        if starts is not None:
+            rows = starts if starts.ndim == 2 else starts[offset : offset + count]
+            kept[START] = rows.clone(memory_format=torch.contiguous_format)
+        offset += count
+
+
+def _stack(views: list[Tensor]) -> Tensor:
+    if len(views) == 1 and views[0].ndim <= 3:
+        return views[0]
+    return torch.cat([view.reshape(-1, *view.shape[-2:]) for view in views])
+
+
+def _unstack(x: Tensor, points: list[Point], views: list[Tensor]) -> None:
+    """Write a stack of matrices back to the parameters it was made from."""
+    offset = 0
+    for point, view in zip(points, views, strict=True):
+        count = view.shape[:-2].numel()
+        part = x if x.ndim == 2 else x[offset : offset + count]
+        point.param.copy_(point.manifold.from_matrices(part.reshape(view.shape), point.param.shape))
+        offset += count
+
+
+def _shares(view: Tensor, p: Tensor) -> bool:
+    return view.untyped_storage().data_ptr() == p.untyped_storage().data_ptr()

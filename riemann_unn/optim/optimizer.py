@@ -1,0 +1,340 @@
+"""The optimizer: any ``torch.optim`` class, whose displacement is applied by a retraction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from ..errors import ManifoldError, ManifoldTypeError, NonFiniteError, OffManifoldError
+from ..linalg import Phi, SketchMethod
+from ..manifolds import acceptance_level, rounding_level
+from ..retractions import Retraction
+from .moves import Displacement, Seeds, apply_, plan
+from .points import Point, check_duplicates, nonfinite, tagged_points
+
+__all__ = ["ManifoldOptimizer"]
+
+_REFUSED = {
+    "LBFGS": "it evaluates the loss several times in a step, away from the manifold",
+    "SparseAdam": "it takes sparse gradients only, and a manifold step is dense",
+}
+
+
+class ManifoldOptimizer(Optimizer):
+    r"""Any ``torch.optim`` class on manifold parameters: optimizer = base × retraction.
+
+    .. math::
+
+        \Delta_t = \mathrm{base}(\nabla f \text{ on the tangent space at } X_t), \qquad
+        X_{t+1} = R_{X_t}(\Delta_t)
+
+    In each step the base sees a zero tensor in the place of every tagged
+    parameter, writes its displacement Δ there, with its own momentum, state and
+    schedule, and the retraction moves the parameter by it. Untagged parameters
+    get exactly what ``base`` alone would do, bit for bit. Weight decay does not
+    pull tagged parameters, which cannot shrink.
+
+    A step leaves every tagged parameter on its manifold to rounding or raises
+    an error that names the parameter, with the parameters unchanged.
+
+    Args:
+        params: parameters, named parameters or groups, as ``torch.optim`` takes
+            them. At least one must be tagged, see :func:`riemann_unn.tag_`. A group
+            may set its own ``rank`` and ``sketch``.
+        lr: the base's learning rate, a float or a tensor.
+        phi: the map φ: ``"exp"``, ``"cayley"`` or ``"polar"``.
+        rank: columns k of the low-rank displacement; ``None`` for all of it.
+        base: a class of ``torch.optim``; its arguments follow as keywords.
+        sketch: how the low-rank factors are found, see :func:`riemann_unn.linalg.sketch`.
+        seed: seeds the sketches, which never touch the global generator.
+        nonfinite: at a gradient with NaN or infinity ``"raise"``, or ``"skip"``
+            the parameter for this step.
+        off_manifold: at a parameter off its manifold ``"raise"``, or
+            ``"project"`` it to the nearest point.
+        polish: keep rounding errors from accumulating (recommended; off for study).
+        **base_kwargs: arguments of ``base``.
+
+    Raises:
+        ManifoldError: no parameter is tagged, one is given twice, or an option is wrong.
+        ManifoldTypeError: ``base`` is no optimizer class, or one that cannot work.
+        OffManifoldError: a parameter does not satisfy its constraint.
+
+    Reference:
+        Kiani et al., "projUNN: efficient method for training deep networks with
+        unitary matrices" (2022); Lezcano-Casado, "Trivializations for
+        gradient-based optimization on manifolds" (2019), section 5, for steps
+        taken in the tangent space at the current point.
+    """
+
+    base: Optimizer
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        *,
+        phi: Phi = "exp",
+        rank: int | None = 1,
+        base: type[Optimizer] = SGD,
+        sketch: SketchMethod = "power",
+        seed: int = 0,
+        nonfinite: Literal["raise", "skip"] = "raise",
+        off_manifold: Literal["raise", "project"] = "raise",
+        polish: bool = True,
+        **base_kwargs: Any,
+    ) -> None:
+        _check_base(base)
+        if nonfinite not in ("raise", "skip"):
+            raise ManifoldError(f"{nonfinite=} is unknown; choose 'raise' or 'skip'")
+        if off_manifold not in ("raise", "project"):
+            raise ManifoldError(f"{off_manifold=} is unknown; choose 'raise' or 'project'")
+        self._phi: Phi = phi
+        self._options = {"rank": rank, "sketch": sketch}
+        self._seed, self._polish = int(seed), bool(polish)
+        self._nonfinite, self._off_manifold = nonfinite, off_manifold
+        self._retraction(self._options)
+        groups = _as_groups(params)
+        for group in groups:
+            check_duplicates(group["params"])
+        inner: Any = base
+        self._link(inner(groups, lr=lr, **base_kwargs))
+        points = list(tagged_points(self.param_groups))
+        if not points:
+            raise ManifoldError(
+                "no parameter is tagged, so every one would be trained unconstrained; tag "
+                f"some with riemann_unn.tag_, or use torch.optim.{base.__name__} itself"
+            )
+        self._admit(points)
+
+    # The base, its groups and its state are ours ---------------------------
+
+    def _link(self, base: Optimizer) -> None:
+        self.base = base
+        for group in base.param_groups:
+            self._complete(group)
+        self._workspace: dict[Tensor, Tensor] = {}
+        self._versions: dict[Tensor, int] = {}
+        self._rough: set[Tensor] = set()
+        self._seeds = Seeds(self._seed)
+        super().__setstate__(
+            {"defaults": base.defaults, "state": base.state, "param_groups": base.param_groups}
+        )
+
+    def _complete(self, group: dict[str, Any]) -> None:
+        for key, value in self._options.items():
+            group.setdefault(key, value)
+        self._retraction(group)
+
+    def _retraction(self, group: dict[str, Any]) -> Retraction:
+        try:
+            return _make_retraction(self._phi, group["rank"], group["sketch"])
+        except (TypeError, ValueError) as error:
+            raise ManifoldError(str(error)) from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        keys = ("base", "_phi", "_options", "_seed", "_polish", "_nonfinite", "_off_manifold")
+        return {key: self.__dict__[key] for key in keys}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "base" in state:
+            self.__dict__.update(state)
+        else:  # from load_state_dict, with new groups and state for the base to take over
+            self.base.__setstate__(state)
+        self._link(self.base)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as :meth:`torch.optim.Optimizer.add_param_group` does.
+
+        Args:
+            param_group: ``params`` and options; ``rank`` and ``sketch`` may be among them.
+
+        Raises:
+            ManifoldError: a parameter is given twice or off its manifold; nothing is added.
+        """
+        (group,) = _as_groups([param_group])
+        check_duplicates(group["params"])
+        self._complete(group)
+        self.base.add_param_group(group)
+        try:
+            self._admit(list(tagged_points([group])))
+        except ManifoldError:
+            self.param_groups.pop()
+            raise
+
+    # Who takes part, and whether it may ------------------------------------
+
+    def _admit(self, points: list[Point]) -> None:
+        """Check that points are on their manifolds; mend or refuse those that are not."""
+        off: list[tuple[Point, str]] = []
+        for point in points:
+            reason = point.manifold.why_not(point.param.shape, point.param.dtype)
+            if reason is not None:
+                raise ManifoldError(f"{point.name} is tagged {point.manifold!r} but {reason}")
+            error = point.manifold.estimated_error(point.param)
+            if not error <= acceptance_level(point.param.dtype):
+                off.append((point, f"is {error:.1e} off {point.manifold!r}"))
+            elif not point.manifold.has_det(point.param):
+                off.append((point, f"has the other determinant than {point.manifold!r}"))
+            elif error > rounding_level(point.param.dtype):
+                self._rough.add(point.param)
+        for point, reason in off:
+            finite = bool(torch.isfinite(point.param).all())
+            if self._off_manifold == "raise" or not finite:
+                remedy = (
+                    'call riemann_unn.init.warm_start_ or pass off_manifold="project"'
+                    if finite
+                    else "it holds NaN or infinity, so initialise it again"
+                )
+                raise OffManifoldError(f"{point.name} {reason}; {remedy}")
+        with torch.no_grad():
+            for point, _ in off:
+                point.param.copy_(point.manifold.projx(point.param.detach()))
+        for point in points:
+            self._versions[point.param] = point.param._version
+
+    def _ready(self) -> tuple[list[Point], list[Point]]:
+        """Return the tagged points with gradients: those to move and those to skip."""
+        points = [p for p in tagged_points(self.param_groups) if p.param.grad is not None]
+        for point in points:
+            if point.grad.layout != torch.strided:
+                raise ManifoldTypeError(
+                    f"{point.name} has a sparse gradient, and a manifold step is dense; "
+                    "use sparse=False in its module. Nothing was changed"
+                )
+        bad = nonfinite(points, [point.grad for point in points])
+        if bad and self._nonfinite == "raise":
+            raise NonFiniteError(
+                f"the gradient of {', '.join(p.name for p in bad)} holds NaN or infinity; clip or "
+                'rescale the loss, or pass nonfinite="skip". Nothing was changed'
+            )
+        good = [point for point in points if point not in bad]
+        self._admit([p for p in good if self._versions.get(p.param) != p.param._version])
+        return good, bad
+
+    # The step ---------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: reevaluates the model and returns the loss (optional).
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            NonFiniteError: a tagged parameter's gradient holds NaN or infinity,
+                or its displacement overflows.
+            OffManifoldError: a parameter was moved off its manifold since the last step.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        points, skipped = self._ready()
+        displacements = self._displace(points, skipped)
+        with ExitStack() as full_precision:
+            for device in {point.param.device.type for point in points}:
+                if torch.is_autocast_enabled(device):
+                    full_precision.enter_context(torch.autocast(device, enabled=False))
+            moves = plan(displacements, self.state, self._seeds)
+            for move in moves:
+                apply_(move, self.state, polish=self._polish, rough=self._rough)
+        for point in points:
+            self._versions[point.param] = point.param._version
+        return loss
+
+    def _is_plain_sgd(self, group: dict[str, Any]) -> bool:
+        return type(self.base) is SGD and group["momentum"] == 0
+
+    def _displace(self, points: list[Point], skipped: list[Point]) -> list[Displacement]:
+        """Run the base and return what it would add to each point; the points stay."""
+        # Plain SGD moves by -lr times the gradient: no tensor needs to be written for that.
+        plain = [point for point in points if self._is_plain_sgd(point.group)]
+        swapped = [point for point in points if not self._is_plain_sgd(point.group)]
+        hidden = [(point.param, point.grad) for point in plain + skipped]
+        values = [point.param.data for point in swapped]
+        written: dict[Point, Tensor] = {}
+        try:
+            for p, _ in hidden:
+                p.grad = None
+            for point in swapped:
+                point.param.data = written[point] = self._zeros(point.param)
+            if swapped or not plain or self._has_gradients():
+                _unhooked_step(self.base)
+        finally:
+            for point, value in zip(swapped, values, strict=True):
+                point.param.data = value
+            for p, grad in hidden:
+                p.grad = grad
+        displacements = []
+        for point in points:
+            lr, sign = point.group["lr"], 1 if point.group.get("maximize") else -1
+            tensor, scale = (written[point], 1.0) if point in written else (point.grad, sign * lr)
+            retraction = self._retraction(point.group)
+            displacements.append(Displacement(point, tensor, scale, retraction))
+        return displacements
+
+    def _has_gradients(self) -> bool:
+        return any(p.grad is not None for group in self.param_groups for p in group["params"])
+
+    def _zeros(self, p: Tensor) -> Tensor:
+        # Kept between steps: allocating and faulting in fresh pages costs more than clearing.
+        zeros = self._workspace.get(p)
+        if (
+            zeros is None
+            or zeros.shape != p.shape
+            or (zeros.dtype, zeros.device) != (p.dtype, p.device)
+        ):
+            zeros = self._workspace[p] = torch.zeros_like(p.data)
+            return zeros
+        return zeros.zero_()
+
+
+# Small helpers -----------------------------------------------------------------
+
+
+# Options are read from the groups at every step, since users may change them there.
+_make_retraction = lru_cache(maxsize=64)(Retraction)
+
+
+def _check_base(base: object) -> None:
+    if not (isinstance(base, type) and issubclass(base, Optimizer)):
+        raise ManifoldTypeError(f"{base=} must be a class of torch.optim, such as torch.optim.Adam")
+    if issubclass(base, ManifoldOptimizer):
+        raise ManifoldTypeError(f"base={base.__name__} is a manifold optimizer already")
+    if base.__name__ in _REFUSED:
+        raise ManifoldTypeError(
+            f"base={base.__name__} cannot be used: {_REFUSED[base.__name__]}; "
+            "use another class of torch.optim, such as Adam"
+        )
+
+
+def _as_groups(params: Iterable[Any]) -> list[dict[str, Any]]:
+    """Return groups with their parameters in lists; the caller's dicts are left as they are."""
+    if isinstance(params, Tensor):
+        raise ManifoldTypeError(
+            "params must be an iterable of parameters or groups, not one tensor"
+        )
+    items = list(params)
+    if not items:
+        raise ManifoldError("the optimizer got an empty parameter list")
+    groups = [dict(g) for g in items] if isinstance(items[0], dict) else [{"params": items}]
+    for group in groups:
+        given = group["params"]
+        if not isinstance(given, set):  # torch refuses sets with a message of its own
+            group["params"] = [given] if isinstance(given, Tensor) else list(given)
+    return groups
+
+
+def _unhooked_step(base: Optimizer) -> None:
+    """Call the base's own step; torch's hooks and profiling belong to the outer optimizer."""
+    step = type(base).step
+    getattr(step, "__wrapped__", step)(base) if getattr(step, "hooked", False) else base.step()

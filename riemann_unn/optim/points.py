@@ -1,0 +1,94 @@
+"""Points: the tagged parameters of an optimizer, their names, and the checks they must pass."""
+
+from __future__ import annotations
+
+import cmath
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import geoopt
+import torch
+from torch import Tensor
+
+from ..errors import ManifoldError, ManifoldTypeError
+from ..manifolds import MatrixManifold
+from ..tagging import manifold_of
+
+__all__ = ["Point", "check_duplicates", "nonfinite", "tagged_points"]
+
+
+@dataclass(eq=False)
+class Point:
+    """A tagged parameter in its group, under the name that messages give it."""
+
+    name: str
+    param: Tensor
+    group: dict[str, Any]
+    manifold: MatrixManifold
+
+    @property
+    def grad(self) -> Tensor:
+        """The parameter's gradient, which the caller knows to be there."""
+        assert self.param.grad is not None
+        return self.param.grad
+
+    def matrices(self, x: Tensor) -> Tensor:
+        """Return the manifold's matrix view of a tensor of the parameter's shape."""
+        return self.manifold.to_matrices(x)
+
+
+def tagged_points(groups: list[dict[str, Any]]) -> Iterator[Point]:
+    """Go through the tagged parameters of some groups.
+
+    Raises:
+        ManifoldTypeError: a parameter is on a manifold this package does not
+            know, so that it would be trained as if it were on none.
+    """
+    for index, group in enumerate(groups):
+        names = group.get("param_names")
+        for i, p in enumerate(group["params"]):
+            manifold = manifold_of(p)
+            if manifold is not None:
+                given = names[i] if names else getattr(p, "tagged_as", None)
+                where = f"param_groups[{index}]['params'][{i}] of shape {tuple(p.shape)}"
+                yield Point(where if given is None else repr(given), p, group, manifold)
+                continue
+            foreign = getattr(p, "manifold", None)
+            if isinstance(foreign, geoopt.Manifold) and not isinstance(foreign, geoopt.Euclidean):
+                raise ManifoldTypeError(
+                    f"a parameter of shape {tuple(p.shape)} is on {foreign!r}, which is not a "
+                    "manifold of this package, so it would be trained unconstrained; tag it with "
+                    "riemann_unn.tag_"
+                )
+
+
+def check_duplicates(params: Iterable[Any]) -> None:
+    """Refuse a list of parameters, or of names with parameters, that holds one twice.
+
+    Raises:
+        ManifoldError: naming the parameter.
+    """
+    seen: set[int] = set()
+    for i, item in enumerate(params):
+        p = item[1] if isinstance(item, tuple) else item
+        if id(p) in seen:
+            name = repr(item[0]) if isinstance(item, tuple) else f"number {i}"
+            raise ManifoldError(
+                f"parameter {name} is given twice and would be moved twice a step; give it once"
+            )
+        seen.add(id(p))
+
+
+def nonfinite(points: list[Point], tensors: list[Tensor]) -> list[Point]:
+    """Return the points whose tensor holds NaN or infinity, after one quick look at all."""
+    pairs = [(point, t) for point, t in zip(points, tensors, strict=True) if t.numel() > 0]
+    if not pairs:
+        return []
+    # The sum of a finite tensor can overflow, so it only clears, never accuses.
+    sums = [t.sum() for _, t in pairs]
+    if len(sums) > 4 and len({(t.device, t.dtype) for t in sums}) == 1:
+        sums = [torch.stack(sums).sum()]
+    if all(cmath.isfinite(t.item()) for t in sums):
+        return []
+    return [point for point, t in pairs if not bool(torch.isfinite(t).all())]
