@@ -7,7 +7,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from .errors import ManifoldError
+from .errors import ManifoldError, ManifoldTypeError
 from .manifolds import MatrixManifold, Stiefel
 from .tagging import manifold_of, tagged_parameters
 
@@ -44,14 +44,24 @@ def orthogonality_error(
     Raises:
         ManifoldError: the tensor cannot be on the manifold, or the module has
             no tagged parameter.
+        ManifoldTypeError: an argument is of another kind.
     """
+    if manifold is not None and not isinstance(manifold, MatrixManifold):
+        raise ManifoldTypeError(
+            f"{manifold!r} is no manifold of this package; "
+            "use an instance such as riemann_unn.Orthogonal()"
+        )
     if isinstance(x, nn.Module):
+        if manifold is not None:
+            raise ManifoldTypeError("a module's parameters have their own manifolds; pass none")
         tagged = tagged_parameters(x)
         if not tagged:
             raise ManifoldError(
                 f"{type(x).__name__} has no tagged parameter; tag some with riemann_unn.tag_"
             )
         return {name: orthogonality_error(p) for name, p in tagged}
+    if not isinstance(x, Tensor):
+        raise ManifoldTypeError(f"a tensor or a module is needed, got a {type(x).__name__}")
     manifold = manifold or manifold_of(x) or Stiefel()
     reason = manifold.why_not(x.shape, x.dtype)
     if reason is not None:

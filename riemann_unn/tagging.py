@@ -53,6 +53,8 @@ def _match(module: nn.Module, patterns: object) -> list[tuple[str, nn.Parameter,
             "a module is tagged with a dict of name patterns, such as "
             f'{{"*.weight_hh_*": riemann_unn.Orthogonal()}}, got {patterns!r}'
         )
+    if not patterns:
+        raise ManifoldError("no pattern was given, so nothing would be tagged")
     named = list(module.named_parameters(remove_duplicate=False))
     found = []
     for pattern, manifold in patterns.items():
@@ -77,7 +79,8 @@ def tag_(target: T, manifold: MatrixManifold | Mapping[str, MatrixManifold]) -> 
     The parameter stays the same object with the same values: put it on its
     manifold with :func:`riemann_unn.init.warm_start_`, and train it with an
     optimizer of :mod:`riemann_unn.optim`. The tag survives ``deepcopy``,
-    ``pickle``, ``.to()``, ``torch.compile`` and ``AveragedModel``.
+    ``pickle``, ``.to()``, ``torch.compile`` and ``AveragedModel``; moves to and from the
+    meta device make new parameters, which are to be tagged again.
 
     Args:
         target: a parameter, or a module.

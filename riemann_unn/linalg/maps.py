@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,10 +14,25 @@ Phi = Literal["exp", "cayley", "polar"]
 """Name of a φ: ``"exp"`` (projUNN-T), ``"cayley"`` or ``"polar"`` (projUNN-D)."""
 
 _DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
-# Above this 1-norm scaling and squaring loses digits that an eigendecomposition keeps.
-_LARGE_GENERATOR = 64.0
+# Above this 1-norm scaling and squaring, or a solve, loses digits that eigenvectors keep.
+_LARGE = 64.0
 # A few small matrices are faster by eigendecomposition than by matrix_exp's fixed overhead.
 _SMALL, _FEW = 64, 8
+
+
+def _rotate(k: Tensor, angle: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return V diag(exp(-i angle(w))) V^H for the eigenvalues w of the Hermitian i K."""
+    w, v = torch.linalg.eigh(1j * k)
+    u: Tensor = (v * torch.exp(-1j * angle(w)).unsqueeze(-2)) @ v.mH
+    return u if k.is_complex() else u.real
+
+
+def _by_eigenvectors(k: Tensor, angle: Callable[[Tensor], Tensor]) -> Tensor:
+    """The same for generators so large that their angles have lost digits, yet unitary."""
+    u = _rotate(k.to(_DOUBLE.get(k.dtype, k.dtype)), angle).to(k.dtype)
+    # Angles of a conjugate pair that differ by rounding leave a real part that is not
+    # orthogonal; the nearest rotation is.
+    return _newton_schulz(u) if k.is_complex() else polar(u, det=1)
 
 
 def skew(z: Tensor) -> Tensor:
@@ -40,7 +56,7 @@ def exp_skew(k: Tensor) -> Tensor:
 
     .. math:: U = \exp(K), \qquad K^H = -K
 
-    The result is unitary to rounding however large ``k`` is: a few small
+    The result is unitary to rounding however large ``k`` is. A few small
     matrices, and generators with a large norm, go through the
     eigendecomposition of the Hermitian :math:`iK`; others, and those that
     gradients flow through, by :func:`torch.matrix_exp` and one Newton-Schulz step.
@@ -58,13 +74,12 @@ def exp_skew(k: Tensor) -> Tensor:
     if k.numel() == 0:
         return k.clone()
     few_and_small = k.shape[-1] <= _SMALL and k.shape[:-2].numel() <= _FEW
-    if not (few_and_small and not k.requires_grad) and _norm(k) <= _LARGE_GENERATOR:
-        return _newton_schulz(torch.linalg.matrix_exp(k))
-    angles, vectors = torch.linalg.eigh(1j * k)
-    u = (vectors * torch.exp(-1j * angles).unsqueeze(-2)) @ vectors.mH
-    if not k.is_complex():
-        u = u.real
-    return u if few_and_small else _newton_schulz(u)
+    if _norm(k) > _LARGE:
+        return _by_eigenvectors(k, lambda w: w)
+    if few_and_small and not k.requires_grad:
+        # In double precision, where eigenvectors are orthonormal enough as they come.
+        return _rotate(k.to(_DOUBLE.get(k.dtype, k.dtype)), lambda w: w).to(k.dtype)
+    return _newton_schulz(torch.linalg.matrix_exp(k))
 
 
 def cayley(k: Tensor) -> Tensor:
@@ -85,11 +100,14 @@ def cayley(k: Tensor) -> Tensor:
         Wen and Yin, "A feasible method for optimization with orthogonality
         constraints" (2013), section 2.
     """
+    if k.numel() == 0:
+        return k.clone()
+    if _norm(k) > _LARGE:
+        return _by_eigenvectors(k, lambda w: 2 * torch.atan(0.5 * w))
     eye = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
     u = torch.linalg.solve(eye - 0.5 * k, eye + 0.5 * k)
     # The solve loses digits as its condition number, about |K|/2, which this wins back.
-    u = _newton_schulz(u)
-    return u if u.dtype in _DOUBLE.values() else _newton_schulz(u)
+    return _newton_schulz(_newton_schulz(u))
 
 
 def polar(x: Tensor, *, det: int | None = None) -> Tensor:
@@ -118,15 +136,17 @@ def polar(x: Tensor, *, det: int | None = None) -> Tensor:
         raise ValueError(f"det={det} needs square real matrices, got {x.shape=}, {x.dtype=}")
     if x.numel() == 0:
         return x.clone()
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return polar(x.float(), det=det).to(x.dtype)
     u, _, vh = torch.linalg.svd(x, full_matrices=False)
     if det is not None:
         # Flipping the smallest singular direction costs least distance.
         flip = torch.linalg.det(u @ vh).sign() * det
         u = torch.cat([u[..., :-1], u[..., -1:] * flip[..., None, None]], dim=-1)
     factor = u @ vh
-    tall = factor if x.shape[-2] >= x.shape[-1] else factor.mH
-    tall = _newton_schulz(tall)
-    return tall if x.shape[-2] >= x.shape[-1] else tall.mH
+    if x.shape[-2] < x.shape[-1]:
+        return _newton_schulz(factor.mH).mH
+    return _newton_schulz(factor)
 
 
 def unitary_core(z: Tensor, *, phi: Phi, special: bool = False) -> Tensor:
@@ -154,12 +174,15 @@ def unitary_core(z: Tensor, *, phi: Phi, special: bool = False) -> Tensor:
     Raises:
         ValueError: ``phi`` is not one of the three names.
     """
-    z = z.to(_DOUBLE.get(z.dtype, z.dtype))
+    exact = z.to(_DOUBLE.get(z.dtype, z.dtype))
     if phi == "exp":
-        return exp_skew(skew(z))
-    if phi == "cayley":
-        return cayley(skew(z))
-    if phi == "polar":
-        eye = torch.eye(*z.shape[-2:], dtype=z.dtype, device=z.device)
-        return polar(eye + z, det=1 if special else None)
-    raise ValueError(f"{phi=} is unknown; choose 'exp', 'cayley' or 'polar'")
+        core = exp_skew(skew(exact))
+    elif phi == "cayley":
+        core = cayley(skew(exact))
+    elif phi == "polar":
+        eye = torch.eye(*exact.shape[-2:], dtype=exact.dtype, device=exact.device)
+        core = polar(eye + exact, det=1 if special else None)
+    else:
+        raise ValueError(f"{phi=} is unknown; choose 'exp', 'cayley' or 'polar'")
+    # Where there are no spare digits, the last ones are won back.
+    return core if exact.dtype != z.dtype else _newton_schulz(core)

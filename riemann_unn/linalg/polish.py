@@ -6,12 +6,13 @@ from torch import Tensor
 
 __all__ = ["newton_schulz_", "polish_", "polish_block_"]
 
-# One block of columns every few steps. Wide blocks make efficient matrix products, and
-# the period keeps their share of a rank-1 step below 15 % (measured in bench/).
+# One block of columns every few steps. Wide blocks make efficient matrix products, and the
+# period keeps their share of a rank-1 step below 15 % (bench/bench_polish.py measures it).
 _BLOCK = 64
-_PERIOD = 16
-_PERIOD_LARGE = 32
-_LARGE = 512
+
+
+def _period(p: int) -> int:
+    return 4 if p <= _BLOCK else 16 if p <= 512 else 32
 
 
 def newton_schulz_(x: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def polish_(x: Tensor, *, step: int) -> Tensor:
         step: count of the steps taken; it alone decides the block.
     """
     p = x.shape[-1]
-    period = _PERIOD_LARGE if p > _LARGE else _PERIOD
+    period = _period(p)
     if x.numel() == 0 or step % period != period - 1:
         return x
     blocks = -(-p // _BLOCK)

@@ -17,6 +17,10 @@ __all__ = ["SketchMethod", "orthonormal_rows", "sketch"]
 SketchMethod = Literal["power", "lsi", "column", "svd"]
 """Name of a sketch, see :func:`sketch`."""
 
+# Weight of fresh random rows beside a warm start: enough to find new directions within a few
+# steps, too little to blur the ones that are known.
+_FRESH = 0.1
+
 
 def orthonormal_rows(w: Tensor) -> Tensor:
     """Return rows that are orthonormal and span the rows of ``w``, shape ``(..., k, p)``, k <= p.
@@ -52,12 +56,20 @@ def _project(delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return delta @ b, b
 
 
+def _column_norms(delta: Tensor) -> Tensor:
+    """Norms over the rows, free of overflow, in units of the largest entry."""
+    unit = delta.abs().amax(dim=(-2, -1), keepdim=True)
+    unit = unit.clamp_min(torch.finfo(delta.dtype).tiny)
+    norms: Tensor = torch.linalg.vector_norm(delta / unit, dim=-2)
+    return norms
+
+
 def _column_sample(
     delta: Tensor, rank: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """Project Δ on the span of columns drawn with probability proportional to their energy."""
     count = min(2 * rank + 2, delta.shape[-1])
-    norms = torch.linalg.vector_norm(delta, dim=-2)
+    norms = _column_norms(delta)
     uniform = torch.rand(
         delta.shape[-1], dtype=norms.dtype, device=delta.device, generator=generator
     )
@@ -67,9 +79,11 @@ def _column_sample(
     index = keys.topk(count, dim=-1).indices
     columns = delta.gather(-1, index.unsqueeze(-2).expand(*delta.shape[:-1], count))
     picked = norms.gather(-1, index).unsqueeze(-2)
-    columns = columns / torch.where(picked == 0, torch.ones_like(picked), picked)
+    columns = columns / torch.where(picked == 0, torch.ones_like(picked), picked).to(delta.dtype)
     a = torch.linalg.svd(columns, full_matrices=False)[0][..., :rank]
-    return a, (a.mH @ delta).mH
+    rows = a.mH @ delta
+    b = orthonormal_rows(rows).mH
+    return a @ (rows @ b), b
 
 
 def sketch(
@@ -85,8 +99,8 @@ def sketch(
     .. math:: \Delta \approx A B^H, \qquad A \in \mathbb{C}^{n \times k},\;
         B \in \mathbb{C}^{p \times k}
 
-    exact when ``rank`` is at least the rank of Δ. Methods, with their passes
-    over Δ:
+    B has orthonormal columns, so A carries the size of Δ. The product is exact
+    when ``rank`` is at least the rank of Δ. Methods, with their passes over Δ:
 
     - ``"power"``: one step of subspace iteration from ``start`` plus fresh
       Gaussian rows, :math:`B = \operatorname{orth}(\Delta^H R^H)`,
@@ -132,5 +146,5 @@ def sketch(
         a, _ = _project(delta, rows)
         rows = orthonormal_rows(a.mH)
     else:
-        rows = start + rows
+        rows = start + _FRESH * rows
     return _project(delta, rows)

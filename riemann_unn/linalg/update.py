@@ -38,7 +38,9 @@ def _rotate_from_left_(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi, special: bo
     if 2 * k >= n:
         turn = _minus_identity(unitary_core(a @ c.mH, phi=phi, special=special), x.dtype)
         return x.add_(turn @ x)
-    q, r = torch.linalg.qr(torch.cat([a.mH, c.mH], dim=-2).mH)
+    wide = torch.complex128 if x.is_complex() else torch.float64
+    q, r = torch.linalg.qr(torch.cat([a.mH, c.mH], dim=-2).mH.to(wide))
+    q = q.to(x.dtype)
     core = unitary_core(r[..., :k] @ r[..., k:].mH, phi=phi, special=special)
     return _add_product_(x, q, _minus_identity(core, x.dtype) @ (q.mH @ x))
 

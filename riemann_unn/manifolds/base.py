@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -97,7 +98,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         gram = m.mH @ m
         gram.diagonal(dim1=-2, dim2=-1).sub_(1)
         norm: Tensor = torch.linalg.matrix_norm(gram)
-        return norm / max(m.shape[-1], 1) ** 0.5
+        return norm / math.sqrt(max(m.shape[-1], 1))
 
     @torch.no_grad()
     def estimated_error(self, x: Tensor) -> float:
@@ -117,7 +118,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         z = z.to(m.dtype)
         image = (z @ m.mH) @ m - z
         worst = float(torch.linalg.matrix_norm(image).max())
-        return worst / float(_PROBES * p) ** 0.5
+        return worst / math.sqrt(_PROBES * p)
 
     def _check_shape(self, shape: torch.Size, name: str) -> tuple[bool, str | None]:
         reason = self.why_not(torch.Size(shape))
@@ -146,6 +147,8 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
     def _check_vector_on_tangent(
         self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:
+        if x.numel() == 0:
+            return True, None
         m, v = self.to_matrices(x), self.to_matrices(u)
         normal = torch.linalg.matrix_norm(_hermitian(m.mH @ v))
         size = torch.linalg.matrix_norm(v).clamp_min(1)
@@ -168,7 +171,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         return self.from_matrices(polar(self.to_matrices(x), det=self.det), x.shape)
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
-        r"""Return the orthogonal projection :math:`u - X\,\mathrm{sym}(X^H u)` on the tangent space."""
+        r"""Return the orthogonal projection :math:`u - X\,\mathrm{sym}(X^H u)`."""
         m, v = self.to_matrices(x), self.to_matrices(u)
         return self.from_matrices(v - m @ _hermitian(m.mH @ v), x.shape)
 
@@ -193,7 +196,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         return torch.eye(m.shape[-1], dtype=m.dtype, device=m.device)
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
-        """Return the Cayley retraction of the tangent vector ``u``, of second order."""
+        """Return the Cayley retraction of the tangent vector ``u``, of second order if square."""
         m, delta = self._rotation(x, u)
         return self.from_matrices(retract_low_rank(m, delta, self._eye(m), phi="cayley"), x.shape)
 
@@ -281,14 +284,16 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
             compact groups" (2007).
         """
         shape, dtype = self._new(size, dtype)
-        gauss = torch.randn(shape, dtype=dtype, device=device, generator=generator)
+        half = dtype in (torch.float16, torch.bfloat16)
+        drawn = torch.float32 if half else dtype
+        gauss = torch.randn(shape, dtype=drawn, device=device, generator=generator)
         q, r = torch.linalg.qr(self.to_matrices(gauss))
         phase = torch.diagonal(r, dim1=-2, dim2=-1).sgn()
         q = q * torch.where(phase == 0, torch.ones_like(phase), phase).unsqueeze(-2)
         if self.det is not None and q.numel() > 0:
             flip = torch.linalg.slogdet(q)[0] * self.det
             q = torch.cat([q[..., :1] * flip[..., None, None], q[..., 1:]], dim=-1)
-        point = self.from_matrices(q, shape).contiguous().resolve_conj()
+        point = self.from_matrices(q, shape).contiguous().resolve_conj().to(dtype)
         return geoopt.ManifoldTensor(point, manifold=self)  # type: ignore[no-any-return]
 
     def origin(

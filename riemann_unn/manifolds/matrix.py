@@ -95,7 +95,7 @@ class Orthogonal(MatrixManifold):
 
     def __init__(self, *, det: int | None = None) -> None:
         super().__init__()
-        if det not in (None, 1, -1):
+        if det is not None and not (isinstance(det, int) and det in (1, -1)):
             raise ManifoldError(f"{det=} must be +1, -1 or None")
         self.det = det
 
@@ -105,6 +105,8 @@ class Orthogonal(MatrixManifold):
             return f"has shape {tuple(shape)}; square matrices are needed (Stiefel() takes others)"
         if dtype is not None and dtype.is_complex:
             return f"has dtype {dtype}; real matrices are needed (Unitary() takes complex ones)"
+        if shape[-1] == 0 and self.det == -1:
+            return f"has shape {tuple(shape)}; an empty matrix has determinant +1"
         return _floating(dtype)
 
     def to_matrices(self, x: Tensor) -> Tensor:

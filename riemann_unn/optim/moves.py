@@ -165,6 +165,7 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Tensor]) -> Non
         kept[STEP] = move.step + 1
         if starts is not None:
             rows = starts if starts.ndim == 2 else starts[offset : offset + count]
+            rows = rows.reshape(*view.shape[:-2], *rows.shape[-2:])
             kept[START] = rows.clone(memory_format=torch.contiguous_format)
         offset += count
 

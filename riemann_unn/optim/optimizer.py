@@ -20,6 +20,7 @@ from .points import Point, check_duplicates, nonfinite, tagged_points
 
 __all__ = ["ManifoldOptimizer"]
 
+_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _REFUSED = {
     "LBFGS": "it evaluates the loss several times in a step, away from the manifold",
     "SparseAdam": "it takes sparse gradients only, and a manifold step is dense",
@@ -41,7 +42,10 @@ class ManifoldOptimizer(Optimizer):
     pull tagged parameters, which cannot shrink.
 
     A step leaves every tagged parameter on its manifold to rounding or raises
-    an error that names the parameter, with the parameters unchanged.
+    an error that names the parameter. Gradients and points are checked before
+    anything changes; a displacement that overflows although its gradient is
+    finite is caught before any tagged parameter moves, but after the base has
+    stepped the others.
 
     Args:
         params: parameters, named parameters or groups, as ``torch.optim`` takes
@@ -176,6 +180,11 @@ class ManifoldOptimizer(Optimizer):
             reason = point.manifold.why_not(point.param.shape, point.param.dtype)
             if reason is not None:
                 raise ManifoldError(f"{point.name} is tagged {point.manifold!r} but {reason}")
+            if point.param.dtype not in _DTYPES:
+                raise ManifoldTypeError(
+                    f"{point.name} has dtype {point.param.dtype}, too coarse to stay on "
+                    f"{point.manifold!r}; keep this parameter in float32"
+                )
             error = point.manifold.estimated_error(point.param)
             if not error <= acceptance_level(point.param.dtype):
                 off.append((point, f"is {error:.1e} off {point.manifold!r}"))
@@ -302,7 +311,7 @@ class ManifoldOptimizer(Optimizer):
 
 
 # Options are read from the groups at every step, since users may change them there.
-_make_retraction = lru_cache(maxsize=64)(Retraction)
+_make_retraction = lru_cache(maxsize=64, typed=True)(Retraction)
 
 
 def _check_base(base: object) -> None:

@@ -1,0 +1,24 @@
+"""The code in the documentation runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import riemann_unn as ru
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = sorted(p.name for p in DOCS.glob("*.md") if "```python" in p.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_run(page):
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL):
+        exec(code, names)
+    tagged = [m for m in names.values() if isinstance(m, torch.nn.Module)]
+    assert tagged
+    for module in tagged:
+        for name, error in ru.orthogonality_error(module).items():
+            assert error < 1e-6, name
