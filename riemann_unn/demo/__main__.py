@@ -1,0 +1,203 @@
+"""Train an orthogonal RNN beside an LSTM: ``python -m riemann_unn.demo [digits|copy|adding]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from .models import Learner, lstm_learner, orthogonal_learner
+from .tasks import TASKS, Adding, Copy, Digits, Task
+from .training import CheckpointError, Settings, train
+
+_NEEDED = {"sklearn": "scikit-learn", "tqdm": "tqdm", "matplotlib": "matplotlib"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo and return the exit status.
+
+    Args:
+        argv: Command line arguments; those of the process if left out.
+    """
+    parser = _parser()
+    options = parser.parse_args(argv)
+    missing = [name for module, name in _NEEDED.items() if find_spec(module) is None]
+    if missing:
+        parser.error(f"the demo needs {', '.join(missing)}: pip install riemann-unn[demo]")
+    for folder in (options.out, options.checkpoint):
+        if folder is not None and not folder.absolute().parent.is_dir():
+            parser.error(f"there is no folder {folder.absolute().parent} to write {folder.name} to")
+    if options.out is not None and options.out.suffix.lower() != ".png":
+        parser.error(f"--out {options.out} is not a .png file")
+    try:
+        task = _task(options)
+    except ValueError as error:
+        parser.error(str(error))
+    hidden = task.hidden if options.hidden is None else options.hidden
+    lr = task.lr if options.lr is None else options.lr
+    if options.rank > hidden:
+        parser.error(f"--rank {options.rank} is more than --hidden {hidden}, the full rank")
+    orthogonal = orthogonal_learner(
+        task, hidden=hidden, rank=options.rank, lr=lr, complex=options.complex, seed=options.seed
+    )
+    lstm = lstm_learner(task, parameters=orthogonal.parameters, seed=options.seed)
+    settings: Settings = {
+        "task": repr(task),
+        "hidden": hidden,
+        "rank": options.rank,
+        "lr": lr,
+        "complex": options.complex,
+        "seed": options.seed,
+    }
+    print(f"{task.title[0].upper()}{task.title[1:]}")
+    threads = torch.get_num_threads()
+    # Matrices this small gain nothing from a second thread, and waiting for one on a busy
+    # machine costs a hundredfold.
+    torch.set_num_threads(1)
+    try:
+        train(
+            task,
+            (orthogonal, lstm),
+            epochs=options.epochs,
+            seed=options.seed,
+            checkpoint=options.checkpoint,
+            settings=settings,
+            quiet=options.quiet,
+        )
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        torch.set_num_threads(threads)
+
+    from .plots import save_figure  # matplotlib takes a second to import
+
+    out = options.out or Path(f"riemann_unn_demo_{task.name}.png")
+    recurrence = orthogonal.model.get_parameter("rnn.weight_hh_l0")
+    save_figure(out, task, (orthogonal, lstm), recurrence)
+    print(f"\n{table(task, (orthogonal, lstm))}\n\npicture: {out}")
+    return 0
+
+
+def table(task: Task, learners: Sequence[Learner]) -> str:
+    """The final numbers as aligned plain text, and what a model without memory reaches.
+
+    Args:
+        task: The task.
+        learners: The trained learners.
+    """
+    epochs = len(learners[0].history.test_accuracy)
+    marks = [10, epochs] if epochs > 10 else [epochs]
+    rows = [
+        ["", "parameters"]
+        + [f"{task.score}, epoch {mark}" for mark in marks]
+        + ["loss", "seconds", "orthogonality error"]
+    ]
+    for learner in learners:
+        history = learner.history
+        error = f"{max(history.orthogonality):.1e}" if history.orthogonality else "-"
+        rows.append(
+            [learner.name, f"{learner.parameters:,}"]
+            + [f"{history.test_accuracy[mark - 1]:.1%}" for mark in marks]
+            + [f"{history.test_loss[-1]:.4f}", f"{sum(history.seconds):.1f}", error]
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0])]
+            + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+        )
+        for row in rows
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    lines += ["", _below_baseline(task, learners)]
+    return "\n".join(lines)
+
+
+def _below_baseline(task: Task, learners: Sequence[Learner]) -> str:
+    parts = []
+    for learner in learners:
+        losses = learner.history.test_loss
+        above = [epoch for epoch, loss in enumerate(losses, 1) if loss >= task.baseline]
+        first = (above[-1] if above else 0) + 1
+        reached = (
+            f"from iteration {first * task.batches_per_epoch}"
+            if first <= len(losses)
+            else "not yet"
+        )
+        parts.append(f"{learner.name} {reached}")
+    return f"held-out loss below {task.baseline:.4f}, the best without memory: {', '.join(parts)}"
+
+
+def _task(options: argparse.Namespace) -> Task:
+    """The task the options describe; options that do not concern it are an error."""
+    if options.task != Digits.name and (options.permuted or options.validation):
+        raise ValueError("--permuted and --validation concern digits only")
+    if options.task == Digits.name:
+        if options.length is not None:
+            raise ValueError("--length concerns copy and adding: digits are 64 pixels long")
+        return Digits(options.permuted, options.validation, options.seed)
+    if options.task == Copy.name:
+        return Copy() if options.length is None else Copy(delay=options.length)
+    if options.length == 1:
+        raise ValueError("--length of adding must be at least 2: a number is marked in either half")
+    return Adding() if options.length is None else Adding(length=options.length)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m riemann_unn.demo",
+        description="Train an RNN with an orthogonal recurrence by ProjUNN-T beside an LSTM of at "
+        "least as many parameters, on the same batches; print a table and draw a picture.",
+    )
+    add = parser.add_argument
+    add(
+        "task",
+        nargs="?",
+        choices=[task.name for task in TASKS],
+        default=TASKS[0].name,
+        help="digits read pixel by pixel, copying memory, or the adding problem (default: digits)",
+    )
+    add("--rank", type=_positive, default=1, help="rank of the recurrence's updates (default: 1)")
+    add("--hidden", type=_positive, help="size of the state (default: by task)")
+    add("--epochs", type=_positive, default=20, help="number of epochs (default: 20)")
+    add("--lr", type=_positive_float, help="learning rate of the orthogonal RNN (default: by task)")
+    add("--seed", type=int, default=0, help="seed of weights and batches (default: 0)")
+    add("--complex", action="store_true", help="complex states and a unitary recurrence")
+    add("--permuted", action="store_true", help="digits: pixels in one fixed random order")
+    add(
+        "--validation",
+        action="store_true",
+        help="digits: hold out training images, not the test images, as for choosing defaults",
+    )
+    add(
+        "--length",
+        type=_positive,
+        help="copy: the delay; adding: the sequence length (default: 200)",
+    )
+    add("--out", type=Path, help="the picture (default: riemann_unn_demo_TASK.png here)")
+    add("--checkpoint", type=Path, help="save every epoch to this file, and resume from it")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive, got {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Nonlinearities that act on the modulus and leave the phase alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ModReLU"]
+
+
+class ModReLU(nn.Module):
+    r"""ReLU of the modulus with a learned threshold, keeping the sign or phase.
+
+    .. math:: \operatorname{modReLU}(z) = \frac{z}{|z|} \, \max(|z| + b, 0), \qquad
+              \operatorname{modReLU}(0) = 0
+
+    With ``b = 0`` it is the identity, so a network starts out norm-preserving. At ``z = 0`` the
+    value and the gradients with respect to ``z`` and ``b`` are zero, never NaN; complex numbers
+    smaller than ``sqrt(finfo.tiny)``, whose phase has no representable derivative, count as zero.
+
+    Shape:
+        Input and output ``(..., features)``, real or complex; ``bias`` is ``(features,)`` and real.
+
+    Args:
+        features: Size of the last dimension, one bias each.
+        dtype: Data type of the input. The bias takes the real type of the same precision.
+        device: Where to create the bias.
+
+    Raises:
+        ValueError: If ``features`` is not positive, or ``dtype`` is not floating or complex.
+
+    Reference:
+        Arjovsky, Shah, Bengio, "Unitary Evolution Recurrent Neural Networks", ICML 2016,
+        section 4 (the definition of modReLU).
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if features < 1:
+            raise ValueError(
+                f"features must be positive, got {features}: one bias is kept for each"
+            )
+        if not (dtype.is_floating_point or dtype.is_complex):
+            raise ValueError(f"ModReLU needs a floating or complex dtype, got {dtype}")
+        self.features = features
+        self.bias = nn.Parameter(torch.empty(features, dtype=dtype.to_real(), device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the bias from U(-0.01, 0.01): close to the identity, and no two features alike."""
+        nn.init.uniform_(self.bias, -0.01, 0.01)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the activation.
+
+        Args:
+            input: Tensor ``(..., features)``.
+        """
+        if not input.is_complex():
+            # A real sign is locally constant, so autograd need not look through it.
+            return input.detach().sgn() * torch.relu(input.abs() + self.bias)
+        # The phase's derivative is 1/|z|, which overflows to NaN before |z| reaches zero.
+        smallest = torch.finfo(self.bias.dtype).tiny ** 0.5
+        safe = torch.where(input.detach().abs() > smallest, input, 0)
+        return safe.sgn() * torch.relu(safe.abs() + self.bias)
+
+    def extra_repr(self) -> str:
+        """Show the number of features."""
+        return f"{self.features}"

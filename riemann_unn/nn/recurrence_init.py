@@ -1,0 +1,117 @@
+"""Initial recurrences: where a recurrent matrix starts on the orthogonal or unitary group.
+
+Every family is a function ``(n, dtype, device) -> (n, n)`` matrix, real or complex by ``dtype``,
+drawn from torch's global generator. The families differ in their spectrum, which on the unit circle
+is all that distinguishes how a recurrence remembers:
+
+========== ======================================= =========================================
+family     real                                    complex
+========== ======================================= =========================================
+henaff     2x2 rotations, angles U(-pi, pi)        diagonal phases, angles U(-pi, pi)
+cayley     2x2 rotations, angles U(0, pi/2)        diagonal phases, angles U(-pi/2, pi/2)
+haar       uniform on O(n)                         uniform on U(n)
+identity   the identity                            the identity
+========== ======================================= =========================================
+
+An odd real size ends in a single 1 on the diagonal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..manifolds import Orthogonal, Unitary
+
+__all__ = ["RECURRENCES", "cayley_recurrence", "haar", "henaff", "identity"]
+
+Recurrence = Callable[[int, torch.dtype, "torch.device | None"], Tensor]
+
+
+def henaff(n: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """Rotations in random planes of coordinates, by angles spread evenly over the circle.
+
+    Real: ``blockdiag(R(t_1), R(t_2), ...)`` with ``t ~ U(-pi, pi)``; complex: ``diag(e^{i t})``.
+
+    Args:
+        n: Size of the matrix.
+        dtype: Real or complex type of the result.
+        device: Where to create it.
+
+    Reference:
+        Henaff, Szlam, LeCun, "Recurrent Orthogonal Networks and Long-Memory Tasks", ICML 2016.
+    """
+    count = n if dtype.is_complex else n // 2
+    angles = torch.empty(count, dtype=dtype.to_real(), device=device).uniform_(-math.pi, math.pi)
+    return _from_angles(angles, n, dtype)
+
+
+def cayley_recurrence(n: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """Cayley transform of random 2x2 skew blocks: rotations by less than a right angle.
+
+    ``(I + A)^{-1} (I - A)`` with blocks ``[[0, s], [-s, 0]]``, ``s = sqrt((1 - cos t) / (1 + cos
+    t))`` and ``t ~ U(0, pi/2)``. As ``s = tan(t/2)`` each block is exactly the rotation by ``t``,
+    and is written down as such. The complex analogue ``diag(e^{i t})`` takes ``t ~ U(-pi/2,
+    pi/2)``, the same spectrum as the conjugate pairs of the real one.
+
+    Args:
+        n: Size of the matrix.
+        dtype: Real or complex type of the result.
+        device: Where to create it.
+
+    Reference:
+        Helfrich, Willmott, Ye, "Orthogonal Recurrent Neural Networks with Scaled Cayley Transform",
+        ICML 2018, initialization of the skew-symmetric matrix (their diagonal scaling is the
+        identity here).
+    """
+    count, low = (n, -math.pi / 2) if dtype.is_complex else (n // 2, 0.0)
+    angles = torch.empty(count, dtype=dtype.to_real(), device=device).uniform_(low, math.pi / 2)
+    return _from_angles(angles, n, dtype)
+
+
+def haar(n: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """A uniformly random orthogonal or unitary matrix.
+
+    Args:
+        n: Size of the matrix.
+        dtype: Real or complex type of the result.
+        device: Where to create it.
+    """
+    manifold = Unitary() if dtype.is_complex else Orthogonal()
+    sample: Tensor = manifold.random(n, n, dtype=dtype, device=device)
+    return sample.detach()
+
+
+def identity(n: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """The identity, which remembers everything and mixes nothing.
+
+    Args:
+        n: Size of the matrix.
+        dtype: Real or complex type of the result.
+        device: Where to create it.
+    """
+    return torch.eye(n, dtype=dtype, device=device)
+
+
+RECURRENCES: dict[str, Recurrence] = {
+    "henaff": henaff,
+    "cayley": cayley_recurrence,
+    "haar": haar,
+    "identity": identity,
+}
+"""Every family by the name that ``OrthogonalRNN(init=...)`` takes."""
+
+
+def _from_angles(angles: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """Diagonal phases if ``dtype`` is complex, else a block diagonal of 2x2 rotations."""
+    if dtype.is_complex:
+        return torch.diag(torch.polar(torch.ones_like(angles), angles))
+    matrix = torch.eye(n, dtype=dtype, device=angles.device)
+    even = torch.arange(0, 2 * len(angles), 2, device=angles.device)
+    matrix[even, even] = matrix[even + 1, even + 1] = angles.cos()
+    matrix[even, even + 1] = -angles.sin()
+    matrix[even + 1, even] = angles.sin()
+    return matrix
