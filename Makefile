@@ -18,7 +18,7 @@ demo: $(STAMPS)/demo  ## train an orthogonal RNN on real digits (options: ARGS="
 	$(BIN)/python -m riemann_unn.demo $(ARGS)
 
 test: lint $(STAMPS)/test  ## lint, then run the tests (options: ARGS="-k sketch")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(STAMPS)/lint  ## ruff and mypy
 	$(BIN)/ruff check .

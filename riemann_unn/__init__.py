@@ -4,6 +4,7 @@ from . import errors, init, linalg, nn, optim
 from .diagnostics import orthogonality_error
 from .errors import ManifoldError, ManifoldTypeError, NonFiniteError, OffManifoldError
 from .manifolds import Orthogonal, Stiefel, Unitary
+from .monitor import Monitor
 from .tagging import manifold_of, tag_, tagged_parameters, untag_
 
 __version__ = "0.1.0"
@@ -11,6 +12,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ManifoldError",
     "ManifoldTypeError",
+    "Monitor",
     "NonFiniteError",
     "OffManifoldError",
     "Orthogonal",

@@ -8,7 +8,15 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from .linalg import Phi, SketchMethod, orthonormal_rows, retract_low_rank_, sketch
+from .linalg import (
+    Phi,
+    SketchMethod,
+    orthonormal_rows,
+    retract_low_rank_,
+    sketch,
+    skew,
+    unitary_core,
+)
 
 __all__ = ["Retraction"]
 
@@ -51,11 +59,24 @@ class Retraction:
         """Tell whether the sketch of an ``(n, p)`` displacement is the displacement itself."""
         return self.rank is None or self.rank >= min(shape[-2:])
 
+    def is_intrinsic_for(self, shape: torch.Size) -> bool:
+        r"""Tell whether displacements of such matrices are coordinates in the Lie algebra.
+
+        They are for whole steps of square matrices by the exponential or Cayley
+        map, :math:`X^+ = X\,\phi(\Omega)` with skew-Hermitian Ω: there coordinates
+        mean the same at every point, so the base's momentum needs no transport.
+        """
+        return self.rank is None and self.phi != "polar" and shape[-1] == shape[-2]
+
+    def pull_back(self, x: Tensor, grad: Tensor) -> Tensor:
+        r"""Return the gradient in those coordinates, :math:`\operatorname{skew}(X^H G)`."""
+        return skew(x.mH @ grad)
+
     def factor(
         self, delta: Tensor, *, start: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Return A and B of shape ``(..., n, k)`` and ``(..., p, k)``."""
-        rank = min(delta.shape[-2:]) if self.rank is None else self.rank
+        rank = max(min(delta.shape[-2:]), 1) if self.rank is None else self.rank
         return sketch(delta, rank=rank, method=self.sketch, start=start, generator=generator)
 
     def next_start(self, a: Tensor) -> Tensor | None:
@@ -66,4 +87,6 @@ class Retraction:
 
     def apply_(self, x: Tensor, a: Tensor, b: Tensor, *, special: bool) -> Tensor:
         """Move ``x``, shape ``(..., n, p)``, in place."""
+        if self.is_intrinsic_for(x.shape):
+            return x.copy_(x @ unitary_core(a, phi=self.phi).to(x.dtype))
         return retract_low_rank_(x, a, b, phi=self.phi, special=special)

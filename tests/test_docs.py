@@ -8,14 +8,18 @@ import torch
 
 import riemann_unn as ru
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGES = sorted(p.name for p in DOCS.glob("*.md") if "```python" in p.read_text("utf-8"))
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    page.relative_to(ROOT).as_posix()
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    if "```python" in page.read_text("utf-8")
+]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_examples_run(page):
     names = {}
-    for code in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL):
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL):
         exec(code, names)
     tagged = [m for m in names.values() if isinstance(m, torch.nn.Module)]
     assert tagged

@@ -18,6 +18,7 @@ ALLOWED = {
     "manifolds": {"errors", "linalg", "retractions"},
     "tagging": {"errors", "linalg", "retractions", "manifolds"},
     "diagnostics": {"errors", "linalg", "manifolds", "tagging"},
+    "monitor": {"errors", "manifolds", "tagging", "diagnostics"},
     "optim": {"errors", "linalg", "retractions", "manifolds", "tagging"},
     "init": {"errors", "linalg", "manifolds", "tagging", "diagnostics"},
     "nn": {"errors", "linalg", "manifolds", "tagging"},

@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--length",
         type=_positive,
-        help="copy: the delay; adding: the sequence length (default: 200)",
+        help="copy: the delay; adding: the sequence length (default: by task)",
     )
     add("--out", type=Path, help="the picture (default: riemann_unn_demo_TASK.png here)")
     add("--checkpoint", type=Path, help="save every epoch to this file, and resume from it")

@@ -142,10 +142,10 @@ class Learner:
 def orthogonal_learner(
     task: Task, *, hidden: int, rank: int, lr: float, complex: bool = False, seed: int = 0
 ) -> Learner:
-    """An ``OrthogonalRNN`` with modReLU, trained by ProjUNN-T on RMSprop.
+    """An ``OrthogonalRNN``, trained by ProjUNN-T on the task's base optimizer.
 
     Args:
-        task: Gives the sizes of input and answer.
+        task: Gives the sizes, the nonlinearity and the base optimizer.
         hidden: Size of the state.
         rank: Rank of each update of the recurrent matrix.
         lr: Learning rate; the recurrent matrix takes 1/32 of it.
@@ -153,8 +153,13 @@ def orthogonal_learner(
         seed: Seed of the initial weights and of the optimizer's sketches.
     """
     torch.manual_seed(seed)
-    dtype = torch.complex64 if complex else torch.float32
-    rnn = OrthogonalRNN(task.features, hidden, dtype=dtype)
+    rnn = OrthogonalRNN(
+        task.features,
+        hidden,
+        nonlinearity="modrelu" if complex else task.nonlinearity,
+        init=task.init,
+        dtype=torch.complex64 if complex else torch.float32,
+    )
     model = SequenceModel(rnn, 2 * hidden if complex else hidden, task)
     tagged = [parameter for _, parameter in ru.tagged_parameters(model)]
     ids = {id(parameter) for parameter in tagged}
@@ -166,8 +171,7 @@ def orthogonal_learner(
         ],
         lr=lr,
         rank=rank,
-        base=torch.optim.RMSprop,
-        alpha=0.99,
+        base=task.base,
         seed=seed,
     )
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, task.lr_decay)

@@ -34,12 +34,15 @@ def save_figure(path: Path, task: Task, learners: Sequence[Learner], recurrence:
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.04)
     figure = Figure(figsize=(11, 7.6), dpi=130, layout=layout)
     title = task.title[0].upper() + task.title[1:]
-    figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold")
+    figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
     axes = figure.subplots(2, 2)
     _accuracy(axes[0, 0], task, learners)
     _loss(axes[0, 1], task, learners)
     _orthogonality(axes[1, 0], task, learners[0])
     _spectrum(axes[1, 1], recurrence)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="upper right", ncols=2, frameon=False
+    )
     figure.savefig(path)
 
 
@@ -57,9 +60,8 @@ def _accuracy(axes: Axes, task: Task, learners: Sequence[Learner]) -> None:
             color=colour,
             fontweight="bold",
         )
-    axes.set_ylim(0, 103)
+    axes.set_ylim(-2, 103)
     _epochs(axes, learners[0])
-    axes.legend(frameon=False, loc="lower right")
     _finish(axes, f"Held-out {task.score}", "epoch", f"{task.score} (%)")
 
 
@@ -76,10 +78,11 @@ def _loss(axes: Axes, task: Task, learners: Sequence[Learner]) -> None:
         "no memory",
         (1, task.baseline),
         xycoords=("axes fraction", "data"),
-        xytext=(-4, 4),
+        xytext=(-4, -13),
         textcoords="offset points",
         ha="right",
         color=_GREY,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8},
     )
     axes.set_yscale("log")
     _epochs(axes, learners[0])

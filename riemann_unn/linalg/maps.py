@@ -18,6 +18,8 @@ _DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 _LARGE = 64.0
 # A few small matrices are faster by eigendecomposition than by matrix_exp's fixed overhead.
 _SMALL, _FEW = 64, 8
+# Up to this size double precision costs little; a core of rank k has 2k.
+_CORE = 64
 
 
 def _rotate(k: Tensor, angle: Callable[[Tensor], Tensor]) -> Tensor:
@@ -158,9 +160,9 @@ def unitary_core(z: Tensor, *, phi: Phi, special: bool = False) -> Tensor:
         \phi_{\mathrm{Cayley}}(Z) = \operatorname{Cayley}(\operatorname{skew} Z), \quad
         \phi_{\mathrm{polar}}(Z) = (I + Z)\,\bigl((I + Z)^H (I + Z)\bigr)^{-1/2}
 
-    Each is :math:`I + \operatorname{skew} Z + O(|Z|^2)`. Single precision is
-    computed in double: the core is small, and :math:`\phi(Z) - I` keeps its
-    relative accuracy for tiny steps.
+    Each is :math:`I + \operatorname{skew} Z + O(|Z|^2)`. Cores of single
+    precision are computed in double, so that :math:`\phi(Z) - I` keeps its
+    relative accuracy for tiny steps; large matrices are left as they are.
 
     Args:
         z: shape ``(..., m, m)``, or ``(..., l, m)`` with ``l > m`` for
@@ -169,12 +171,12 @@ def unitary_core(z: Tensor, *, phi: Phi, special: bool = False) -> Tensor:
         special: keep determinant +1 in ``"polar"`` (the other two always do).
 
     Returns:
-        φ(Z), of the shape of ``z``, in double precision.
+        φ(Z), of the shape of ``z``, in double precision if small.
 
     Raises:
         ValueError: ``phi`` is not one of the three names.
     """
-    exact = z.to(_DOUBLE.get(z.dtype, z.dtype))
+    exact = z.to(_DOUBLE.get(z.dtype, z.dtype)) if z.shape[-1] <= _CORE else z
     if phi == "exp":
         core = exp_skew(skew(exact))
     elif phi == "cayley":

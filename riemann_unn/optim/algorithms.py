@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .optimizer import ManifoldOptimizer
 
-__all__ = ["ProjUNND", "ProjUNNT"]
+__all__ = ["Cayley", "Expm", "ProjUNND", "ProjUNNT"]
 
 
 class ProjUNNT(ManifoldOptimizer):
@@ -44,3 +44,58 @@ class ProjUNND(ManifoldOptimizer):
 
     def __init__(self, params: Iterable[Any], lr: float | Tensor, **options: Any) -> None:
         super().__init__(params, lr, phi="polar", **options)
+
+
+class Cayley(ManifoldOptimizer):
+    r"""Steps along the tangent space by the Cayley transform, whole or of rank k.
+
+    .. math:: X^+ = (I - \tfrac12 K)^{-1} (I + \tfrac12 K)\, X,
+        \qquad K = \tfrac12 (\Delta X^H - X \Delta^H)
+
+    With ``rank=None``, the default, Δ is taken whole: O(n³) for square
+    matrices, O(n p²) for tall ones, for which nothing n by n is formed. With a
+    rank k the inverse is that of a 2k by 2k core, by the Sherman-Morrison-Woodbury
+    formula, at O(k n p). The transform agrees with the exponential to second
+    order. Other arguments, errors and behaviour are those of
+    :class:`ManifoldOptimizer`, but for ``phi``, which is fixed.
+
+    Reference:
+        Wen and Yin, "A feasible method for optimization with orthogonality
+        constraints" (2013), section 2 and lemma 4.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        *,
+        rank: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, lr, phi="cayley", rank=rank, **options)
+
+
+class Expm(ManifoldOptimizer):
+    r"""Steps along the tangent space by the matrix exponential, whole or of rank k.
+
+    .. math:: X^+ = \exp(K)\, X, \qquad K = \tfrac12 (\Delta X^H - X \Delta^H)
+
+    With ``rank=None``, the default, Δ is taken whole: O(n³) for square
+    matrices, O(n p²) for tall ones, for which nothing n by n is formed. With a
+    rank k it is :class:`ProjUNNT`. Other arguments, errors and behaviour are
+    those of :class:`ManifoldOptimizer`, but for ``phi``, which is fixed.
+
+    Reference:
+        Lezcano-Casado and Martínez-Rubio, "Cheap orthogonal constraints in
+        neural networks" (2019), section 3.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        *,
+        rank: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, lr, phi="exp", rank=rank, **options)

@@ -18,7 +18,7 @@ __all__ = ["Displacement", "Move", "apply_", "plan"]
 
 # Matrices up to this size are cheaper to move together than one by one.
 _STACK_UP_TO = 128 * 128
-STEP, START = "retraction_step", "sketch_start"
+STEP, START, MASTER = "retraction_step", "sketch_start", "master"
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -101,7 +101,7 @@ def _refuse_overflow(displacements: list[Displacement]) -> None:
 
 def _batch_key(d: Displacement, state: State) -> Any:
     point = d.point
-    shape = point.matrices(point.param).shape[-2:]
+    shape = point.matrices(point.value).shape[-2:]
     if shape.numel() > _STACK_UP_TO:
         return id(point)
     kept = state.get(point.param, {})
@@ -139,16 +139,21 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Tensor]) -> Non
         rough: parameters whose error is above rounding, to be mended whole; emptied of them.
     """
     params = [point.param for point in move.points]
-    views = [point.matrices(point.param.detach()) for point in move.points]
+    views = [point.matrices(point.value) for point in move.points]
     # Zero displacements leave their matrices bit for bit as they are.
     if bool(move.a.any()):
         # One matrix that is a view of its parameter moves in place; others as a copy.
-        in_place = len(params) == 1 and views[0].ndim == 2 and _shares(views[0], params[0])
+        in_place = (
+            len(params) == 1 and views[0].ndim == 2 and _shares(views[0], move.points[0].value)
+        )
         old = views[0] if in_place else _stack(views)
         x = old if in_place else old.clone()
         move.retraction.apply_(x, move.a, move.b, special=move.points[0].manifold.det is not None)
         if polish:
-            polish_(x, step=move.step)
+            if move.retraction.is_dense_for(x.shape):
+                newton_schulz_(x)  # costs no more than the step itself did
+            else:
+                polish_(x, step=move.step)
             if not rough.isdisjoint(params):
                 newton_schulz_(newton_schulz_(x))
         rough.difference_update(params)
@@ -159,15 +164,23 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Tensor]) -> Non
     if not move.retraction.is_dense_for(views[0].shape):
         starts = move.retraction.next_start(move.a)
     offset = 0
-    for param, view in zip(params, views, strict=True):
+    for point, view in zip(move.points, views, strict=True):
         count = view.shape[:-2].numel()
-        kept = state[param]
+        kept = state[point.param]
         kept[STEP] = move.step + 1
+        if point.is_half and count and _moves(move.a, offset, count):
+            kept[MASTER] = point.value
+            point.param.copy_(point.value)
         if starts is not None:
             rows = starts if starts.ndim == 2 else starts[offset : offset + count]
             rows = rows.reshape(*view.shape[:-2], *rows.shape[-2:])
             kept[START] = rows.clone(memory_format=torch.contiguous_format)
         offset += count
+
+
+def _moves(a: Tensor, offset: int, count: int) -> bool:
+    part = a if a.ndim == 2 else a[offset : offset + count]
+    return bool(part.any())
 
 
 def _stack(views: list[Tensor]) -> Tensor:
@@ -182,9 +195,9 @@ def _unstack(x: Tensor, points: list[Point], views: list[Tensor]) -> None:
     for point, view in zip(points, views, strict=True):
         count = view.shape[:-2].numel()
         part = x if x.ndim == 2 else x[offset : offset + count]
-        point.param.copy_(point.manifold.from_matrices(part.reshape(view.shape), point.param.shape))
+        point.value.copy_(point.manifold.from_matrices(part.reshape(view.shape), point.value.shape))
         offset += count
 
 
-def _shares(view: Tensor, p: Tensor) -> bool:
-    return view.untyped_storage().data_ptr() == p.untyped_storage().data_ptr()
+def _shares(view: Tensor, value: Tensor) -> bool:
+    return view.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import lru_cache
-from typing import Any, Literal
+from itertools import chain
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -15,12 +16,11 @@ from ..errors import ManifoldError, ManifoldTypeError, NonFiniteError, OffManifo
 from ..linalg import Phi, SketchMethod
 from ..manifolds import acceptance_level, rounding_level
 from ..retractions import Retraction
-from .moves import Displacement, Seeds, apply_, plan
+from .moves import MASTER, Displacement, Seeds, apply_, plan
 from .points import Point, check_duplicates, nonfinite, tagged_points
 
 __all__ = ["ManifoldOptimizer"]
 
-_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _REFUSED = {
     "LBFGS": "it evaluates the loss several times in a step, away from the manifold",
     "SparseAdam": "it takes sparse gradients only, and a manifold step is dense",
@@ -46,6 +46,12 @@ class ManifoldOptimizer(Optimizer):
     anything changes; a displacement that overflows although its gradient is
     finite is caught before any tagged parameter moves, but after the base has
     stepped the others.
+
+    For whole steps (``rank=None``) of square matrices by the exponential or
+    Cayley map the base works in Lie-algebra coordinates, on
+    :math:`\operatorname{skew}(X^H \nabla f)`, where momentum needs no transport.
+    Parameters stored in half precision move as a master copy in float32, kept in
+    the state; the stored values are its rounding.
 
     Args:
         params: parameters, named parameters or groups, as ``torch.optim`` takes
@@ -152,6 +158,26 @@ class ManifoldOptimizer(Optimizer):
             self.base.__setstate__(state)
         self._link(self.base)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, as :meth:`torch.optim.Optimizer.load_state_dict` does.
+
+        The state of parameters stored in half precision keeps its own precision,
+        which torch would round to theirs. A state of ``base`` alone is taken too.
+
+        Args:
+            state_dict: from :meth:`state_dict`.
+        """
+        super().load_state_dict(state_dict)
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        ours = chain.from_iterable(group["params"] for group in self.param_groups)
+        half = {point.param for point in tagged_points(self.param_groups) if point.is_half}
+        for key, p in zip(saved, ours, strict=True):
+            if p in half:
+                for name, value in state_dict["state"].get(key, {}).items():
+                    if isinstance(value, Tensor) and value.is_floating_point():
+                        device = self.state[p][name].device
+                        self.state[p][name] = value.detach().to(device, copy=True)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as :meth:`torch.optim.Optimizer.add_param_group` does.
 
@@ -180,11 +206,6 @@ class ManifoldOptimizer(Optimizer):
             reason = point.manifold.why_not(point.param.shape, point.param.dtype)
             if reason is not None:
                 raise ManifoldError(f"{point.name} is tagged {point.manifold!r} but {reason}")
-            if point.param.dtype not in _DTYPES:
-                raise ManifoldTypeError(
-                    f"{point.name} has dtype {point.param.dtype}, too coarse to stay on "
-                    f"{point.manifold!r}; keep this parameter in float32"
-                )
             error = point.manifold.estimated_error(point.param)
             if not error <= acceptance_level(point.param.dtype):
                 off.append((point, f"is {error:.1e} off {point.manifold!r}"))
@@ -224,7 +245,18 @@ class ManifoldOptimizer(Optimizer):
             )
         good = [point for point in points if point not in bad]
         self._admit([p for p in good if self._versions.get(p.param) != p.param._version])
+        for point in good:
+            if point.is_half:
+                point.value = self._master(point)
         return good, bad
+
+    def _master(self, point: Point) -> Tensor:
+        """Return the point in single precision that the stored parameter is the rounding of."""
+        master = self.state.get(point.param, {}).get(MASTER)
+        if master is not None and torch.equal(master.to(point.param.dtype), point.param):
+            return cast(Tensor, master)
+        # There is none yet, or the parameter was given other values.
+        return point.manifold.projx(point.param.detach().float())
 
     # The step ---------------------------------------------------------------
 
@@ -266,45 +298,54 @@ class ManifoldOptimizer(Optimizer):
     def _displace(self, points: list[Point], skipped: list[Point]) -> list[Displacement]:
         """Run the base and return what it would add to each point; the points stay."""
         # Plain SGD moves by -lr times the gradient: no tensor needs to be written for that.
-        plain = [point for point in points if self._is_plain_sgd(point.group)]
         swapped = [point for point in points if not self._is_plain_sgd(point.group)]
-        hidden = [(point.param, point.grad) for point in plain + skipped]
-        values = [point.param.data for point in swapped]
+        shown = {point: self._gradient_at(point) for point in points}
+        kept = [(point.param, point.param.data, point.grad) for point in points + skipped]
         written: dict[Point, Tensor] = {}
         try:
-            for p, _ in hidden:
+            for p, _, _ in kept:
                 p.grad = None
             for point in swapped:
-                point.param.data = written[point] = self._zeros(point.param)
-            if swapped or not plain or self._has_gradients():
+                point.param.data = written[point] = self._zeros(point)
+                point.param.grad = shown[point]
+            if swapped or not points or self._has_gradients():
                 _unhooked_step(self.base)
         finally:
-            for point, value in zip(swapped, values, strict=True):
-                point.param.data = value
-            for p, grad in hidden:
+            for p, value, grad in kept:
+                p.grad = None
+                p.data = value
                 p.grad = grad
         displacements = []
         for point in points:
             lr, sign = point.group["lr"], 1 if point.group.get("maximize") else -1
-            tensor, scale = (written[point], 1.0) if point in written else (point.grad, sign * lr)
+            tensor, scale = (written[point], 1.0) if point in written else (shown[point], sign * lr)
             retraction = self._retraction(point.group)
             displacements.append(Displacement(point, tensor, scale, retraction))
         return displacements
 
+    def _gradient_at(self, point: Point) -> Tensor:
+        """Return the gradient as the base is to see it: as it is, or in Lie coordinates."""
+        grad = point.grad.float() if point.is_half else point.grad
+        x, retraction = point.matrices(point.value), self._retraction(point.group)
+        if not retraction.is_intrinsic_for(x.shape):
+            return grad
+        coordinates = retraction.pull_back(x, point.matrices(grad))
+        return point.manifold.from_matrices(coordinates, grad.shape)
+
     def _has_gradients(self) -> bool:
         return any(p.grad is not None for group in self.param_groups for p in group["params"])
 
-    def _zeros(self, p: Tensor) -> Tensor:
+    def _zeros(self, point: Point) -> Tensor:
         # Kept between steps: allocating and faulting in fresh pages costs more than clearing.
-        zeros = self._workspace.get(p)
-        if (
-            zeros is None
-            or zeros.shape != p.shape
-            or (zeros.dtype, zeros.device) != (p.dtype, p.device)
+        zeros, value = self._workspace.get(point.param), point.value
+        if zeros is not None and (zeros.shape, zeros.dtype, zeros.device) == (
+            value.shape,
+            value.dtype,
+            value.device,
         ):
-            zeros = self._workspace[p] = torch.zeros_like(p.data)
-            return zeros
-        return zeros.zero_()
+            return zeros.zero_()
+        zeros = self._workspace[point.param] = torch.zeros_like(value)
+        return zeros
 
 
 # Small helpers -----------------------------------------------------------------

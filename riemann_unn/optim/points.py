@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ManifoldError, ManifoldTypeError
-from ..manifolds import MatrixManifold
+from ..manifolds import MatrixManifold, Stiefel
 from ..tagging import manifold_of
 
 __all__ = ["Point", "check_duplicates", "nonfinite", "tagged_points"]
@@ -20,12 +20,22 @@ __all__ = ["Point", "check_duplicates", "nonfinite", "tagged_points"]
 
 @dataclass(eq=False)
 class Point:
-    """A tagged parameter in its group, under the name that messages give it."""
+    """A tagged parameter in its group, under the name that messages give it.
+
+    ``value`` is what moves: the parameter's own memory, or the master copy in
+    single precision of a parameter that is stored in half.
+    """
 
     name: str
     param: Tensor
     group: dict[str, Any]
     manifold: MatrixManifold
+    value: Tensor
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the parameter is stored too coarsely to be a point itself."""
+        return self.param.dtype in (torch.float16, torch.bfloat16)
 
     @property
     def grad(self) -> Tensor:
@@ -48,11 +58,11 @@ def tagged_points(groups: list[dict[str, Any]]) -> Iterator[Point]:
     for index, group in enumerate(groups):
         names = group.get("param_names")
         for i, p in enumerate(group["params"]):
-            manifold = manifold_of(p)
+            manifold = manifold_of(p) or _same_as(getattr(p, "manifold", None))
             if manifold is not None:
                 given = names[i] if names else getattr(p, "tagged_as", None)
                 where = f"param_groups[{index}]['params'][{i}] of shape {tuple(p.shape)}"
-                yield Point(where if given is None else repr(given), p, group, manifold)
+                yield Point(where if given is None else repr(given), p, group, manifold, p.detach())
                 continue
             foreign = getattr(p, "manifold", None)
             if isinstance(foreign, geoopt.Manifold) and not isinstance(foreign, geoopt.Euclidean):
@@ -61,6 +71,11 @@ def tagged_points(groups: list[dict[str, Any]]) -> Iterator[Point]:
                     "manifold of this package, so it would be trained unconstrained; tag it with "
                     "riemann_unn.tag_"
                 )
+
+
+def _same_as(manifold: object) -> MatrixManifold | None:
+    """Return ours for geoopt's Stiefel manifolds: they ask the same of a point."""
+    return Stiefel() if isinstance(manifold, geoopt.Stiefel) else None
 
 
 def check_duplicates(params: Iterable[Any]) -> None:

@@ -88,3 +88,16 @@ def test_hamiltonian_sampler_conserves_energy(manifold, shape, dtype):
             sampler.step(lambda: -quadratic(p, target))
     assert off(manifold, p) <= limit(dtype)
     assert min(sampler.acceptance_probs) > 0.8
+
+
+@pytest.mark.parametrize("canonical", [True, False])
+def test_our_optimizers_take_parameters_on_geoopts_stiefel_manifolds(canonical):
+    manifold = geoopt.Stiefel(canonical=canonical)
+    p = geoopt.ManifoldParameter(manifold.random(12, 5, dtype=torch.float64), manifold=manifold)
+    for cls in (ru.optim.ProjUNNT, ru.optim.ProjUNND, ru.optim.Cayley, ru.optim.Expm):
+        optimizer = cls([p], lr=0.1, momentum=0.9)
+        for step in range(20):
+            p.grad = torch.randn(12, 5, generator=torch.Generator().manual_seed(step)).double()
+            optimizer.step()
+        assert float(ru.orthogonality_error(p.detach(), ru.Stiefel())) < 2e-15
+    assert p.manifold is manifold

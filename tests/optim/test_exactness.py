@@ -20,7 +20,7 @@ from tests.support import (
     point,
 )
 
-CLASSES = {"exp": ru.optim.ProjUNNT, "polar": ru.optim.ProjUNND}
+CLASSES = {"exp": ru.optim.ProjUNNT, "polar": ru.optim.ProjUNND, "cayley": ru.optim.Cayley}
 PHIS = list(CLASSES)
 SKETCHES = ["power", "lsi", "column", "svd"]
 
@@ -98,7 +98,7 @@ def test_empty_parameters_are_left_in_peace(phi, shape):
 @pytest.mark.parametrize("n", [8, 64, 200])
 def test_huge_learning_rates_stay_finite_and_exact(phi, dtype, n):
     p = parameter(n, n, dtype=dtype)
-    optimizer = CLASSES[phi]([p], lr=1e3)
+    optimizer = CLASSES[phi]([p], lr=1e3, rank=1)
     for step in range(100):
         g = gaussian(n, n, dtype=dtype, seed=step)
         p.grad = g * (n**0.5 / torch.linalg.matrix_norm(g))
@@ -126,7 +126,7 @@ def test_descent_on_a_target_stays_exact(phi, rank):
 
 def wander(p, phi, steps, *, polish=True, size=1e-2):
     """Take rank-1 steps of a given size in random directions."""
-    optimizer = CLASSES[phi]([p], lr=size, polish=polish)
+    optimizer = CLASSES[phi]([p], lr=size, rank=1, polish=polish)
     source = generator(1)
     n, m = p.shape
     for _ in range(steps):
