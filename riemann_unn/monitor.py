@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from os import PathLike
 from typing import Any
 
 import torch
@@ -19,6 +20,12 @@ from .tagging import manifold_of
 __all__ = ["Monitor"]
 
 Numbers = dict[str, float]
+_TITLES = {
+    "error": "off the manifold",
+    "angle": "rotation angle of a step (radians)",
+    "phase": "phase of the determinant (radians)",
+    "captured": "share of the gradient's energy in the step",
+}
 
 
 class Monitor:
@@ -82,6 +89,33 @@ class Monitor:
         """Take the hooks off the optimizer; the history stays."""
         for handle in self._handles:
             handle.remove()
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Draw the history, one panel for each kind of number, and save the picture.
+
+        Args:
+            path: the file, in a format that matplotlib writes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        from matplotlib.figure import Figure
+
+        kinds = ("error", "angle", "phase", "captured")
+        figure = Figure(figsize=(10, 6), layout="constrained")
+        for axes, kind in zip(figure.subplots(2, 2).flat, kinds, strict=True):
+            for name, entries in self.history.items():
+                steps = [entry["step"] for entry in entries if kind in entry]
+                axes.plot(steps, [entry[kind] for entry in entries if kind in entry], label=name)
+            axes.set(title=_TITLES[kind], xlabel="step")
+            axes.grid(alpha=0.3)
+            if kind in ("error", "angle"):
+                axes.set_yscale("log")
+            elif kind == "captured":
+                axes.set_ylim(0, 1.05)
+        if self.history:
+            figure.axes[0].legend(fontsize="small")
+        figure.savefig(path)
 
     @torch.no_grad()
     def _remember(self, optimizer: Optimizer, *_: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import geoopt
 from torch import Tensor, nn
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from .errors import ManifoldError, ManifoldTypeError
 from .manifolds import MatrixManifold
 
-__all__ = ["manifold_of", "tag_", "tagged_parameters", "untag_"]
+__all__ = ["keep_tags_on_assign_", "manifold_of", "tag_", "tagged_parameters", "untag_"]
 
 T = TypeVar("T", Tensor, nn.Module)
 _ATTRIBUTE = "manifold"
+_KEEPS = "_keeps_tags"
 _NAME = "tagged_as"  # for messages only: it is lost by deepcopy, which the manifold is not
 
 
@@ -45,6 +46,30 @@ def _set(p: nn.Parameter, manifold: MatrixManifold, name: str | None = None) -> 
     setattr(p, _ATTRIBUTE, manifold)
     if name is not None:
         setattr(p, _NAME, name)
+
+
+def _keep_on_assign(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Carry tags over to the new parameters of ``load_state_dict(assign=True)``."""
+    if not rest[0].get("assign_to_params_buffers", False):
+        return
+    for name, p in module.named_parameters(recurse=False):
+        manifold, value = manifold_of(p), state.get(prefix + name)
+        if manifold is not None and isinstance(value, Tensor) and value.shape == p.shape:
+            # Not in the caller's dict: torch hands its hooks a copy.
+            state[prefix + name] = new = nn.Parameter(value.detach(), p.requires_grad)
+            _check(repr(prefix + name), new, manifold)
+            _set(new, manifold, getattr(p, _NAME, None))
+
+
+def keep_tags_on_assign_(module: nn.Module) -> None:
+    """Make the tags of a module's own parameters outlive ``load_state_dict(assign=True)``.
+
+    :func:`tag_` with patterns does this for every module it finds parameters in;
+    a module that tags its parameters one by one calls it once.
+    """
+    if not getattr(module, _KEEPS, False):
+        module.register_load_state_dict_pre_hook(_keep_on_assign)
+        setattr(module, _KEEPS, True)
 
 
 def _match(module: nn.Module, patterns: object) -> list[tuple[str, nn.Parameter, object]]:
@@ -79,8 +104,9 @@ def tag_(target: T, manifold: MatrixManifold | Mapping[str, MatrixManifold]) -> 
     The parameter stays the same object with the same values: put it on its
     manifold with :func:`riemann_unn.init.warm_start_`, and train it with an
     optimizer of :mod:`riemann_unn.optim`. The tag survives ``deepcopy``,
-    ``pickle``, ``.to()``, ``torch.compile`` and ``AveragedModel``; moves to and from the
-    meta device make new parameters, which are to be tagged again.
+    ``pickle``, ``.to()``, ``torch.compile`` and ``AveragedModel``, and for a module tagged by
+    patterns ``load_state_dict(assign=True)``. That, like a move from the meta device, makes
+    new parameters: create the optimizer afterwards, and tag again after the meta device.
 
     Args:
         target: a parameter, or a module.
@@ -103,6 +129,9 @@ def tag_(target: T, manifold: MatrixManifold | Mapping[str, MatrixManifold]) -> 
         for name, p, m in found:
             assert isinstance(m, MatrixManifold)
             _set(p, m, name)
+        for owner in target.modules():
+            if any(manifold_of(p) is not None for p in owner.parameters(recurse=False)):
+                keep_tags_on_assign_(owner)
         return target
     if isinstance(manifold, Mapping):
         raise ManifoldTypeError(

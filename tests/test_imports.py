@@ -30,6 +30,7 @@ RUNTIME = {"torch", "geoopt", "numpy"}
 EXTERNAL = {
     "errors": {"torch"},
     "linalg": {"torch"},
+    "monitor": RUNTIME | {"matplotlib"},  # for its plot, imported when asked for
     "demo": RUNTIME | {"sklearn", "matplotlib", "tqdm"},
 }
 

@@ -76,3 +76,16 @@ def test_bad_arguments():
         ru.Monitor(torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1))
     with pytest.raises(ValueError, match="every=0"):
         ru.Monitor(ru.optim.ProjUNNT([parameter(3, 3)], lr=0.1), every=0)
+
+
+def test_the_plot_shows_every_parameter(tmp_path):
+    p, q = parameter(12, 12), parameter(9, 4)
+    optimizer = ru.optim.ProjUNNT([("square", p), ("tall", q)], lr=0.1)
+    monitor = ru.Monitor(optimizer)
+    monitor.plot(tmp_path / "empty.png")
+    for step in range(5):
+        for x in (p, q):
+            x.grad = gaussian(*x.shape, dtype=x.dtype, seed=step)
+        optimizer.step()
+    monitor.plot(tmp_path / "run.png")
+    assert (tmp_path / "run.png").stat().st_size > (tmp_path / "empty.png").stat().st_size > 1000

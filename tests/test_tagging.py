@@ -317,3 +317,27 @@ def test_tools_of_torch_take_tagged_models():
     x = torch.ones(1, 2, 3)
     doubled = {name: 0.5 * p.detach() for name, p in m.named_parameters()}
     assert torch.equal(torch.func.functional_call(m, doubled, (x,)), model()(x))
+
+
+@pytest.mark.parametrize("as_parameters", [False, True])
+def test_tags_outlive_load_state_dict_with_assign(as_parameters):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)))
+    ru.tag_(model, {"0.weight": ru.Orthogonal(), "1.0.weight": ru.Stiefel()})
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model]
+    values = {k: torch.randn_like(v) for k, v in model.state_dict().items()}
+    if as_parameters:
+        values = {k: nn.Parameter(v) for k, v in values.items()}
+    given = dict(values)
+    for copied in copies:
+        old = copied[0].weight
+        copied.load_state_dict(values, assign=True)
+        assert copied[0].weight is not old
+        assert ru.manifold_of(copied[0].weight) == ru.Orthogonal()
+        assert ru.manifold_of(copied[1][0].weight) == ru.Stiefel()
+        assert ru.manifold_of(copied[1][1].weight) is None
+        assert torch.equal(copied[0].weight, values["0.weight"])
+        ru.init.warm_start_(copied)
+        ru.optim.ProjUNNT(copied.parameters(), lr=0.1)
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            copied.load_state_dict({**given, "0.weight": torch.ones(3, 3)}, assign=True)
+    assert all(values[k] is v and ru.manifold_of(v) is None for k, v in given.items())
