@@ -8,12 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .factor import DOUBLE, svd
+
 __all__ = ["Phi", "cayley", "exp_skew", "polar", "skew", "unitary_core"]
 
 Phi = Literal["exp", "cayley", "polar"]
 """Name of a φ: ``"exp"`` (projUNN-T), ``"cayley"`` or ``"polar"`` (projUNN-D)."""
 
-_DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 # Above this 1-norm scaling and squaring, or a solve, loses digits that eigenvectors keep.
 _LARGE = 64.0
 # A few small matrices are faster by eigendecomposition than by matrix_exp's fixed overhead.
@@ -31,7 +32,7 @@ def _rotate(k: Tensor, angle: Callable[[Tensor], Tensor]) -> Tensor:
 
 def _by_eigenvectors(k: Tensor, angle: Callable[[Tensor], Tensor]) -> Tensor:
     """The same for generators so large that their angles have lost digits, yet unitary."""
-    u = _rotate(k.to(_DOUBLE.get(k.dtype, k.dtype)), angle).to(k.dtype)
+    u = _rotate(k.to(DOUBLE.get(k.dtype, k.dtype)), angle).to(k.dtype)
     # Angles of a conjugate pair that differ by rounding leave a real part that is not
     # orthogonal; the nearest rotation is.
     return _newton_schulz(u) if k.is_complex() else polar(u, det=1)
@@ -80,7 +81,7 @@ def exp_skew(k: Tensor) -> Tensor:
         return _by_eigenvectors(k, lambda w: w)
     if few_and_small and not k.requires_grad:
         # In double precision, where eigenvectors are orthonormal enough as they come.
-        return _rotate(k.to(_DOUBLE.get(k.dtype, k.dtype)), lambda w: w).to(k.dtype)
+        return _rotate(k.to(DOUBLE.get(k.dtype, k.dtype)), lambda w: w).to(k.dtype)
     return _newton_schulz(torch.linalg.matrix_exp(k))
 
 
@@ -140,7 +141,7 @@ def polar(x: Tensor, *, det: int | None = None) -> Tensor:
         return x.clone()
     if x.dtype in (torch.float16, torch.bfloat16):
         return polar(x.float(), det=det).to(x.dtype)
-    u, _, vh = torch.linalg.svd(x, full_matrices=False)
+    u, _, vh = svd(x)
     if det is not None:
         # Flipping the smallest singular direction costs least distance.
         flip = torch.linalg.det(u @ vh).sign() * det
@@ -176,7 +177,7 @@ def unitary_core(z: Tensor, *, phi: Phi, special: bool = False) -> Tensor:
     Raises:
         ValueError: ``phi`` is not one of the three names.
     """
-    exact = z.to(_DOUBLE.get(z.dtype, z.dtype)) if z.shape[-1] <= _CORE else z
+    exact = z.to(DOUBLE.get(z.dtype, z.dtype)) if z.shape[-1] <= _CORE else z
     if phi == "exp":
         core = exp_skew(skew(exact))
     elif phi == "cayley":

@@ -12,6 +12,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .factor import svd, thin_qr
+
 __all__ = ["SketchMethod", "orthonormal_rows", "sketch"]
 
 SketchMethod = Literal["power", "lsi", "column", "svd"]
@@ -28,12 +30,13 @@ def orthonormal_rows(w: Tensor) -> Tensor:
     Where rows of ``w`` are dependent, others complete the set; a single zero
     row stays zero. Not-a-number spreads to the result.
     """
-    if w.shape[-2] > 1:
-        q: Tensor = torch.linalg.qr(w.mH)[0]
-        return q.mH
+    if w.numel() == 0:
+        return w
     # Dividing by the largest entry first keeps the squares inside the exponent range.
-    largest = w.abs().amax(dim=-1, keepdim=True)
+    largest = w.abs().amax(dim=(-2, -1), keepdim=True)
     w = w / largest.clamp_min(torch.finfo(w.dtype).tiny)
+    if w.shape[-2] > 1:
+        return thin_qr(w.mH)[0].to(w.dtype).mH
     norm: Tensor = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
     return w / norm.clamp_min(0.5)
 
@@ -80,7 +83,7 @@ def _column_sample(
     columns = delta.gather(-1, index.unsqueeze(-2).expand(*delta.shape[:-1], count))
     picked = norms.gather(-1, index).unsqueeze(-2)
     columns = columns / torch.where(picked == 0, torch.ones_like(picked), picked).to(delta.dtype)
-    a = torch.linalg.svd(columns, full_matrices=False)[0][..., :rank]
+    a = svd(columns)[0][..., :rank]
     rows = a.mH @ delta
     b = orthonormal_rows(rows).mH
     return a @ (rows @ b), b
@@ -135,7 +138,7 @@ def sketch(
     if rank >= min(delta.shape[-2:]):
         return delta, torch.eye(delta.shape[-1], dtype=delta.dtype, device=delta.device)
     if method == "svd":
-        u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+        u, s, vh = svd(delta)
         return u[..., :rank] * s[..., None, :rank], vh[..., :rank, :].mH
     if method == "column":
         return _column_sample(delta, rank, generator)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .factor import thin_qr
 from .maps import Phi, polar, unitary_core
 
 __all__ = ["retract_low_rank", "retract_low_rank_"]
@@ -38,8 +39,7 @@ def _rotate_from_left_(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi, special: bo
     if 2 * k >= n:
         turn = _minus_identity(unitary_core(a @ c.mH, phi=phi, special=special), x.dtype)
         return x.add_(turn @ x)
-    wide = torch.complex128 if x.is_complex() else torch.float64
-    q, r = torch.linalg.qr(torch.cat([a.mH, c.mH], dim=-2).mH.to(wide))
+    q, r = thin_qr(torch.cat([a.mH, c.mH], dim=-2).mH)
     q = q.to(x.dtype)
     core = unitary_core(r[..., :k] @ r[..., k:].mH, phi=phi, special=special)
     return _add_product_(x, q, _minus_identity(core, x.dtype) @ (q.mH @ x))
@@ -56,13 +56,13 @@ def _polar_tall_(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     if 2 * k >= p or n - p < k:
         return x.copy_(polar(x + a @ b.mH))
     m = (a.mH @ x).mH
-    q, r = torch.linalg.qr(torch.cat([b.mH, m.mH], dim=-2).mH)
+    q, r = (part.to(x.dtype) for part in thin_qr(torch.cat([b.mH, m.mH], dim=-2).mH))
     b_core, m_core = r[..., :k], r[..., k:]
     xq = x @ q
     outside = a - xq @ m_core
-    basis = torch.linalg.qr(outside)[0]
+    basis = thin_qr(outside)[0].to(x.dtype)
     # Twice is enough: the first difference cancels digits when A is nearly inside X.
-    basis = torch.linalg.qr(basis - x @ (basis.mH @ x).mH)[0]
+    basis = thin_qr(basis - x @ (basis.mH @ x).mH)[0].to(x.dtype)
     core = torch.cat([m_core @ b_core.mH, (basis.mH @ outside) @ b_core.mH], dim=-2)
     turn = unitary_core(core, phi="polar")
     top = _minus_identity(turn[..., : 2 * k, :], x.dtype)

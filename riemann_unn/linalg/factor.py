@@ -1,0 +1,41 @@
+"""Factorisations that hold in the cases where LAPACK's single-precision ones do not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["DOUBLE", "svd", "thin_qr"]
+
+DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+
+def thin_qr(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Q with orthonormal columns and R with ``w = Q R``, in double precision.
+
+    Double precision keeps Q orthonormal to far below single rounding, at little
+    cost for thin matrices. R is triangular but where the complex QR of exactly
+    dependent columns fails, as LAPACK's can: there it comes from the SVD.
+
+    Args:
+        w: shape ``(..., n, k)``, thin. Not-a-number spreads to the result.
+    """
+    wide = w.to(DOUBLE.get(w.dtype, w.dtype))
+    q, r = torch.linalg.qr(wide)
+    if q.is_complex() and not bool(torch.isfinite(q).all()) and bool(torch.isfinite(wide).all()):
+        q, s, vh = torch.linalg.svd(wide, full_matrices=False)
+        r = s.unsqueeze(-1) * vh
+    return q, r
+
+
+def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the thin singular value decomposition ``(U, S, Vh)`` in the dtype of ``x``.
+
+    complex64 is computed in complex128: LAPACK's single-precision complex
+    routine fails to converge on exactly dependent columns.
+    """
+    if x.dtype == torch.complex64:
+        u, s, vh = torch.linalg.svd(x.to(torch.complex128), full_matrices=False)
+        return u.to(x.dtype), s.float(), vh.to(x.dtype)
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    return u, s, vh
