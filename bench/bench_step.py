@@ -5,7 +5,7 @@ import torch
 
 import riemann_unn as ru
 
-SIZES = (128, 512, 1024)
+SIZES = (128, 512, 1024, 2048, 4096)
 
 UNCONSTRAINED = {
     "sgd": lambda p: torch.optim.SGD([p], lr=1e-2),
@@ -21,7 +21,8 @@ MANIFOLD = {
 def orthogonal_parameter(n: int) -> torch.nn.Parameter:
     """A random orthogonal matrix with a gradient whose steps have a size that training has."""
     generator = torch.Generator().manual_seed(n)
-    p = torch.nn.Parameter(torch.linalg.qr(torch.randn(n, n, generator=generator))[0])
+    q = torch.linalg.qr(torch.randn(n, n, generator=generator))[0]
+    p = torch.nn.Parameter(q.contiguous())
     p.grad = torch.randn(n, n, generator=generator) / n
     return p
 

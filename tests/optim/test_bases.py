@@ -172,6 +172,23 @@ def test_grouped_parameters_move_as_they_would_alone(base):
         assert error(p) < 2e-15
 
 
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("cls", [ru.optim.ProjUNNT, ru.optim.ProjUNND, ru.optim.Cayley])
+def test_maximize_climbs_where_the_default_descends(cls, base):
+    target = parameter(8, 8, dtype=torch.float64, seed=5).detach()
+    for maximize in (False, True):
+        p = parameter(8, 8, dtype=torch.float64)
+        optimizer = cls([p], lr=0.01, base=base, maximize=maximize)
+        values = []
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = (p - target).square().sum()
+            loss.backward()
+            values.append(loss.item())
+            optimizer.step()
+        assert (values[-1] > values[0]) == maximize
+
+
 @pytest.mark.parametrize("name", ["LBFGS", "SparseAdam"])
 def test_bases_that_cannot_work_are_refused(name):
     with pytest.raises(ru.ManifoldTypeError, match=f"base={name} cannot be used"):
