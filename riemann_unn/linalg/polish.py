@@ -7,7 +7,7 @@ from torch import Tensor
 __all__ = ["newton_schulz_", "polish_", "polish_block_"]
 
 # One block of columns every few steps. Wide blocks make efficient matrix products, and the
-# period keeps their share of a rank-1 step below 15 % (bench/bench_polish.py measures it).
+# period keeps their share of a rank-1 step below 15 % (bench/polish_drift.py measures it).
 _BLOCK = 64
 
 

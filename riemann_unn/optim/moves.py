@@ -14,7 +14,7 @@ from ..linalg import newton_schulz_, polish_
 from ..retractions import Retraction
 from .points import Point, nonfinite
 
-__all__ = ["Displacement", "Move", "apply_", "plan"]
+__all__ = ["Displacement", "Move", "Seeds", "apply_", "plan"]
 
 # Matrices up to this size are cheaper to move together than one by one.
 _STACK_UP_TO = 128 * 128
