@@ -3,7 +3,7 @@
 from . import errors, init, linalg, nn, optim
 from .diagnostics import orthogonality_error
 from .errors import ManifoldError, ManifoldTypeError, NonFiniteError, OffManifoldError
-from .manifolds import Orthogonal, Stiefel, Unitary
+from .manifolds import Orthogonal, OrthogonalConv, Stiefel, Unitary, UnitaryConv
 from .monitor import Monitor
 from .tagging import manifold_of, tag_, tagged_parameters, untag_
 
@@ -16,8 +16,10 @@ __all__ = [
     "NonFiniteError",
     "OffManifoldError",
     "Orthogonal",
+    "OrthogonalConv",
     "Stiefel",
     "Unitary",
+    "UnitaryConv",
     "errors",
     "init",
     "linalg",

@@ -59,6 +59,11 @@ class Retraction:
         """Tell whether the sketch of an ``(n, p)`` displacement is the displacement itself."""
         return self.rank is None or self.rank >= min(shape[-2:])
 
+    @property
+    def is_intrinsic(self) -> bool:
+        """Whether displacements of square matrices are coordinates in the Lie algebra."""
+        return self.rank is None and self.phi != "polar"
+
     def is_intrinsic_for(self, shape: torch.Size) -> bool:
         r"""Tell whether displacements of such matrices are coordinates in the Lie algebra.
 
@@ -66,7 +71,7 @@ class Retraction:
         map, :math:`X^+ = X\,\phi(\Omega)` with skew-Hermitian Ω: there coordinates
         mean the same at every point, so the base's momentum needs no transport.
         """
-        return self.rank is None and self.phi != "polar" and shape[-1] == shape[-2]
+        return self.is_intrinsic and shape[-1] == shape[-2]
 
     def pull_back(self, x: Tensor, grad: Tensor) -> Tensor:
         r"""Return the gradient in those coordinates, :math:`\operatorname{skew}(X^H G)`."""

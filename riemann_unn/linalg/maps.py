@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .factor import DOUBLE, svd
+from .hermitian import hermitian_function
 
 __all__ = ["Phi", "cayley", "exp_skew", "polar", "skew", "unitary_core"]
 
 Phi = Literal["exp", "cayley", "polar"]
 """Name of a φ: ``"exp"`` (projUNN-T), ``"cayley"`` or ``"polar"`` (projUNN-D)."""
+
+Scalar = Callable[[Tensor], Tensor]
 
 # Above this 1-norm scaling and squaring, or a solve, loses digits that eigenvectors keep.
 _LARGE = 64.0
@@ -23,19 +27,29 @@ _SMALL, _FEW = 64, 8
 _CORE = 64
 
 
-def _rotate(k: Tensor, angle: Callable[[Tensor], Tensor]) -> Tensor:
+def _rotate(k: Tensor, angle: Scalar, slope: Scalar) -> Tensor:
     """Return V diag(exp(-i angle(w))) V^H for the eigenvalues w of the Hermitian i K."""
-    w, v = torch.linalg.eigh(1j * k)
-    u: Tensor = (v * torch.exp(-1j * angle(w)).unsqueeze(-2)) @ v.mH
+    u = hermitian_function(
+        1j * k,
+        lambda w: torch.exp(-1j * angle(w)),
+        lambda w: -1j * slope(w) * torch.exp(-1j * angle(w)),
+    )
     return u if k.is_complex() else u.real
 
 
-def _by_eigenvectors(k: Tensor, angle: Callable[[Tensor], Tensor]) -> Tensor:
+def _by_eigenvectors(k: Tensor, angle: Scalar, slope: Scalar) -> Tensor:
     """The same for generators so large that their angles have lost digits, yet unitary."""
-    u = _rotate(k.to(DOUBLE.get(k.dtype, k.dtype)), angle).to(k.dtype)
+    u = _rotate(k.to(DOUBLE.get(k.dtype, k.dtype)), angle, slope).to(k.dtype)
     # Angles of a conjugate pair that differ by rounding leave a real part that is not
     # orthogonal; the nearest rotation is.
-    return _newton_schulz(u) if k.is_complex() else polar(u, det=1)
+    if not k.is_complex():
+        return polar(u, det=1)
+    u = _newton_schulz(u)
+    is_real = (k.detach().imag == 0).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+    if not bool(is_real.any()):
+        return u
+    eye = torch.eye(k.shape[-1], dtype=u.real.dtype, device=u.device)
+    return torch.where(is_real, polar(torch.where(is_real, u.real, eye), det=1).to(u.dtype), u)
 
 
 def skew(z: Tensor) -> Tensor:
@@ -78,10 +92,11 @@ def exp_skew(k: Tensor) -> Tensor:
         return k.clone()
     few_and_small = k.shape[-1] <= _SMALL and k.shape[:-2].numel() <= _FEW
     if _norm(k) > _LARGE:
-        return _by_eigenvectors(k, lambda w: w)
+        return _by_eigenvectors(k, lambda w: w, torch.ones_like)
     if few_and_small and not k.requires_grad:
         # In double precision, where eigenvectors are orthonormal enough as they come.
-        return _rotate(k.to(DOUBLE.get(k.dtype, k.dtype)), lambda w: w).to(k.dtype)
+        double = k.to(DOUBLE.get(k.dtype, k.dtype))
+        return _rotate(double, lambda w: w, torch.ones_like).to(k.dtype)
     return _newton_schulz(torch.linalg.matrix_exp(k))
 
 
@@ -106,11 +121,52 @@ def cayley(k: Tensor) -> Tensor:
     if k.numel() == 0:
         return k.clone()
     if _norm(k) > _LARGE:
-        return _by_eigenvectors(k, lambda w: 2 * torch.atan(0.5 * w))
+        return _by_eigenvectors(
+            k, lambda w: 2 * torch.atan(0.5 * w), lambda w: 1 / (1 + 0.25 * w * w)
+        )
     eye = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
     u = torch.linalg.solve(eye - 0.5 * k, eye + 0.5 * k)
     # The solve loses digits as its condition number, about |K|/2, which this wins back.
     return _newton_schulz(_newton_schulz(u))
+
+
+def _polar_svd(x: Tensor, det: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the polar factor U of tall X = U H, and the eigenvalues and vectors of H."""
+    u, s, vh = svd(x)
+    if det is not None:
+        # Flipping the smallest singular direction costs least distance.
+        flip = torch.linalg.det(u @ vh).sign() * det
+        u = torch.cat([u[..., :-1], u[..., -1:] * flip[..., None, None]], dim=-1)
+        s = torch.cat([s[..., :-1], s[..., -1:] * flip[..., None]], dim=-1)
+    return _newton_schulz(u @ vh), s, vh
+
+
+class _Polar(torch.autograd.Function):
+    """The polar factor of tall X = U H, and its derivative.
+
+    With L the solution of L H + H L = M, the adjoint derivative at G is
+    U L(Uᴴ G - Gᴴ U) + (I - U Uᴴ) G H⁻¹: it asks for no gaps between singular
+    values, which the derivative of a singular value decomposition does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, det: int | None) -> Tensor:
+        factor, s, vh = _polar_svd(x, det)
+        ctx.save_for_backward(factor, s, vh)
+        return factor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        (u, s, vh), g = ctx.saved_tensors, grads[0]
+        inside = u.mH @ g
+        turn = vh @ (inside - inside.mH) @ vh.mH
+        # On the diagonal only imaginary parts count; where s + s' = 0 there is no derivative.
+        turn = turn / (s.unsqueeze(-1) + s.unsqueeze(-2))
+        grad = u @ (vh.mH @ turn @ vh)
+        if u.shape[-2] > u.shape[-1]:
+            grad = grad + ((g - u @ inside) @ vh.mH / s.unsqueeze(-2)) @ vh
+        return grad, None
 
 
 def polar(x: Tensor, *, det: int | None = None) -> Tensor:
@@ -127,7 +183,8 @@ def polar(x: Tensor, *, det: int | None = None) -> Tensor:
             (square real matrices only).
 
     Returns:
-        The polar factor, shape, dtype and device of ``x``.
+        The polar factor, shape, dtype and device of ``x``; differentiable where
+        ``x`` has full rank.
 
     Raises:
         ValueError: ``det`` is given for matrices that have no real determinant.
@@ -141,15 +198,12 @@ def polar(x: Tensor, *, det: int | None = None) -> Tensor:
         return x.clone()
     if x.dtype in (torch.float16, torch.bfloat16):
         return polar(x.float(), det=det).to(x.dtype)
-    u, _, vh = svd(x)
-    if det is not None:
-        # Flipping the smallest singular direction costs least distance.
-        flip = torch.linalg.det(u @ vh).sign() * det
-        u = torch.cat([u[..., :-1], u[..., -1:] * flip[..., None, None]], dim=-1)
-    factor = u @ vh
-    if x.shape[-2] < x.shape[-1]:
-        return _newton_schulz(factor.mH).mH
-    return _newton_schulz(factor)
+    tall = x if x.shape[-2] >= x.shape[-1] else x.mH
+    if x.requires_grad:
+        factor: Tensor = _Polar.apply(tall, det)  # type: ignore[no-untyped-call]
+    else:
+        factor = _polar_svd(tall, det)[0]
+    return factor if tall is x else factor.mH
 
 
 def unitary_core(z: Tensor, *, phi: Phi, special: bool = False) -> Tensor:

@@ -28,8 +28,9 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
     r"""Tensors that are, seen as a batch of matrices, orthonormal: :math:`X^H X = I`.
 
     A subclass says how its tensor is a batch of matrices, in :meth:`to_matrices`
-    and :meth:`from_matrices`, linear over the reals and isometric, and which
-    tensors it accepts, in :meth:`why_not`. Everything else, from projections to
+    and :meth:`from_matrices`, linear over the reals and isometric (up to a factor
+    for each matrix, which no retraction notices), and which tensors it accepts,
+    in :meth:`why_not`. Everything else, from projections to
     geodesics, is written here once, on matrices of shape ``(..., n, p)``,
     ``p <= n``, with the Euclidean metric :math:`\langle u, v\rangle = \mathrm{Re}
     \sum \bar u v`.
@@ -93,8 +94,8 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         Returns:
             Errors of shape ``(...)``, one for each matrix of the view.
         """
-        m = self.to_matrices(x.detach())
-        m = m.to(torch.complex128 if m.is_complex() else torch.float64)
+        # Widened first, so that rounding inside the view is not counted.
+        m = self.to_matrices(x.detach().to(torch.complex128 if x.is_complex() else torch.float64))
         gram = m.mH @ m
         gram.diagonal(dim1=-2, dim2=-1).sub_(1)
         norm: Tensor = torch.linalg.matrix_norm(gram)

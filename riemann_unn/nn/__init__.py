@@ -1,10 +1,23 @@
-"""Layers whose recurrent weights are born on their manifold and tagged.
+"""Layers whose weights are born on their manifold and tagged, and activations for them.
 
 They are plain modules: train them with an optimizer from ``riemann_unn.optim`` and the tagged
 weights stay orthogonal or unitary; nothing is added to the forward pass.
 """
 
-from .activations import ModReLU
+from .activations import ModReLU, PhaseSigmoid
+from .conv import CircularConv1d, CircularConv2d, CircularConv3d
+from .conv_recurrent import ConvRNN
+from .lipschitz import GroupSort, certified_radius
 from .recurrent import OrthogonalRNN
 
-__all__ = ["ModReLU", "OrthogonalRNN"]
+__all__ = [
+    "CircularConv1d",
+    "CircularConv2d",
+    "CircularConv3d",
+    "ConvRNN",
+    "GroupSort",
+    "ModReLU",
+    "OrthogonalRNN",
+    "PhaseSigmoid",
+    "certified_radius",
+]

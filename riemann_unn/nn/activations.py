@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ModReLU"]
+__all__ = ["ModReLU", "PhaseSigmoid"]
 
 
 class ModReLU(nn.Module):
@@ -74,3 +74,46 @@ class ModReLU(nn.Module):
     def extra_repr(self) -> str:
         """Show the number of features."""
         return f"{self.features}"
+
+
+class PhaseSigmoid(nn.Module):
+    r"""A sigmoid of the modulus that keeps the sign or phase.
+
+    .. math:: \varphi(z) = \frac{g z}{\sqrt{1 + |g z|^2}}
+
+    The modulus stays below 1. With a gain g above 1 it settles at
+    :math:`\sqrt{1 - g^{-2}}` when the map is repeated, so a state keeps its phases and forgets
+    neither small nor large values; with g = 1 it decays slowly to zero.
+
+    Args:
+        gain: g, positive.
+
+    Shapes: any tensor, real or complex.
+
+    Raises:
+        ValueError: ``gain`` is not positive.
+
+    Reference:
+        Magnasco, "Convolutional unitary or orthogonal recurrent neural networks" (2023), for
+        nonlinearities that preserve the phase.
+    """
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        if not gain > 0:
+            raise ValueError(f"{gain=} must be positive")
+        self.gain = gain
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the activation.
+
+        Args:
+            input: any tensor.
+        """
+        z = self.gain * input
+        power = (z * z.conj()).real if z.is_complex() else z * z
+        return z * torch.rsqrt(1 + power)
+
+    def extra_repr(self) -> str:
+        """Show the gain."""
+        return f"gain={self.gain}"

@@ -76,9 +76,10 @@ def plan(displacements: list[Displacement], state: State, seeds: Seeds) -> list[
     Raises:
         NonFiniteError: a displacement overflowed although its gradient is finite.
     """
-    batches: dict[Any, list[Displacement]] = {}
+    batches: dict[Any, list[tuple[Displacement, Tensor]]] = {}
     for d in displacements:
-        batches.setdefault(_batch_key(d, state), []).append(d)
+        delta = d.point.matrices(d.tensor)
+        batches.setdefault(_batch_key(d, delta, state), []).append((d, delta))
     # These sketches factorise Δ with routines that fail, or lie, on not-a-number.
     whole = [d for d in displacements if d.retraction.sketch in ("svd", "column")]
     if nonfinite([d.point for d in whole], [d.tensor for d in whole]):
@@ -99,34 +100,50 @@ def _refuse_overflow(displacements: list[Displacement]) -> None:
     )
 
 
-def _batch_key(d: Displacement, state: State) -> Any:
+def _batch_key(d: Displacement, delta: Tensor, state: State) -> Any:
     point = d.point
-    shape = point.matrices(point.value).shape[-2:]
+    shape = delta.shape[-2:]
     if shape.numel() > _STACK_UP_TO:
         return id(point)
     kept = state.get(point.param, {})
     return (
         id(point.group),
         shape,
+        delta.dtype,
         point.param.dtype,
         point.param.device,
         point.manifold.det,
         kept.get(STEP, 0),
-        kept[START].shape[-2:] if START in kept else None,
+        _start_rows(kept[START], delta).shape[-2:] if START in kept else None,
     )
 
 
-def _factor(batch: list[Displacement], state: State, seeds: Seeds) -> Move:
-    first = batch[0]
+def _factor(batch: list[tuple[Displacement, Tensor]], state: State, seeds: Seeds) -> Move:
+    first = batch[0][0]
     kept = state.get(first.point.param, {})
     step = kept.get(STEP, 0)
-    delta = _stack([d.point.matrices(d.tensor) for d in batch])
+    delta = _stack([matrices for _, matrices in batch])
+    starts = [_start_rows(state[d.point.param][START], m) for d, m in batch if START in kept]
     start = None
     # A start of another shape is left from another rank: begin anew.
-    if START in kept and kept[START].shape[-2:] == (first.retraction.rank, delta.shape[-2]):
-        start = _stack([state[d.point.param][START] for d in batch])
+    if starts and starts[0].shape[-2:] == (first.retraction.rank, delta.shape[-2]):
+        start = _stack(starts)
     a, b = first.retraction.factor(delta, start=start, generator=seeds.generator(delta, step))
-    return Move([d.point for d in batch], first.retraction, step, a * first.scale, b)
+    return Move([d.point for d, _ in batch], first.retraction, step, a * first.scale, b)
+
+
+# A real parameter may have complex matrices, but its state has to be real: torch casts a state
+# to the parameter's dtype when it is loaded.
+
+
+def _start_rows(kept: Tensor, delta: Tensor) -> Tensor:
+    as_stored = kept.is_complex() == delta.is_complex()
+    return kept if as_stored else torch.view_as_complex(kept)
+
+
+def _start_to_keep(rows: Tensor, param: Tensor) -> Tensor:
+    rows = rows.clone(memory_format=torch.contiguous_format).resolve_conj()
+    return rows if rows.is_complex() == param.is_complex() else torch.view_as_real(rows)
 
 
 def apply_(move: Move, state: State, *, polish: bool, rough: set[Tensor]) -> None:
@@ -174,7 +191,7 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Tensor]) -> Non
         if starts is not None:
             rows = starts if starts.ndim == 2 else starts[offset : offset + count]
             rows = rows.reshape(*view.shape[:-2], *rows.shape[-2:])
-            kept[START] = rows.clone(memory_format=torch.contiguous_format)
+            kept[START] = _start_to_keep(rows, point.param)
         offset += count
 
 

@@ -326,7 +326,10 @@ class ManifoldOptimizer(Optimizer):
     def _gradient_at(self, point: Point) -> Tensor:
         """Return the gradient as the base is to see it: as it is, or in Lie coordinates."""
         grad = point.grad.float() if point.is_half else point.grad
-        x, retraction = point.matrices(point.value), self._retraction(point.group)
+        retraction = self._retraction(point.group)
+        if not retraction.is_intrinsic:
+            return grad
+        x = point.matrices(point.value)
         if not retraction.is_intrinsic_for(x.shape):
             return grad
         coordinates = retraction.pull_back(x, point.matrices(grad))
