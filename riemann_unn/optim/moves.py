@@ -157,14 +157,16 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Tensor]) -> Non
     """
     params = [point.param for point in move.points]
     views = [point.matrices(point.value) for point in move.points]
+    moved = (move.a != 0).any(dim=-1, keepdim=True).any(dim=-2, keepdim=True)
     # Zero displacements leave their matrices bit for bit as they are.
-    if bool(move.a.any()):
+    if bool(moved.any()):
+        shared = _shares(views[0], move.points[0].value)
         # One matrix that is a view of its parameter moves in place; others as a copy.
-        in_place = (
-            len(params) == 1 and views[0].ndim == 2 and _shares(views[0], move.points[0].value)
-        )
+        in_place = len(params) == 1 and views[0].ndim == 2 and shared
+        all_moved = bool(moved.all())
         old = views[0] if in_place else _stack(views)
-        x = old if in_place else old.clone()
+        is_copy = len(params) > 1 or not shared
+        x = old if in_place or (is_copy and all_moved) else old.clone()
         move.retraction.apply_(x, move.a, move.b, special=move.points[0].manifold.det is not None)
         if polish:
             if move.retraction.is_dense_for(x.shape):
@@ -175,8 +177,7 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Tensor]) -> Non
                 newton_schulz_(newton_schulz_(x))
         rough.difference_update(params)
         if not in_place:
-            moved = (move.a != 0).any(dim=-1, keepdim=True).any(dim=-2, keepdim=True)
-            _unstack(torch.where(moved, x, old), move.points, views)
+            _unstack(x if all_moved else torch.where(moved, x, old), move.points, views)
     starts = None
     if not move.retraction.is_dense_for(views[0].shape):
         starts = move.retraction.next_start(move.a)

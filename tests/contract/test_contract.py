@@ -31,6 +31,11 @@ MANIFOLDS = [
     (ru.Unitary(), COMPLEX, SQUARES),
     (ru.Stiefel(), DTYPES, [(12, 5), (5, 12), (3, 6, 2), (7, 1), (1, 7), (4, 0), (0, 4)]),
     (ru.Stiefel(flatten=True), DTYPES, [(8, 2, 3, 3), (20, 2, 3)]),
+    (ru.OrthogonalConv(1), REAL, [(3, 3, 6)]),
+    (ru.OrthogonalConv(2), REAL, [(3, 5, 4, 4), (2, 4, 3, 5, 2)]),
+    (ru.OrthogonalConv(3), REAL, [(2, 2, 2, 3, 2)]),
+    (ru.UnitaryConv(1), COMPLEX, [(4, 3, 5)]),
+    (ru.UnitaryConv(2), COMPLEX, [(3, 3, 2, 3)]),
 ]
 CASES = [
     pytest.param(manifold, dtype, shape, id=f"{manifold}-{str(dtype)[6:]}-{shape}")

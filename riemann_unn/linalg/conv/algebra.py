@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .spectrum import with_channels
+from .spectrum import hat, unhat, with_channels
 
 __all__ = [
     "conv_adjoint",
@@ -20,27 +20,16 @@ __all__ = [
     "sites",
 ]
 
-_HALF = (torch.float16, torch.bfloat16)
-
 
 def frequencies(x: Tensor, ndim: int) -> Tensor:
     """Transform the last ``ndim`` dimensions and put the frequencies, as one dimension, first."""
-    dims = tuple(range(-ndim, 0))
-    x = x.float() if x.dtype in _HALF else x
-    hat: Tensor = torch.fft.fftn(x, dim=dims) if x.is_complex() else torch.fft.rfftn(x, dim=dims)
-    return hat.flatten(-ndim).movedim(-1, 0)
+    return hat(x, ndim=ndim).flatten(-ndim).movedim(-1, 0)
 
 
-def sites(hat: Tensor, size: tuple[int, ...], *, real: bool) -> Tensor:
+def sites(spectrum: Tensor, size: tuple[int, ...], *, real: bool) -> Tensor:
     """Undo :func:`frequencies`, on a lattice of this size."""
-    dims = tuple(range(-len(size), 0))
-    hat = hat.movedim(0, -1)
-    if real:
-        half = (*size[:-1], size[-1] // 2 + 1)
-        x: Tensor = torch.fft.irfftn(hat.unflatten(-1, half), s=size, dim=dims)
-    else:
-        x = torch.fft.ifftn(hat.unflatten(-1, size), dim=dims)
-    return x
+    half = (*size[:-1], size[-1] // 2 + 1) if real else size
+    return unhat(spectrum.movedim(0, -1).unflatten(-1, half), size=size, real=real)
 
 
 def _check_same_torus(left: Tensor, right: Tensor, ndim: int, *, right_is: str) -> None:
@@ -84,8 +73,8 @@ def conv_apply(kernel: Tensor, x: Tensor, *, ndim: int | None = None) -> Tensor:
         )
     dtype = torch.promote_types(kernel.dtype, x.dtype)
     signals = x.to(dtype).reshape(-1, *x.shape[-ndim - 1 :])
-    hat = frequencies(kernel.to(dtype), ndim) @ frequencies(signals, ndim).mT
-    y = sites(hat.mT, tuple(x.shape[-ndim:]), real=not dtype.is_complex).to(dtype)
+    product = frequencies(kernel.to(dtype), ndim) @ frequencies(signals, ndim).mT
+    y = sites(product.mT, tuple(x.shape[-ndim:]), real=not dtype.is_complex).to(dtype)
     y = y.reshape(*x.shape[: -ndim - 1], kernel.shape[0], *x.shape[-ndim:])
     return y.squeeze(-ndim - 1) if bare else y
 
@@ -115,8 +104,8 @@ def conv_compose(left: Tensor, right: Tensor, *, ndim: int | None = None) -> Ten
             f"takes {left.shape[-ndim - 1]} channels, the second gives {right.shape[-ndim - 2]}"
         )
     dtype = torch.promote_types(left.dtype, right.dtype)
-    hat = frequencies(left.to(dtype), ndim) @ frequencies(right.to(dtype), ndim)
-    product = sites(hat, tuple(left.shape[-ndim:]), real=not dtype.is_complex).to(dtype)
+    spectrum = frequencies(left.to(dtype), ndim) @ frequencies(right.to(dtype), ndim)
+    product = sites(spectrum, tuple(left.shape[-ndim:]), real=not dtype.is_complex).to(dtype)
     return product[0, 0] if bare else product
 
 
@@ -199,7 +188,6 @@ def conv_singular_values(kernel: Tensor, *, ndim: int | None = None) -> Tensor:
         (2019), section 2.
     """
     kernel, ndim, _ = with_channels(kernel, ndim=ndim)
-    kernel = kernel.float() if kernel.dtype in _HALF else kernel
-    hat = torch.fft.fftn(kernel, dim=tuple(range(-ndim, 0)))
-    values: Tensor = torch.linalg.svdvals(hat.movedim((-ndim - 2, -ndim - 1), (-2, -1)))
+    whole = hat(kernel.to(torch.promote_types(kernel.dtype, torch.complex64)), ndim=ndim)
+    values: Tensor = torch.linalg.svdvals(whole.movedim((-ndim - 2, -ndim - 1), (-2, -1)))
     return values

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..hermitian import hermitian_function
 from ..maps import cayley, exp_skew, polar, skew
 from .algebra import conv_adjoint
-from .spectrum import conv_from_spectrum, conv_spectrum, with_channels
+from .spectrum import conv_from_spectrum, conv_spectrum, hat, unhat, with_channels
 
 __all__ = ["conv_cayley", "conv_exp", "conv_log", "conv_polar", "conv_skew"]
 
@@ -53,19 +53,8 @@ def _kernel(matrices: Tensor, like: Tensor, ndim: int, *, bare: bool) -> Tensor:
     return kernel[0, 0] if bare else kernel
 
 
-def _hat(x: Tensor, ndim: int) -> Tensor:
-    dims = tuple(range(-ndim, 0))
-    hat: Tensor = torch.fft.fftn(x, dim=dims) if x.is_complex() else torch.fft.rfftn(x, dim=dims)
-    return hat
-
-
-def _unhat(hat: Tensor, like: Tensor, ndim: int) -> Tensor:
-    dims = tuple(range(-ndim, 0))
-    if like.is_complex():
-        x: Tensor = torch.fft.ifftn(hat, dim=dims)
-    else:
-        x = torch.fft.irfftn(hat, s=like.shape[-ndim:], dim=dims)
-    return x
+def _unhat(spectrum: Tensor, like: Tensor, ndim: int) -> Tensor:
+    return unhat(spectrum, size=tuple(like.shape[-ndim:]), real=not like.is_complex())
 
 
 class _OneChannelExp(torch.autograd.Function):
@@ -79,9 +68,9 @@ class _OneChannelExp(torch.autograd.Function):
 
     @staticmethod
     def forward(generator: Tensor, ndim: int) -> Tensor:
-        hat = _hat(generator, ndim)
-        angle = hat.imag.contiguous()
-        wrong, largest = hat.real.abs().amax(), angle.abs().amax()
+        spectrum = hat(generator, ndim=ndim)
+        angle = spectrum.imag.contiguous()
+        wrong, largest = spectrum.real.abs().amax(), angle.abs().amax()
         _check_skew(wrong, torch.maximum(wrong, largest), "conv_exp")
         # torch.polar and a complex exp take ten times as long, not being vectorised.
         return _unhat(torch.complex(angle.cos(), angle.sin()), generator, ndim)
@@ -95,14 +84,14 @@ class _OneChannelExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         (u,), (grad,) = ctx.saved_tensors, grads
-        product = _hat(u, ctx.ndim).conj() * _hat(grad, ctx.ndim)
+        product = hat(u, ndim=ctx.ndim).conj() * hat(grad, ndim=ctx.ndim)
         return _unhat(1j * product.imag, u, ctx.ndim), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         (u,), tangent = ctx.saved_tensors, tangents[0]
-        hat = _hat(u, ctx.ndim) * (1j * _hat(tangent, ctx.ndim).imag)
-        return _unhat(hat, u, ctx.ndim)
+        turned = hat(u, ndim=ctx.ndim) * (1j * hat(tangent, ndim=ctx.ndim).imag)
+        return _unhat(turned, u, ctx.ndim)
 
 
 def conv_skew(kernel: Tensor, *, ndim: int | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["conv_from_spectrum", "conv_spectrum", "with_channels"]
+__all__ = ["conv_from_spectrum", "conv_spectrum", "hat", "unhat", "with_channels"]
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -76,6 +76,32 @@ def with_channels(kernel: Tensor, *, ndim: int | None = None) -> tuple[Tensor, i
     return kernel, count, bare
 
 
+def hat(x: Tensor, *, ndim: int) -> Tensor:
+    """Transform the last ``ndim`` dimensions; of a real tensor, to half of the frequencies."""
+    x = x.float() if x.dtype in _HALF else x
+    size = x.shape[-ndim:]
+    if x.numel() == 0:  # which some transforms refuse
+        half = size if x.is_complex() else (*size[:-1], size[-1] // 2 + 1)
+        dtype = torch.promote_types(x.dtype, torch.complex64)
+        return x.new_zeros((*x.shape[:-ndim], *half), dtype=dtype)
+    dims = tuple(range(-ndim, 0))
+    result: Tensor = torch.fft.fftn(x, dim=dims) if x.is_complex() else torch.fft.rfftn(x, dim=dims)
+    return result
+
+
+def unhat(spectrum: Tensor, *, size: tuple[int, ...], real: bool) -> Tensor:
+    """Undo :func:`hat`, on a lattice of this size."""
+    dims = tuple(range(-len(size), 0))
+    if spectrum.numel() == 0:
+        x = spectrum.new_zeros((*spectrum.shape[: -len(size)], *size))
+        return x.real if real else x
+    if real:
+        result: Tensor = torch.fft.irfftn(spectrum, s=size, dim=dims)
+    else:
+        result = torch.fft.ifftn(spectrum, dim=dims)
+    return result
+
+
 def conv_spectrum(kernel: Tensor, *, ndim: int | None = None) -> Tensor:
     r"""Return a kernel's matrices at all frequencies, one of each conjugate pair if real.
 
@@ -95,19 +121,38 @@ def conv_spectrum(kernel: Tensor, *, ndim: int | None = None) -> Tensor:
         ValueError: the shape is no kernel's.
     """
     kernel, ndim, _ = with_channels(kernel, ndim=ndim)
-    size = tuple(kernel.shape[-ndim:])
-    dims = tuple(range(-ndim, 0))
+    dtype = torch.promote_types(kernel.dtype, torch.complex64)
+    # In single precision a transform and its inverse lose more than a whole step does.
+    wide = kernel.to(torch.complex128 if kernel.is_complex() else torch.float64)
+    matrices = hat(wide, ndim=ndim).flatten(-ndim).to(dtype).movedim(-1, -3)
     if kernel.is_complex():
-        whole: Tensor = torch.fft.fftn(kernel, dim=dims).flatten(-ndim).movedim(-1, -3)
-        return whole
-    kernel = kernel.float() if kernel.dtype in _HALF else kernel
-    flat = torch.fft.rfftn(kernel, dim=dims).flatten(-ndim)
-    pairs = _pairs(size, kernel.device)
-    matrices: Tensor = flat.movedim(-1, -3).index_select(-3, pairs.kept)
+        return matrices
+    pairs = _pairs(tuple(kernel.shape[-ndim:]), kernel.device)
+    matrices = matrices.index_select(-3, pairs.kept)
     # Zero but for rounding; that it is exactly zero keeps these matrices real from here on.
     imaginary = torch.view_as_real(matrices)[..., 1]
     imaginary.index_fill_(-3, pairs.real, 0.0)
     return matrices
+
+
+def _real_kernel(matrices: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Transform the matrices at half of the frequencies back, in double precision.
+
+    It is ``irfftn`` with the dimensions ordered so that each pass finds the one it
+    transforms last in memory, which saves half of the copies.
+    """
+    half = (*size[:-1], size[-1] // 2 + 1)
+    ndim = len(size)
+    # (..., *half, out, in) to (..., out, in, last, *others).
+    x = matrices.unflatten(-3, half).movedim((-2, -1), (-ndim - 2, -ndim - 1)).movedim(-1, -ndim)
+    # To move and to widen in one copy is several times slower.
+    x = x.contiguous().to(torch.complex128)
+    if x.numel() == 0:
+        return x.new_zeros((*x.shape[:-ndim], *size)).real
+    if ndim > 1:
+        x = torch.fft.ifftn(x, dim=tuple(range(1 - ndim, 0)))
+    kernel: Tensor = torch.fft.irfft(x.movedim(-ndim, -1), n=size[-1])
+    return kernel
 
 
 def conv_from_spectrum(matrices: Tensor, *, size: tuple[int, ...], real: bool) -> Tensor:
@@ -122,16 +167,14 @@ def conv_from_spectrum(matrices: Tensor, *, size: tuple[int, ...], real: bool) -
     Returns:
         The kernel, shape ``(..., out, in, *size)``.
     """
-    dims = tuple(range(-len(size), 0))
+    single = matrices.dtype == torch.complex64
     if not real:
-        kernel: Tensor = torch.fft.ifftn(matrices.movedim(-3, -1).unflatten(-1, size), dim=dims)
-        return kernel
+        wide = matrices.movedim(-3, -1).contiguous().to(torch.complex128)
+        return unhat(wide.unflatten(-1, size), size=size, real=False).to(matrices.dtype)
     pairs = _pairs(tuple(size), matrices.device)
     if len(pairs.mirrored):
         matrices = matrices.index_select(-3, pairs.place)
         image = matrices.index_select(-3, pairs.mirrored).conj()
         matrices = matrices.index_copy(-3, pairs.mirrored, image)
-    half = (*size[:-1], size[-1] // 2 + 1)
-    flat = matrices.movedim(-3, -1).contiguous()
-    kernel = torch.fft.irfftn(flat.unflatten(-1, half), s=size, dim=dims)
-    return kernel
+    kernel = _real_kernel(matrices, size)
+    return kernel.float() if single else kernel
