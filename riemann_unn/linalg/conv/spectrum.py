@@ -148,10 +148,11 @@ def _real_kernel(matrices: Tensor, size: tuple[int, ...]) -> Tensor:
     # To move and to widen in one copy is several times slower.
     x = x.contiguous().to(torch.complex128)
     if x.numel() == 0:
-        return x.new_zeros((*x.shape[:-ndim], *size)).real
+        kernel: Tensor = x.new_zeros((*x.shape[:-ndim], *size)).real
+        return kernel
     if ndim > 1:
         x = torch.fft.ifftn(x, dim=tuple(range(1 - ndim, 0)))
-    kernel: Tensor = torch.fft.irfft(x.movedim(-ndim, -1), n=size[-1])
+    kernel = torch.fft.irfft(x.movedim(-ndim, -1), n=size[-1])
     return kernel
 
 

@@ -1,0 +1,79 @@
+"""What convolution kernels cost: a step beside its layer, conv_exp beside a pair of transforms.
+
+Each row times two things in turn in one process and prints the ratio of their medians.
+``python bench/bench_conv.py [--rounds 40] [--threads 2]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+import riemann_unn as ru
+from riemann_unn.linalg import conv_exp, conv_skew
+
+
+def milliseconds(
+    first: Callable[[], object], second: Callable[[], object], *, rounds: int
+) -> tuple[float, float]:
+    """Return the median times of two functions that are called in turn."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for index in range(rounds + 3):
+        for call, found in zip((first, second), times, strict=True):
+            start = time.perf_counter()
+            call()
+            if index >= 3:
+                found.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def step_beside_layer(channels: int, size: int, *, rounds: int) -> tuple[float, float]:
+    """Time an optimizer step and a forward and backward pass at batch 64."""
+    layer = ru.nn.CircularConv2d(channels, channels, size)
+    images = torch.randn(64, channels, size, size)
+    optimizer = ru.optim.ProjUNNT(layer.parameters(), lr=1e-4)
+
+    def pass_() -> None:
+        optimizer.zero_grad()
+        layer(images).square().mean().backward()
+
+    pass_()
+    return milliseconds(optimizer.step, pass_, rounds=rounds)
+
+
+def exp_beside_transforms(size: int, *, rounds: int) -> tuple[float, float]:
+    """Time conv_exp of one channel and a transform with its inverse."""
+    generator = conv_skew(torch.randn(1, 1, size, size))
+
+    def transforms() -> None:
+        torch.fft.irfft2(torch.fft.rfft2(generator), s=(size, size))
+
+    return milliseconds(lambda: conv_exp(generator), transforms, rounds=rounds)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=40, help="timed calls of each (default: 40)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    print(f"{options.threads} threads, float32, medians of {options.rounds}\n")
+    print(f"{'what':45} {'ms':>8} {'beside':>8} {'ratio':>6}")
+    for channels, size in ((16, 16), (64, 8), (64, 16)):
+        ours, other = step_beside_layer(channels, size, rounds=options.rounds)
+        name = f"ProjUNN-T step / layer, {channels} ch, {size}x{size}"
+        print(f"{name:45} {ours:8.2f} {other:8.2f} {ours / other:6.2f}")
+    for size in (128, 512, 1024):
+        ours, other = exp_beside_transforms(size, rounds=options.rounds)
+        name = f"conv_exp / FFT and inverse, {size}x{size}"
+        print(f"{name:45} {ours:8.2f} {other:8.2f} {ours / other:6.2f}")
+
+
+if __name__ == "__main__":
+    main()
