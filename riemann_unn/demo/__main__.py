@@ -1,10 +1,15 @@
-"""Train an orthogonal RNN beside an LSTM: ``python -m riemann_unn.demo [digits|copy|adding]``."""
+"""The demos: ``python -m riemann_unn.demo [digits|copy|adding|conv|convrnn|lipschitz]``.
+
+The first three train an orthogonal RNN beside an LSTM and are run here; each of the others is a
+module of its name with ``add_arguments`` and ``run``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +19,11 @@ from .models import Learner, lstm_learner, orthogonal_learner
 from .tasks import TASKS, Adding, Copy, Digits, Task
 from .training import CheckpointError, Settings, train
 
+EXPERIMENTS = {
+    "conv": "a ResNet-9 of orthogonal convolutions beside one of ordinary ones",
+    "convrnn": "a pattern kept for 500 steps on a lattice",
+    "lipschitz": "certified robustness of an all-orthogonal network",
+}
 _NEEDED = {"sklearn": "scikit-learn", "tqdm": "tqdm", "matplotlib": "matplotlib"}
 
 
@@ -23,11 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Command line arguments; those of the process if left out.
     """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in EXPERIMENTS:
+        return _experiment(argv[0], argv[1:])
     parser = _parser()
     options = parser.parse_args(argv)
-    missing = [name for module, name in _NEEDED.items() if find_spec(module) is None]
-    if missing:
-        parser.error(f"the demo needs {', '.join(missing)}: pip install riemann-unn[demo]")
+    _check_installed(parser)
     for folder in (options.out, options.checkpoint):
         if folder is not None and not folder.absolute().parent.is_dir():
             parser.error(f"there is no folder {folder.absolute().parent} to write {folder.name} to")
@@ -81,6 +92,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_figure(out, task, (orthogonal, lstm), recurrence)
     print(f"\n{table(task, (orthogonal, lstm))}\n\npicture: {out}")
     return 0
+
+
+def _experiment(name: str, argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m riemann_unn.demo {name}", description=f"{EXPERIMENTS[name]}."
+    )
+    module = import_module(f"{__package__}.{name}")
+    module.add_arguments(parser)
+    options = parser.parse_args(argv)
+    _check_installed(parser)
+    module.run(options)
+    return 0
+
+
+def _check_installed(parser: argparse.ArgumentParser) -> None:
+    missing = [name for module, name in _NEEDED.items() if find_spec(module) is None]
+    if missing:
+        parser.error(f"the demo needs {', '.join(missing)}: pip install riemann-unn[demo]")
 
 
 def table(task: Task, learners: Sequence[Learner]) -> str:
@@ -153,6 +182,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m riemann_unn.demo",
         description="Train an RNN with an orthogonal recurrence by ProjUNN-T beside an LSTM of at "
         "least as many parameters, on the same batches; print a table and draw a picture.",
+        epilog="Other demos, with options of their own (name them first, then --help): "
+        + "; ".join(f"{name}, {what}" for name, what in EXPERIMENTS.items()),
     )
     add = parser.add_argument
     add(

@@ -94,7 +94,7 @@ class Learner:
     """
 
     name: str
-    model: SequenceModel
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     history: History = field(default_factory=History)

@@ -7,19 +7,14 @@ from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .models import Learner
+from .style import BLUE, GREY, INK, LINES, finish, new_figure
 from .tasks import Task
 
-__all__ = ["save_figure"]
-
-# Okabe and Ito's palette: told apart with any colour vision, and by line style in grey.
-_BLUE, _VERMILION, _GREY, _INK = "#0072B2", "#D55E00", "#767676", "#222222"
-_LINES = ((_BLUE, "-"), (_VERMILION, "--"))
+__all__ = ["accuracy_panel", "save_figure"]
 
 
 def save_figure(path: Path, task: Task, learners: Sequence[Learner], recurrence: Tensor) -> None:
@@ -31,12 +26,9 @@ def save_figure(path: Path, task: Task, learners: Sequence[Learner], recurrence:
         learners: The learners, the orthogonal one first.
         recurrence: Its recurrent matrix ``(n, n)``.
     """
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.04)
-    figure = Figure(figsize=(11, 7.6), dpi=130, layout=layout)
-    title = task.title[0].upper() + task.title[1:]
-    figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
+    figure = new_figure(task.title)
     axes = figure.subplots(2, 2)
-    _accuracy(axes[0, 0], task, learners)
+    accuracy_panel(axes[0, 0], task, learners)
     _loss(axes[0, 1], task, learners)
     _orthogonality(axes[1, 0], task, learners[0])
     _spectrum(axes[1, 1], recurrence)
@@ -46,8 +38,15 @@ def save_figure(path: Path, task: Task, learners: Sequence[Learner], recurrence:
     figure.savefig(path)
 
 
-def _accuracy(axes: Axes, task: Task, learners: Sequence[Learner]) -> None:
-    for learner, (colour, line) in zip(learners, _LINES, strict=True):
+def accuracy_panel(axes: Axes, task: Task, learners: Sequence[Learner]) -> None:
+    """Draw the held-out accuracy of every learner against epochs.
+
+    Args:
+        axes: Where to draw.
+        task: The task the learners were trained on.
+        learners: The learners, at most three.
+    """
+    for learner, (colour, line) in zip(learners, LINES, strict=False):
         values = [100 * value for value in learner.history.test_accuracy]
         epochs = range(1, len(values) + 1)
         axes.plot(epochs, values, line, color=colour, lw=2, marker="o", ms=4, label=learner.name)
@@ -62,18 +61,18 @@ def _accuracy(axes: Axes, task: Task, learners: Sequence[Learner]) -> None:
         )
     axes.set_ylim(-2, 103)
     _epochs(axes, learners[0])
-    _finish(axes, f"Held-out {task.score}", "epoch", f"{task.score} (%)")
+    finish(axes, f"Held-out {task.score}", "epoch", f"{task.score} (%)")
 
 
 def _loss(axes: Axes, task: Task, learners: Sequence[Learner]) -> None:
     per_epoch = task.batches_per_epoch
-    for learner, (colour, line) in zip(learners, _LINES, strict=True):
+    for learner, (colour, line) in zip(learners, LINES, strict=False):
         history = learner.history
         x = [(i + 1) / per_epoch for i in range(len(history.train_loss))]
         axes.plot(x, history.train_loss, color=colour, lw=0.7, alpha=0.3)
         epochs = range(1, len(history.test_loss) + 1)
         axes.plot(epochs, history.test_loss, line, color=colour, lw=2, label=learner.name)
-    axes.axhline(task.baseline, color=_GREY, lw=1.2, ls=":")
+    axes.axhline(task.baseline, color=GREY, lw=1.2, ls=":")
     axes.annotate(
         "no memory",
         (1, task.baseline),
@@ -81,20 +80,20 @@ def _loss(axes: Axes, task: Task, learners: Sequence[Learner]) -> None:
         xytext=(-4, -13),
         textcoords="offset points",
         ha="right",
-        color=_GREY,
+        color=GREY,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8},
     )
     axes.set_yscale("log")
     _epochs(axes, learners[0])
-    _finish(axes, "Loss: held-out (thick), each training batch (thin)", "epoch", "loss")
+    finish(axes, "Loss: held-out (thick), each training batch (thin)", "epoch", "loss")
 
 
 def _orthogonality(axes: Axes, task: Task, learner: Learner) -> None:
     errors = learner.history.orthogonality
     x = [(i + 1) / task.batches_per_epoch for i in range(len(errors))]
-    axes.plot(x, errors, color=_BLUE, lw=1.4)
+    axes.plot(x, errors, color=BLUE, lw=1.4)
     epsilon = torch.finfo(torch.float32).eps
-    axes.axhline(epsilon, color=_GREY, lw=1.2, ls=":")
+    axes.axhline(epsilon, color=GREY, lw=1.2, ls=":")
     axes.annotate(
         "float32 epsilon",
         (1, epsilon),
@@ -102,23 +101,23 @@ def _orthogonality(axes: Axes, task: Task, learner: Learner) -> None:
         xytext=(-4, -12),
         textcoords="offset points",
         ha="right",
-        color=_GREY,
+        color=GREY,
     )
     axes.set_yscale("log")
     axes.set_ylim(min(1e-8, *errors) / 1.5, max(1e-5, *errors) * 1.5)
     _epochs(axes, learner)
     title = f"Off the manifold after every step: at most {max(errors):.1e}"
-    _finish(axes, title, "epoch", r"$\|W^{H}W - I\|_F\,/\,\sqrt{n}$")
+    finish(axes, title, "epoch", r"$\|W^{H}W - I\|_F\,/\,\sqrt{n}$")
 
 
 def _spectrum(axes: Axes, recurrence: Tensor) -> None:
     double = torch.complex128 if recurrence.is_complex() else torch.float64
     values = torch.linalg.eigvals(recurrence.detach().to(double)).cpu()
     angle = torch.linspace(0, 2 * torch.pi, 361)
-    axes.plot(angle.cos(), angle.sin(), color=_GREY, lw=1)
-    axes.axhline(0, color=_GREY, lw=0.5)
-    axes.axvline(0, color=_GREY, lw=0.5)
-    axes.scatter(values.real, values.imag, s=26, color=_BLUE, alpha=0.75, edgecolor="white", lw=0.5)
+    axes.plot(angle.cos(), angle.sin(), color=GREY, lw=1)
+    axes.axhline(0, color=GREY, lw=0.5)
+    axes.axvline(0, color=GREY, lw=0.5)
+    axes.scatter(values.real, values.imag, s=26, color=BLUE, alpha=0.75, edgecolor="white", lw=0.5)
     axes.set_aspect("equal", anchor="W")
     axes.set_xlim(-1.2, 1.2)
     axes.set_ylim(-1.2, 1.2)
@@ -130,10 +129,10 @@ def _spectrum(axes: Axes, recurrence: Tensor) -> None:
         (0, 0),
         ha="center",
         va="center",
-        color=_INK,
+        color=INK,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 3},
     )
-    _finish(axes, "Eigenvalues of the recurrent matrix", "real part", "imaginary part")
+    finish(axes, "Eigenvalues of the recurrent matrix", "real part", "imaginary part")
     axes.grid(False)
 
 
@@ -141,12 +140,3 @@ def _epochs(axes: Axes, learner: Learner) -> None:
     last = len(learner.history.test_loss)
     axes.set_xlim(0, last * 1.04)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
-
-
-def _finish(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, color=_INK)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(True, color="#E6E6E6", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,326 @@
+"""Experiment: a picture kept for hundreds of steps in the waves of a recurrent convolution.
+
+A network sees a digit at step 0 and nothing after it. A kernel turns the state, an image on a
+torus, at every step; after some tens of steps a linear layer has to tell the digit, and all is
+trained for that. Then the state runs on, many times longer than in training, and at chosen steps a
+linear readout, fitted in closed form on the training images, shows what can still be told from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import riemann_unn as ru
+
+from ..linalg import conv_singular_values
+from ..nn import ConvRNN
+from .cli import add_run_options, aligned, one_thread, positive, positive_float
+from .images import DigitImages
+from .models import Learner
+from .tasks import Batch, Task
+from .training import train
+
+__all__ = ["Keeper", "Trace", "add_arguments", "norms", "read_out", "report", "run"]
+
+_SHOWN = 4
+_RIDGE = 1e-3
+_CHUNK = 25
+
+
+class Keeper(nn.Module):
+    """A ConvRNN that sees an image once, runs on its own, and tells its class.
+
+    Args:
+        channels: Of the state.
+        steps: From the image to the answer.
+        nonlinearity: Of the recurrence; modReLU's thresholds start at zero.
+        kernel: ``"unitary"``; ``"same"``, the same first kernel without its constraint; or
+            ``"default"``, first values of ``nn.Conv2d`` on 3 by 3 sites without a constraint.
+        dtype: Of the state.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        steps: int,
+        nonlinearity: str = "modrelu",
+        kernel: str = "unitary",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.steps = steps
+        self.rnn = ConvRNN(1, channels, (8, 8), nonlinearity, dtype=dtype)
+        if nonlinearity == "modrelu":
+            nn.init.zeros_(self.rnn.activation.get_parameter("bias"))
+        if kernel != "unitary":
+            ru.untag_(self.rnn.kernel)
+        if kernel == "default":
+            values = nn.Conv2d(channels, channels, 3, dtype=dtype).weight
+            with torch.no_grad():
+                centred = functional.pad(values, (0, 5, 0, 5)).roll((-1, -1), (-2, -1))
+                self.rnn.kernel.copy_(centred)
+        self.head = nn.Linear(64 * channels * (2 if dtype.is_complex else 1), 10)
+
+    def first(self, images: Tensor) -> Tensor:
+        """The state that an image leaves.
+
+        Args:
+            images: ``(N, 1, 8, 8)``.
+        """
+        state: Tensor = self.rnn(images.unsqueeze(0))[1]
+        return state
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify after ``steps`` steps.
+
+        Args:
+            images: ``(N, 1, 8, 8)``.
+        """
+        logits: Tensor = self.head(
+            features(self.rnn.evolve(self.first(images), steps=self.steps)[-1])
+        )
+        return logits
+
+
+class ClippedLearner(Learner):
+    """Clips gradients to norm 1, as is usual for recurrent networks, and skips those not finite."""
+
+    def step(self, task: Task, inputs: Tensor, targets: Tensor) -> float:
+        self.model.train()
+        self.optimizer.zero_grad()
+        loss = task.loss(self.model(inputs), targets)
+        loss.backward()
+        if torch.isfinite(nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)):
+            self.optimizer.step()
+        return loss.item()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a linear readout recovers from the states of a trained network.
+
+    Attributes:
+        accuracy: Share of held-out images told right, by step.
+        pictures: The first few held-out images as read from the state, by step.
+        explained: Share of the variance of held-out pixels that is recovered, by step.
+    """
+
+    accuracy: dict[int, float]
+    pictures: dict[int, Tensor]
+    explained: dict[int, float]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this experiment.
+
+    Args:
+        parser: Takes them.
+    """
+    add_run_options(parser, name="convrnn", epochs=2)
+    add = parser.add_argument
+    add("--channels", type=positive, default=4, help="channels of the state (default: 4)")
+    add("--steps", type=positive, default=500, help="steps to keep the picture (default: 500)")
+    add("--train-steps", type=positive, default=50, help="steps in training (default: 50)")
+    add("--complex", action="store_true", help="complex states and a unitary kernel")
+    add(
+        "--nonlinearity",
+        choices=("modrelu", "phase_sigmoid", "identity"),
+        default="modrelu",
+        help="of the recurrence (default: modrelu)",
+    )
+    add("--rank", type=positive, default=4, help="rank of the updates (default: 4)")
+    add("--lr", type=positive_float, default=1e-2, help="learning rate (default: 0.01)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train the networks on the same batches, let them run on, print a table, draw a picture.
+
+    Args:
+        args: As parsed with the options of :func:`add_arguments`.
+    """
+    task = DigitImages(validation=args.validation, standardized=True)
+    learners = [build(kind, args) for kind in ("unitary", "same", "default")]
+    print(
+        f"One look at {task.title}, then {args.steps} steps without input, "
+        f"after training over {args.train_steps}"
+    )
+    images, _ = task.test_batch()
+    with one_thread():
+        before = [norms(learner.model, images[:64], args.steps) for learner in learners]
+        train(task, learners, epochs=args.epochs, seed=args.seed, quiet=args.quiet)
+        after = [norms(learner.model, images[:64], args.steps) for learner in learners]
+        marks = sorted({0, args.steps // 20, args.steps // 5, args.steps // 2, args.steps})
+        traces = [read_out(learner.model, task, marks) for learner in learners]
+
+    from .convrnn_plots import save_traces  # matplotlib takes a second to import
+
+    save_traces(args.out, task, learners, before, after, traces)
+    print(f"\n{report(learners, after, traces)}\n\npicture: {args.out}")
+
+
+def build(kernel: str, args: argparse.Namespace) -> ClippedLearner:
+    """One network and its optimizer; the three differ in the kernel and nothing else.
+
+    Args:
+        kernel: As for :class:`Keeper`.
+        args: The options.
+    """
+    torch.manual_seed(args.seed)
+    model = Keeper(
+        args.channels,
+        steps=args.train_steps,
+        nonlinearity=args.nonlinearity,
+        kernel=kernel,
+        dtype=torch.complex64 if args.complex else torch.float32,
+    )
+    # The recurrence is used at every step, so its gradient is that much larger, and a threshold
+    # wears down or builds up the state at every one of them.
+    slow = [model.rnn.kernel]
+    thresholds = list(model.rnn.activation.parameters())
+    ids = {id(p) for p in slow + thresholds}
+    groups = [
+        {"params": slow, "lr": args.lr / 32},
+        {"params": thresholds, "lr": args.lr / 1000},
+        {"params": [p for p in model.parameters() if id(p) not in ids]},
+    ]
+    optimizer: torch.optim.Optimizer
+    if kernel == "unitary":
+        optimizer = ru.optim.ProjUNNT(groups, lr=args.lr, rank=args.rank, base=torch.optim.Adam)
+    else:
+        optimizer = torch.optim.Adam(groups, lr=args.lr)
+    orthogonal = "unitary" if args.complex else "orthogonal"
+    names = {
+        "unitary": orthogonal,
+        "same": f"ordinary, from the same {orthogonal} kernel",
+        "default": "ordinary, default initial kernel",
+    }
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
+    return ClippedLearner(names[kernel], model, optimizer, schedule)
+
+
+def features(states: Tensor) -> Tensor:
+    """States as rows of real numbers.
+
+    Args:
+        states: ``(N, channels, 8, 8)``, real or complex.
+    """
+    real = torch.view_as_real(states) if states.is_complex() else states
+    return real.flatten(1)
+
+
+@torch.no_grad()
+def norms(model: nn.Module, images: Tensor, steps: int) -> Tensor:
+    """Mean norm of the state at steps 0, 1, ..., ``steps``.
+
+    Args:
+        model: A :class:`Keeper`.
+        images: ``(N, 1, 8, 8)``.
+        steps: The last step.
+    """
+    assert isinstance(model, Keeper)
+    state = model.first(images)
+    result = [_norm(state).unsqueeze(0)]
+    for start in range(0, steps, _CHUNK):
+        states = model.rnn.evolve(state, steps=min(_CHUNK, steps - start))
+        result.append(torch.stack([_norm(one) for one in states]))
+        state = states[-1]
+    return torch.cat(result)
+
+
+def _norm(states: Tensor) -> Tensor:
+    mean: Tensor = features(states).double().norm(dim=1).mean()
+    return mean
+
+
+@torch.no_grad()
+def read_out(model: nn.Module, task: DigitImages, marks: Sequence[int]) -> Trace:
+    """Fit a linear readout of the state at each of some steps, and see what it recovers.
+
+    Ridge regression from the states of the training images onto their pixels and classes. States
+    are first scaled to mean square 1, all by one number, so that a small state is as good as a
+    large one: what counts is what is left in it above a noise of about 3 %.
+
+    Args:
+        model: A :class:`Keeper`.
+        task: Gives the images.
+        marks: Steps to look at, ascending.
+    """
+    assert isinstance(model, Keeper)
+    batches: list[Batch] = list(task.train_batches(torch.Generator().manual_seed(0)))
+    images = torch.cat([inputs for inputs, _ in batches])
+    classes = torch.cat([targets for _, targets in batches])
+    held, held_classes = task.test_batch()
+    count = len(images)
+    state = model.first(torch.cat([images, held]))
+    wanted = torch.cat([images.flatten(1), functional.one_hot(classes, 10)], dim=1).double()
+    trace = Trace({}, {}, {})
+    step = 0
+    for mark in marks:
+        while step < mark:
+            state = model.rnn.evolve(state, steps=min(_CHUNK, mark - step))[-1]
+            step += min(_CHUNK, mark - step)
+        told = _ridge(features(state).double(), count, wanted)
+        pixels, scores = told[:, :64], told[:, 64:]
+        trace.accuracy[mark] = task.accuracy(scores, held_classes)
+        truth = held.flatten(1).double()
+        wrong = (pixels - truth).square().sum() / (truth - truth.mean(0)).square().sum()
+        trace.explained[mark] = 1 - wrong.item()
+        trace.pictures[mark] = pixels[:_SHOWN].reshape(-1, 8, 8)
+    return trace
+
+
+def _ridge(x: Tensor, count: int, wanted: Tensor) -> Tensor:
+    """Fit on the first ``count`` rows, answer for the others; the mean where nothing is left."""
+    mean = wanted.mean(0)
+    # Zero, infinite or not a number: nothing can be told from such a state.
+    size = x.abs().amax()
+    if not (torch.isfinite(size) and size > 0):
+        return mean.expand(len(x) - count, -1)
+    x = x / size
+    x = x - x[:count].mean(0)
+    spread = x[:count].square().mean().sqrt()
+    if spread == 0:
+        return mean.expand(len(x) - count, -1)
+    x = x / spread
+    rows = x[:count]
+    gram = rows.mT @ rows + _RIDGE * count * torch.eye(x.shape[1], dtype=x.dtype)
+    told: Tensor = x[count:] @ torch.linalg.solve(gram, rows.mT @ (wanted - mean)) + mean
+    return told
+
+
+def report(learners: Sequence[Learner], after: Sequence[Tensor], traces: Sequence[Trace]) -> str:
+    """The final numbers as a table.
+
+    Args:
+        learners: The trained learners.
+        after: Norms of their states over time.
+        traces: What can be read from them.
+    """
+    last = max(traces[0].accuracy)
+    rows = [["", "parameters", "accuracy, trained", f"read at step {last}", "pixels recovered"]]
+    rows[0] += [f"norm at step {last} / 0", "singular values", "orthogonality error", "seconds"]
+    for learner, norm, trace in zip(learners, after, traces, strict=True):
+        history = learner.history
+        values = conv_singular_values(learner.model.get_parameter("rnn.kernel").detach(), ndim=2)
+        errors = history.orthogonality
+        rows.append(
+            [
+                learner.name,
+                f"{learner.parameters:,}",
+                f"{history.test_accuracy[-1]:.1%}",
+                f"{trace.accuracy[last]:.1%}",
+                f"{trace.explained[last]:.1%}",
+                f"{(norm[-1] / norm[0]).item():.3g}",
+                f"{values.min().item():.4g} to {values.max().item():.4g}",
+                f"{max(errors):.1e}" if errors else "-",
+                f"{sum(history.seconds):.1f}",
+            ]
+        )
+    return aligned(rows)

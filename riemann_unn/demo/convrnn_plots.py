@@ -1,0 +1,99 @@
+"""The picture of states over time: their norm, what can be read from them, and the images read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from .convrnn import Trace
+from .images import DigitImages
+from .models import Learner
+from .style import GREY, LINES, finish, new_figure
+
+__all__ = ["save_traces"]
+
+_FLOOR, _CEILING = 1e-12, 1e12
+
+
+def save_traces(
+    path: Path,
+    task: DigitImages,
+    learners: Sequence[Learner],
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
+    traces: Sequence[Trace],
+) -> None:
+    """Draw norms, accuracy of a linear readout, and the images it reads, into a PNG.
+
+    Args:
+        path: File to write.
+        task: Gives the true images.
+        learners: The learners.
+        before: Norm of the state at every step before training.
+        after: And after it.
+        traces: What can be read from the states after training.
+    """
+    last = max(traces[0].accuracy)
+    figure = new_figure(f"One look, then {last} steps without input, {task.title}", height=7)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.2, 1))
+    top, bottom = parts
+    axes = top.subplots(1, 3)
+    _norms(axes[0], learners, before, "Norm of the state, before training")
+    _norms(axes[1], learners, after, "Norm of the state, after training")
+    for learner, trace, (colour, line) in zip(learners, traces, LINES, strict=False):
+        told = [100 * value for value in trace.accuracy.values()]
+        style = {"color": colour, "lw": 2, "marker": "o", "ms": 4, "label": learner.name}
+        axes[2].plot(list(trace.accuracy), told, line, **style)
+    axes[2].axhline(10, color=GREY, lw=1.2, ls=":")
+    axes[2].set_ylim(-2, 103)
+    finish(axes[2], "Told by a linear readout", "step", "accuracy (%)")
+    handles, labels = axes[2].get_legend_handles_labels()
+    top.legend(handles, labels, loc="outside lower center", ncols=len(learners), frameon=False)
+    _images(bottom.subplots(1, len(learners) + 1), task, learners, traces)
+    figure.savefig(path)
+
+
+def _norms(axes: Axes, learners: Sequence[Learner], norms: Sequence[Tensor], title: str) -> None:
+    for learner, values, (colour, line) in zip(learners, norms, LINES, strict=False):
+        shown = values.nan_to_num(_CEILING, posinf=_CEILING).clamp(_FLOOR / 10, _CEILING * 10)
+        axes.plot(shown, line, color=colour, lw=2, label=learner.name)
+    axes.set_yscale("log")
+    axes.set_ylim(_FLOOR, _CEILING)
+    finish(axes, title, "step", "")
+
+
+def _images(
+    axes: Sequence[Axes], task: DigitImages, learners: Sequence[Learner], traces: Sequence[Trace]
+) -> None:
+    marks = [0, *sorted(traces[0].pictures)[-3::2]]
+    truth = task.test_batch()[0][: len(traces[0].pictures[0]), 0]
+    low, high = truth.min().item(), truth.max().item()
+    _mosaic(axes[0], [truth], ["seen"], (low, high), "held-out images")
+    for place, learner, trace in zip(axes[1:], learners, traces, strict=True):
+        rows = [trace.pictures[mark] for mark in marks]
+        labels = [f"step {mark}" for mark in marks]
+        _mosaic(place, rows, labels, (low, high), learner.name)
+
+
+def _mosaic(
+    axes: Axes,
+    rows: Sequence[Tensor],
+    labels: Sequence[str],
+    limits: tuple[float, float],
+    title: str,
+) -> None:
+    canvas = torch.full((9 * len(rows) - 1, 9 * len(rows[0]) - 1), torch.nan)
+    for i, images in enumerate(rows):
+        for j, image in enumerate(images):
+            canvas[9 * i : 9 * i + 8, 9 * j : 9 * j + 8] = image
+    axes.imshow(canvas.numpy(), cmap="gray_r", vmin=limits[0], vmax=limits[1])
+    axes.set_yticks([9 * i + 3.5 for i in range(len(rows))], labels)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=10)

@@ -1,0 +1,63 @@
+"""The picture of the certified network: accuracy against the size of a perturbation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from .conv_plots import share_limits, singular_values_panel
+from .images import DigitImages
+from .lipschitz import EPSILONS, Robustness
+from .models import Learner
+from .style import LINES, finish, new_figure
+
+__all__ = ["save_robustness"]
+
+
+def save_robustness(
+    path: Path,
+    task: DigitImages,
+    learners: Sequence[Learner],
+    held: Sequence[Robustness],
+    before: Sequence[Sequence[Tensor]],
+    after: Sequence[Sequence[Tensor]],
+) -> None:
+    """Draw certified accuracy, accuracy under attack and singular values into a PNG.
+
+    Args:
+        path: File to write.
+        task: The task the learners were trained on.
+        learners: The orthogonal learner and the ordinary one.
+        held: What they hold against perturbations.
+        before: Singular values of their convolutions before training.
+        after: And after it.
+    """
+    figure = new_figure(f"Certified robustness, {task.title}", width=14, height=4.6)
+    axes = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
+    _accuracy(axes[0], learners, held)
+    for place, learner, one, last, (colour, _) in zip(
+        axes[1:], learners, before, after, LINES, strict=False
+    ):
+        singular_values_panel(place, one, last, colour, f"Singular values, {learner.name}")
+    share_limits(axes[1:], [*before, *after])
+    figure.savefig(path)
+
+
+def _accuracy(axes: Axes, learners: Sequence[Learner], held: Sequence[Robustness]) -> None:
+    grid = torch.linspace(0, EPSILONS[-1], 201).tolist()
+    for learner, one, (colour, line) in zip(learners, held, LINES, strict=False):
+        certified = [100 * one.certified(e) for e in grid]
+        label = f"{learner.name}, certified (L = {one.lipschitz:.3g})"
+        axes.plot(grid, certified, line, color=colour, lw=2, label=label)
+        clean = 100 * learner.history.test_accuracy[-1]
+        attacked = [clean, *(100 * one.withstood(e) for e in EPSILONS)]
+        label = f"{learner.name}, under attack (PGD)"
+        axes.plot([0, *EPSILONS], attacked, "o:", color=colour, lw=1, ms=5, label=label)
+    axes.set_ylim(-2, 103)
+    axes.legend(loc="upper right", frameon=False, fontsize=9)
+    title = "Certified accuracy (lines), accuracy under attack (dots)"
+    finish(axes, title, "2-norm of the perturbation, pixels 0 to 1", "accuracy (%)")
