@@ -13,8 +13,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
+from .cli import aligned, one_thread, positive, positive_float
 from .models import Learner, lstm_learner, orthogonal_learner
 from .tasks import TASKS, Adding, Copy, Digits, Task
 from .training import CheckpointError, Settings, train
@@ -65,25 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seed": options.seed,
     }
     print(f"{task.title[0].upper()}{task.title[1:]}")
-    threads = torch.get_num_threads()
-    # Matrices this small gain nothing from a second thread, and waiting for one on a busy
-    # machine costs a hundredfold.
-    torch.set_num_threads(1)
     try:
-        train(
-            task,
-            (orthogonal, lstm),
-            epochs=options.epochs,
-            seed=options.seed,
-            checkpoint=options.checkpoint,
-            settings=settings,
-            quiet=options.quiet,
-        )
+        with one_thread():
+            train(
+                task,
+                (orthogonal, lstm),
+                epochs=options.epochs,
+                seed=options.seed,
+                checkpoint=options.checkpoint,
+                settings=settings,
+                quiet=options.quiet,
+            )
     except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    finally:
-        torch.set_num_threads(threads)
 
     from .plots import save_figure  # matplotlib takes a second to import
 
@@ -134,17 +128,7 @@ def table(task: Task, learners: Sequence[Learner]) -> str:
             + [f"{history.test_accuracy[mark - 1]:.1%}" for mark in marks]
             + [f"{history.test_loss[-1]:.4f}", f"{sum(history.seconds):.1f}", error]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0])]
-            + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
-        )
-        for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    lines += ["", _below_baseline(task, learners)]
-    return "\n".join(lines)
+    return f"{aligned(rows)}\n\n{_below_baseline(task, learners)}"
 
 
 def _below_baseline(task: Task, learners: Sequence[Learner]) -> str:
@@ -193,10 +177,10 @@ def _parser() -> argparse.ArgumentParser:
         default=TASKS[0].name,
         help="digits read pixel by pixel, copying memory, or the adding problem (default: digits)",
     )
-    add("--rank", type=_positive, default=1, help="rank of the recurrence's updates (default: 1)")
-    add("--hidden", type=_positive, help="size of the state (default: by task)")
-    add("--epochs", type=_positive, default=20, help="number of epochs (default: 20)")
-    add("--lr", type=_positive_float, help="learning rate of the orthogonal RNN (default: by task)")
+    add("--rank", type=positive, default=1, help="rank of the recurrence's updates (default: 1)")
+    add("--hidden", type=positive, help="size of the state (default: by task)")
+    add("--epochs", type=positive, default=20, help="number of epochs (default: 20)")
+    add("--lr", type=positive_float, help="learning rate of the orthogonal RNN (default: by task)")
     add("--seed", type=int, default=0, help="seed of weights and batches (default: 0)")
     add("--complex", action="store_true", help="complex states and a unitary recurrence")
     add("--permuted", action="store_true", help="digits: pixels in one fixed random order")
@@ -207,27 +191,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--length",
-        type=_positive,
+        type=positive,
         help="copy: the delay; adding: the sequence length (default: by task)",
     )
     add("--out", type=Path, help="the picture (default: riemann_unn_demo_TASK.png here)")
     add("--checkpoint", type=Path, help="save every epoch to this file, and resume from it")
     add("--quiet", action="store_true", help="no progress bar")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def _positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be positive, got {value}")
-    return value
 
 
 if __name__ == "__main__":

@@ -68,7 +68,10 @@ def add_run_options(parser: argparse.ArgumentParser, *, name: str, epochs: int) 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: tensors this small gain nothing from a second one."""
+    """Keep torch to one thread: tensors this small gain nothing from a second one.
+
+    Waiting for one on a busy machine costs a hundredfold.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

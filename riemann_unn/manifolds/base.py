@@ -55,6 +55,10 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
     def to_matrices(self, x: Tensor) -> Tensor:
         """Return ``x`` as ``(..., n, p)`` with ``p <= n``, a view of its memory where possible."""
 
+    def displacement_matrices(self, u: Tensor) -> Tensor:
+        """Return the same view of a displacement, which bears more rounding than a point does."""
+        return self.to_matrices(u)
+
     @abstractmethod
     def from_matrices(self, matrices: Tensor, shape: torch.Size) -> Tensor:
         """Return the tensor of the given shape whose matrix view is ``matrices``."""

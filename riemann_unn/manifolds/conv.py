@@ -45,8 +45,11 @@ class _ConvManifold(MatrixManifold):
 
     def to_matrices(self, x: Tensor) -> Tensor:
         """Return the spectrum ``(..., F, n, p)``, ``p <= n``: wide matrices by their adjoint."""
-        matrices = conv_spectrum(x, ndim=self.lattice_dims)
-        return matrices if matrices.shape[-2] >= matrices.shape[-1] else matrices.mH
+        return _tall(conv_spectrum(x, ndim=self.lattice_dims))
+
+    def displacement_matrices(self, u: Tensor) -> Tensor:
+        """Return the same by a transform in the precision of ``u``, at half of the cost."""
+        return _tall(conv_spectrum(u, ndim=self.lattice_dims, widen=False))
 
     def from_matrices(self, matrices: Tensor, shape: torch.Size) -> Tensor:
         """Undo :meth:`to_matrices`."""
@@ -56,6 +59,10 @@ class _ConvManifold(MatrixManifold):
         return conv_from_spectrum(matrices, size=size, real=self._real)
 
     _real: bool
+
+
+def _tall(matrices: Tensor) -> Tensor:
+    return matrices if matrices.shape[-2] >= matrices.shape[-1] else matrices.mH
 
 
 class OrthogonalConv(_ConvManifold):

@@ -78,7 +78,7 @@ def plan(displacements: list[Displacement], state: State, seeds: Seeds) -> list[
     """
     batches: dict[Any, list[tuple[Displacement, Tensor]]] = {}
     for d in displacements:
-        delta = d.point.matrices(d.tensor)
+        delta = d.point.manifold.displacement_matrices(d.tensor)
         batches.setdefault(_batch_key(d, delta, state), []).append((d, delta))
     # These sketches factorise Δ with routines that fail, or lie, on not-a-number.
     whole = [d for d in displacements if d.retraction.sketch in ("svd", "column")]

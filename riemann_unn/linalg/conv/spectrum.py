@@ -102,7 +102,7 @@ def unhat(spectrum: Tensor, *, size: tuple[int, ...], real: bool) -> Tensor:
     return result
 
 
-def conv_spectrum(kernel: Tensor, *, ndim: int | None = None) -> Tensor:
+def conv_spectrum(kernel: Tensor, *, ndim: int | None = None, widen: bool = True) -> Tensor:
     r"""Return a kernel's matrices at all frequencies, one of each conjugate pair if real.
 
     .. math:: \hat K(f) = \sum_x K(x)\, e^{-2\pi i f \cdot x / N}
@@ -111,6 +111,8 @@ def conv_spectrum(kernel: Tensor, *, ndim: int | None = None) -> Tensor:
         kernel: shape ``(..., out, in, *size)``, or ``(*size)`` for one channel,
             real or complex.
         ndim: dimensions of the lattice; by default all but the first two.
+        widen: transform in double precision, so that no more than a rounding is
+            lost; without it in the precision of the kernel, in half the time.
 
     Returns:
         Complex matrices, shape ``(..., F, out, in)``: F is the number of lattice
@@ -122,9 +124,10 @@ def conv_spectrum(kernel: Tensor, *, ndim: int | None = None) -> Tensor:
     """
     kernel, ndim, _ = with_channels(kernel, ndim=ndim)
     dtype = torch.promote_types(kernel.dtype, torch.complex64)
-    # In single precision a transform and its inverse lose more than a whole step does.
-    wide = kernel.to(torch.complex128 if kernel.is_complex() else torch.float64)
-    matrices = hat(wide, ndim=ndim).flatten(-ndim).to(dtype).movedim(-1, -3)
+    if widen:
+        # In single precision a transform and its inverse lose more than a whole step does.
+        kernel = kernel.to(torch.complex128 if kernel.is_complex() else torch.float64)
+    matrices = hat(kernel, ndim=ndim).flatten(-ndim).to(dtype).movedim(-1, -3)
     if kernel.is_complex():
         return matrices
     pairs = _pairs(tuple(kernel.shape[-ndim:]), kernel.device)
