@@ -68,7 +68,7 @@ def test_adding_data_and_baseline() -> None:
 
 def test_digits_split_is_stratified_disjoint_and_scaled() -> None:
     task = Digits()
-    train_images, train_classes, test_images, test_classes = task._split
+    train_images, train_classes, test_images, test_classes = task.split
     assert train_images.shape == (1437, 8, 8) and test_images.shape == (360, 8, 8)
     assert train_images.mean().abs() < 1e-5 and abs(train_images.std() - 1) < 1e-3
     assert (test_classes.bincount(minlength=10) - 36).abs().max() <= 2
@@ -83,7 +83,7 @@ def test_digits_are_read_row_after_row() -> None:
     task = Digits()
     inputs, classes = task.test_batch()
     assert inputs.shape == (64, 360, 1) and classes.shape == (360,)
-    assert torch.equal(inputs[:, 7, 0].view(8, 8), task._split[2][7])
+    assert torch.equal(inputs[:, 7, 0].view(8, 8), task.split[2][7])
 
 
 def test_digits_epoch_is_every_image_once_and_some_are_shifted() -> None:
@@ -92,9 +92,9 @@ def test_digits_epoch_is_every_image_once_and_some_are_shifted() -> None:
     assert len(batches) == task.batches_per_epoch
     classes = torch.cat([classes for _, classes in batches])
     order = torch.randperm(1437, generator=generator(1))  # the first draw of the epoch
-    assert torch.equal(classes, task._split[1][order])
+    assert torch.equal(classes, task.split[1][order])
     images = torch.cat([inputs for inputs, _ in batches], 1)[..., 0].T.view(-1, 8, 8)
-    originals = task._split[0][order]
+    originals = task.split[0][order]
     background = originals.min()
     counts = []
     for axis, step in ((1, 1), (1, -1), (2, 1), (2, -1)):
@@ -107,9 +107,9 @@ def test_digits_epoch_is_every_image_once_and_some_are_shifted() -> None:
 
 
 def test_digits_validation_leaves_the_test_images_alone() -> None:
-    train_images, _, held, _ = Digits(validation=True)._split
+    train_images, _, held, _ = Digits(validation=True).split
     assert train_images.shape == (1149, 8, 8) and held.shape == (288, 8, 8)
-    tested = Digits()._split[2].flatten(1)
+    tested = Digits().split[2].flatten(1)
     for images in (held.flatten(1), train_images.flatten(1)):
         # Either split has its own scale: compare pixels as they were, from 0 to 16.
         a, b = ((x - x.min()) / (x.max() - x.min()) for x in (images, tested))

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["add_run_options", "aligned", "one_thread", "positive", "positive_float"]
+__all__ = [
+    "add_output_options",
+    "add_run_options",
+    "aligned",
+    "one_thread",
+    "positive",
+    "positive_float",
+]
 
 
 def positive(text: str) -> int:
@@ -45,8 +52,8 @@ def _picture(text: str) -> Path:
     return path
 
 
-def add_run_options(parser: argparse.ArgumentParser, *, name: str, epochs: int) -> None:
-    """Add the options that every experiment on images has.
+def add_output_options(parser: argparse.ArgumentParser, *, name: str, epochs: int) -> None:
+    """Add the options that every experiment has.
 
     Args:
         parser: Takes them.
@@ -56,9 +63,21 @@ def add_run_options(parser: argparse.ArgumentParser, *, name: str, epochs: int) 
     picture = Path(f"riemann_unn_demo_{name}.png")
     add = parser.add_argument
     add("--epochs", type=positive, default=epochs, help=f"number of epochs (default: {epochs})")
-    add("--seed", type=int, default=0, help="seed of weights and batches (default: 0)")
     add("--out", type=_picture, default=picture, help=f"the picture (default: {picture} here)")
     add("--quiet", action="store_true", help="no progress bar")
+
+
+def add_run_options(parser: argparse.ArgumentParser, *, name: str, epochs: int) -> None:
+    """Add the options of experiments that train once, on images.
+
+    Args:
+        parser: Takes them.
+        name: Of the experiment, for the name of its picture.
+        epochs: How many by default.
+    """
+    add_output_options(parser, name=name, epochs=epochs)
+    add = parser.add_argument
+    add("--seed", type=int, default=0, help="seed of weights and batches (default: 0)")
     add(
         "--validation",
         action="store_true",

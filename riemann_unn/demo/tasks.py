@@ -143,7 +143,7 @@ class Digits(Task):
     def title(self) -> str:
         order = "in a fixed random order" if self.permuted else "row after row"
         held = "validation" if self.validation else "test"
-        count = len(self._split[3])
+        count = len(self.split[3])
         return f"handwritten digits, pixel by pixel, {order} ({count} {held} images)"
 
     @property
@@ -152,10 +152,10 @@ class Digits(Task):
 
     @property
     def batches_per_epoch(self) -> int:
-        return math.ceil(len(self._split[1]) / self.batch_size)
+        return math.ceil(len(self.split[1]) / self.batch_size)
 
     @cached_property
-    def _split(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def split(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Training images and classes, held-out images and classes; images ``(N, 8, 8)``."""
         datasets = import_module("sklearn.datasets")
         split = import_module("sklearn.model_selection").train_test_split
@@ -187,12 +187,12 @@ class Digits(Task):
         return pixels[torch.randperm(64, generator=torch.Generator().manual_seed(self.seed))]
 
     def train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
-        images, classes = self._split[:2]
+        images, classes = self.split[:2]
         for rows in torch.randperm(len(classes), generator=generator).split(self.batch_size):
             yield self._sequences(_shifted(images[rows], generator)), classes[rows]
 
     def test_batch(self) -> Batch:
-        return self._sequences(self._split[2]), self._split[3]
+        return self._sequences(self.split[2]), self.split[3]
 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
