@@ -157,8 +157,8 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Tensor]) -> Non
     """
     params = [point.param for point in move.points]
     views = [point.matrices(point.value) for point in move.points]
-    moved = (move.a != 0).any(dim=-1, keepdim=True).any(dim=-2, keepdim=True)
-    # Zero displacements leave their matrices bit for bit as they are.
+    moved = _moved(move.a, move.points, views)
+    # Zero displacements leave their points bit for bit as they are.
     if bool(moved.any()):
         shared = _shares(views[0], move.points[0].value)
         # One matrix that is a view of its parameter moves in place; others as a copy.
@@ -194,6 +194,20 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Tensor]) -> Non
             rows = rows.reshape(*view.shape[:-2], *rows.shape[-2:])
             kept[START] = _start_to_keep(rows, point.param)
         offset += count
+
+
+def _moved(a: Tensor, points: list[Point], views: list[Tensor]) -> Tensor:
+    """Which matrices belong to a point with a displacement, of shape ``(..., 1, 1)``."""
+    moved = (a != 0).any(dim=-1, keepdim=True).any(dim=-2, keepdim=True)
+    offset = 0
+    for point, view in zip(points, views, strict=True):
+        count = view.shape[:-2].numel()
+        batch = point.value.shape[: point.value.ndim - point.manifold.point_dims(point.value)]
+        if count > batch.numel():  # a kernel's matrices are written, and so rounded, together
+            part = moved[offset : offset + count].view(*batch, -1, 1, 1)
+            part.copy_(part.any(dim=-3, keepdim=True))
+        offset += count
+    return moved
 
 
 def _moves(a: Tensor, offset: int, count: int) -> bool:

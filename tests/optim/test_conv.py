@@ -171,3 +171,15 @@ def test_off_manifold_kernels_are_refused_or_projected():
     ru.init.warm_start_(k)
     ru.optim.ProjUNNT([k], lr=0.1)
     assert float(ru.orthogonality_error(k)) < 5e-7
+
+
+@all_optimizers
+def test_frequencies_that_cannot_move_do_not_drift(name):
+    """One real number at its own mirror frequency is +1 or -1: only rounding moves it."""
+    cls, options = OPTIMIZERS[name]
+    k = kernel(1, 1, 8, 8, dtype=torch.float32)
+    optimizer = cls([k], lr=0.03, **(options | {"rank": 1} if "rank" in options else options))
+    for i in range(900):
+        k.grad = gaussian(1, 1, 8, 8, dtype=torch.float32, seed=i)
+        optimizer.step()
+    assert float(k.manifold.orthogonality_error(k.detach()).max()) <= 5e-7

@@ -179,6 +179,6 @@ def conv_from_spectrum(matrices: Tensor, *, size: tuple[int, ...], real: bool) -
     if len(pairs.mirrored):
         matrices = matrices.index_select(-3, pairs.place)
         image = matrices.index_select(-3, pairs.mirrored).conj()
-        matrices = matrices.index_copy(-3, pairs.mirrored, image)
+        matrices = matrices.index_copy_(-3, pairs.mirrored, image)
     kernel = _real_kernel(matrices, size)
     return kernel.float() if single else kernel
