@@ -37,8 +37,8 @@ def save_resnet(
         before: Their convolutions before training.
         after: And after it.
     """
-    figure = new_figure(f"ResNet-9 on {task.title}", width=12, height=6.4)
-    parts: Any = figure.subfigures(2, 1, height_ratios=(2.2, 1))
+    figure = new_figure(f"ResNet-9 on {task.title}", width=12, height=5.8)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(2, 1))
     top, bottom = parts
     axes = top.subplots(1, 3)
     accuracy_panel(axes[0], task, learners)

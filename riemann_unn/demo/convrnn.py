@@ -296,7 +296,7 @@ def _ridge(x: Tensor, count: int, wanted: Tensor) -> Tensor:
 
 
 def report(learners: Sequence[Learner], after: Sequence[Tensor], traces: Sequence[Trace]) -> str:
-    """The final numbers as a table.
+    """The final numbers as two tables.
 
     Args:
         learners: The trained learners.
@@ -304,23 +304,29 @@ def report(learners: Sequence[Learner], after: Sequence[Tensor], traces: Sequenc
         traces: What can be read from them.
     """
     last = max(traces[0].accuracy)
-    rows = [["", "parameters", "accuracy, trained", f"read at step {last}", "pixels recovered"]]
-    rows[0] += [f"norm at step {last} / 0", "singular values", "orthogonality error", "seconds"]
+    nets = [["", "parameters", "accuracy, trained", "singular values", "orthogonality error"]]
+    nets[0].append("seconds")
+    states = [["", f"read at step {last}", "pixels recovered", f"norm at step {last} / 0"]]
     for learner, norm, trace in zip(learners, after, traces, strict=True):
         history = learner.history
         values = conv_singular_values(learner.model.get_parameter("rnn.kernel").detach(), ndim=2)
         errors = history.orthogonality
-        rows.append(
+        nets.append(
             [
                 learner.name,
                 f"{learner.parameters:,}",
                 f"{history.test_accuracy[-1]:.1%}",
-                f"{trace.accuracy[last]:.1%}",
-                f"{trace.explained[last]:.1%}",
-                f"{(norm[-1] / norm[0]).item():.3g}",
                 f"{values.min().item():.4g} to {values.max().item():.4g}",
                 f"{max(errors):.1e}" if errors else "-",
                 f"{sum(history.seconds):.1f}",
             ]
         )
-    return aligned(rows)
+        states.append(
+            [
+                learner.name,
+                f"{trace.accuracy[last]:.1%}",
+                f"{trace.explained[last]:.1%}",
+                f"{(norm[-1] / norm[0]).item():.3g}",
+            ]
+        )
+    return f"{aligned(nets)}\n\n{aligned(states)}"

@@ -39,8 +39,8 @@ def save_traces(
         traces: What can be read from the states after training.
     """
     last = max(traces[0].accuracy)
-    figure = new_figure(f"One look, then {last} steps without input, {task.title}", height=7)
-    parts: Any = figure.subfigures(2, 1, height_ratios=(1.2, 1))
+    figure = new_figure(f"One look, then {last} steps without input, {task.title}", height=6.4)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.25, 1))
     top, bottom = parts
     axes = top.subplots(1, 3)
     _norms(axes[0], learners, before, "Norm of the state, before training")
@@ -77,7 +77,7 @@ def _images(
     for place, learner, trace in zip(axes[1:], learners, traces, strict=True):
         rows = [trace.pictures[mark] for mark in marks]
         labels = [f"step {mark}" for mark in marks]
-        _mosaic(place, rows, labels, (low, high), learner.name)
+        _mosaic(place, rows, labels, (low, high), learner.name.replace(", ", ",\n"))
 
 
 def _mosaic(

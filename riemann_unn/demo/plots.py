@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from .models import Learner
 from .style import BLUE, GREY, INK, LINES, finish, new_figure
 from .tasks import Task
 
-__all__ = ["accuracy_panel", "save_figure"]
+__all__ = ["accuracy_panel", "save_figure", "spread"]
 
 
 def save_figure(path: Path, task: Task, learners: Sequence[Learner], recurrence: Tensor) -> None:
@@ -38,6 +39,21 @@ def save_figure(path: Path, task: Task, learners: Sequence[Learner], recurrence:
     figure.savefig(path)
 
 
+def spread(values: Sequence[float], *, gap: float) -> list[float]:
+    """Heights for labels near some values: in the same order, and a gap apart at least.
+
+    Args:
+        values: What the labels belong to; equal ones keep their order.
+        gap: In the unit of the values.
+    """
+    order = sorted(range(len(values)), key=lambda i: (values[i], -i))
+    heights = list(values)
+    for below, above in pairwise(order):
+        heights[above] = max(heights[above], heights[below] + gap)
+    shift = max(heights[order[-1]] - max(values), 0) / 2 if order else 0
+    return [height - shift for height in heights]
+
+
 def accuracy_panel(axes: Axes, task: Task, learners: Sequence[Learner]) -> None:
     """Draw the held-out accuracy of every learner against epochs.
 
@@ -46,13 +62,14 @@ def accuracy_panel(axes: Axes, task: Task, learners: Sequence[Learner]) -> None:
         task: The task the learners were trained on.
         learners: The learners, at most three.
     """
-    for learner, (colour, line) in zip(learners, LINES, strict=False):
+    last = [100 * learner.history.test_accuracy[-1] for learner in learners]
+    for learner, height, (colour, line) in zip(learners, spread(last, gap=6), LINES, strict=False):
         values = [100 * value for value in learner.history.test_accuracy]
         epochs = range(1, len(values) + 1)
         axes.plot(epochs, values, line, color=colour, lw=2, marker="o", ms=4, label=learner.name)
         axes.annotate(
             f"{values[-1]:.1f} %",
-            (len(values), values[-1]),
+            (len(values), height),
             xytext=(7, 0),
             textcoords="offset points",
             va="center",
