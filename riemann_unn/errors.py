@@ -1,6 +1,6 @@
 """The errors this package raises: each says what, why and the remedy."""
 
-__all__ = ["ManifoldError", "ManifoldTypeError", "NonFiniteError", "OffManifoldError"]
+__all__ = ["GraphError", "ManifoldError", "ManifoldTypeError", "NonFiniteError", "OffManifoldError"]
 
 
 class ManifoldError(ValueError):
@@ -17,3 +17,7 @@ class OffManifoldError(ManifoldError):
 
 class NonFiniteError(ManifoldError):
     """A gradient, or the displacement made from it, holds NaN or infinity."""
+
+
+class GraphError(ValueError):
+    """A model cannot be traced, or a node of its graph cannot be followed."""

@@ -1,0 +1,109 @@
+"""Which channels must have the same scale: a union-find whose classes may be fixed for a reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["ZERO", "Activation", "Spaces", "compact"]
+
+ZERO = 0
+"""The space of numbers that are zero, such as padding: they are in every space at once."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A tensor inside the network: its shape and dtype, and the space of each of its elements.
+
+    Attributes:
+        meta: tensor on the meta device.
+        ids: int64 tensor of the same shape, most of it broadcast and so without memory.
+    """
+
+    meta: Tensor
+    ids: Tensor
+
+
+def compact(ids: Tensor) -> Tensor:
+    """Return the same numbers with every broadcast dimension cut to length one."""
+    for dim in range(ids.ndim):
+        if ids.shape[dim] > 1 and ids.stride(dim) == 0:
+            ids = ids.narrow(dim, 0, 1)
+    return ids
+
+
+class Spaces:
+    """The spaces found so far.
+
+    Args:
+        per_channel: a space of its own for each channel of a layer's output, or one for them all.
+    """
+
+    def __init__(self, *, per_channel: bool) -> None:
+        self.per_channel = per_channel
+        self._parent = [ZERO]
+        self._reason: list[str | None] = ["zeros have no scale"]
+
+    def new(self, count: int) -> Tensor:
+        """Return the spaces ``(count,)`` of a layer's output channels."""
+        first, size = len(self._parent), count if self.per_channel else min(count, 1)
+        self._parent += range(first, first + size)
+        self._reason += [None] * size
+        return (first + torch.arange(size)).expand(count)
+
+    def fixed(self, reason: str) -> int:
+        """Return one new space whose scale stays at one."""
+        self._parent.append(len(self._parent))
+        self._reason.append(reason)
+        return len(self._parent) - 1
+
+    def find(self, i: int) -> int:
+        """Return the representative of a space."""
+        parent = self._parent
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    def reason(self, i: int) -> str | None:
+        """Why the space is fixed, or None if it is free."""
+        return self._reason[self.find(i)]
+
+    def all_fixed(self, ids: Tensor) -> bool:
+        """Whether no element is in a free space."""
+        return all(self.reason(i) is not None for i in compact(ids).unique().tolist())
+
+    def fix(self, ids: Tensor, reason: str) -> None:
+        """Keep the scale of these spaces at one."""
+        for i in compact(ids).unique().tolist():
+            root = self.find(i)
+            if self._reason[root] is None:
+                self._reason[root] = reason
+
+    def union(self, a: Tensor, b: Tensor) -> Tensor:
+        """Give broadcast pairs of elements the same scale, and return their spaces."""
+        shape = torch.broadcast_shapes(a.shape, b.shape)
+        a, b = compact(a.expand(shape)), compact(b.expand(shape))
+        both = torch.stack([x.reshape(-1) for x in torch.broadcast_tensors(a, b)], 1)
+        both = both[(both != ZERO).all(1) & (both[:, 0] != both[:, 1])]
+        for i, j in both.unique(dim=0).tolist():
+            self._join(i, j)
+        return torch.where(a == ZERO, b, a).expand(shape)
+
+    def union_over(self, ids: Tensor, dims: tuple[int, ...]) -> Tensor:
+        """Give the elements along some dimensions the same scale; these become length one."""
+        if not dims:
+            return ids
+        short = compact(ids)
+        largest = short.amax(dims, keepdim=True) if short.numel() else short
+        if short.numel() and not torch.equal(largest, short.amin(dims, keepdim=True)):
+            self.union(short, largest.expand(short.shape))
+        wanted = [1 if d in dims else n for d, n in enumerate(ids.shape)]
+        return largest.expand(wanted)
+
+    def _join(self, i: int, j: int) -> None:
+        i, j = sorted((self.find(i), self.find(j)))
+        if i != j:
+            self._parent[j] = i
+            self._reason[i] = self._reason[i] or self._reason[j]
