@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -39,10 +39,9 @@ def _finish(
     inputs: Tensor | None,
     channels: int,
     dim: int,
-    meta: Tensor | None = None,
+    shape: Sequence[int],
 ) -> Activation:
     """Make the output, whose channels along ``dim`` are new spaces, and note how weights scale."""
-    meta = walk.meta(call) if meta is None else meta
     view, place, loss = role
     outputs = walk.spaces.new(channels)
     walk.roles.setdefault(weight.name, []).append(Role(view, place(outputs), loss))
@@ -60,9 +59,9 @@ def _finish(
             outputs,
         )
     )
-    shape = [1] * meta.ndim
-    shape[dim] = channels
-    return Activation(meta, outputs.reshape(shape).expand(meta.shape))
+    thin = [1] * len(shape)
+    thin[dim] = channels
+    return Activation(call.input.meta.new_empty(shape), outputs.reshape(thin).expand(*shape))
 
 
 def _linear(walk: Walk, call: Call, weight: Any, bias: Any) -> Any:
@@ -72,19 +71,27 @@ def _linear(walk: Walk, call: Call, weight: Any, bias: Any) -> Any:
             call, f"the weight or bias of {call.label} is computed, or shared in part"
         )
     out, into = weight.value.shape
+    if x.ids.shape[-1] != into:
+        raise ValueError(f"{into} features are read, but there are {x.ids.shape[-1]}")
     inputs = _channels(walk, x.ids, -1)
     role = ((out, into), lambda s: s.reshape(-1, 1), inputs.reshape(1, -1))
-    return _finish(walk, call, "linear", weight, bias, role, inputs, out, -1)
+    return _finish(
+        walk, call, "linear", weight, bias, role, inputs, out, -1, (*x.ids.shape[:-1], out)
+    )
 
 
 def _convolution(
-    walk: Walk, call: Call, weight: Any, bias: Any, dims: int, groups: int, transposed: bool
+    walk: Walk, call: Call, weight: Any, bias: Any, dims: int, transposed: bool
 ) -> Any:
     x = call.input
     if not _usable(x, weight, bias):
         return walk.opaque(call, f"the weight or bias of {call.label} is computed")
     inputs = _channels(walk, x.ids, -dims - 1)
+    groups = _option(call, "groups", transposed)
     first, second, *kernel = weight.value.shape
+    read = first if transposed else second * groups
+    if len(inputs) != read:
+        raise ValueError(f"{read} channels are read, but there are {len(inputs)}")
     ones = (1,) * len(kernel)
     if transposed:  # (in, out / groups, *kernel)
         view = (groups, first // groups, second, *kernel)
@@ -102,7 +109,50 @@ def _convolution(
             return s.reshape(groups, -1, 1, *ones)
 
     kind = "conv_transpose" if transposed else "conv"
-    return _finish(walk, call, kind, weight, bias, (view, place, loss), inputs, out, -dims - 1)
+    lengths = _lengths(call, x.ids.shape[-dims:], kernel, transposed)
+    shape = (*x.ids.shape[: -dims - 1], out, *lengths)
+    return _finish(
+        walk, call, kind, weight, bias, (view, place, loss), inputs, out, -dims - 1, shape
+    )
+
+
+_CONV = ("stride", "padding", "dilation", "groups")
+_CONV_TRANSPOSE = ("stride", "padding", "output_padding", "groups", "dilation")
+
+
+def _option(call: Call, name: str, transposed: bool) -> Any:
+    """An option of a convolution, from its module or its arguments."""
+    if call.module is not None:
+        return getattr(call.module, name)
+    position = 3 + (_CONV_TRANSPOSE if transposed else _CONV).index(name)
+    return call.argument(position, name, 0 if "padding" in name else 1)
+
+
+def _lengths(
+    call: Call, lengths: Sequence[int], kernel: Sequence[int], transposed: bool
+) -> list[int]:
+    """How long the result of a convolution is in each dimension."""
+
+    def each(name: str) -> list[int]:
+        option = _option(call, name, transposed)
+        return list(option) if isinstance(option, (tuple, list)) else [option] * len(lengths)
+
+    stride, dilation = each("stride"), each("dilation")
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    padding = _option(call, "padding", transposed)
+    if isinstance(padding, str):
+        total = reach if padding == "same" else [0] * len(lengths)
+    else:
+        total = [2 * p for p in each("padding")]
+    if transposed:
+        extra = each("output_padding")
+        parts = zip(lengths, stride, total, reach, extra, strict=True)
+        return [(n - 1) * s - p + r + e + 1 for n, s, p, r, e in parts]
+    parts4 = zip(lengths, stride, total, reach, strict=True)
+    result = [(n + p - r - 1) // s + 1 for n, s, p, r in parts4]
+    if min(result) < 1:
+        raise ValueError(f"the kernel {tuple(kernel)} is larger than the input {tuple(lengths)}")
+    return result
 
 
 def _usable(x: Any, weight: Any, bias: Any) -> bool:
@@ -124,7 +174,7 @@ def _module_parts(walk: Walk, call: Call) -> tuple[Any, Any]:
     return weight, bias
 
 
-def _linear_module(walk: Walk, call: Call) -> Any:
+def layer_module(walk: Walk, call: Call) -> Any:
     return _linear(walk, call, *_module_parts(walk, call))
 
 
@@ -134,24 +184,20 @@ def _linear_function(walk: Walk, call: Call) -> Any:
 
 def _conv_module(dims: int, transposed: bool) -> Rule:
     def rule(walk: Walk, call: Call) -> Any:
-        groups = getattr(call.module, "groups", 1)
-        return _convolution(walk, call, *_module_parts(walk, call), dims, groups, transposed)
+        return _convolution(walk, call, *_module_parts(walk, call), dims, transposed)
 
     return rule
 
 
 def _conv_function(dims: int, transposed: bool) -> Rule:
-    place = 6
-
     def rule(walk: Walk, call: Call) -> Any:
-        groups = call.argument(place, "groups", 1)
         parts = call.argument(1, "weight"), call.argument(2, "bias")
-        return _convolution(walk, call, *parts, dims, groups, transposed)
+        return _convolution(walk, call, *parts, dims, transposed)
 
     return rule
 
 
-def _norm(walk: Walk, call: Call) -> Any:
+def norm(walk: Walk, call: Call) -> Any:
     """Normalisation closes what goes in; its affine part opens new spaces."""
     why = f"{call.label} normalises it"
     x = call.input
@@ -162,7 +208,7 @@ def _norm(walk: Walk, call: Call) -> Any:
     channels = weight.value.shape[0]
     role = ((channels,), lambda s: s, None)
     dim = 1 - x.ids.ndim if _batched(call, x) else -x.ids.ndim
-    return _finish(walk, call, "norm", weight, bias, role, None, channels, dim, x.meta)
+    return _finish(walk, call, "norm", weight, bias, role, None, channels, dim, x.ids.shape)
 
 
 def _batched(call: Call, x: Activation) -> bool:
@@ -172,7 +218,7 @@ def _batched(call: Call, x: Activation) -> bool:
     return not isinstance(call.module, kinds) or x.ids.ndim != single[type(call.module)]
 
 
-def _embedding(walk: Walk, call: Call) -> Any:
+def embedding(walk: Walk, call: Call) -> Any:
     module = call.module
     weight = None if module is None else _parameter(walk, module, "weight")
     if weight is None or getattr(module, "max_norm", None) is not None:
@@ -180,24 +226,26 @@ def _embedding(walk: Walk, call: Call) -> Any:
     walk.close((call.args, call.kwargs), f"{call.label} reads it as indices")
     count, width = weight.value.shape
     role = ((count, width), lambda s: s.reshape(1, -1), None)
-    return _finish(walk, call, "embedding", weight, None, role, None, width, -1)
+    shape = (*call.input.ids.shape, width)
+    made = _finish(walk, call, "embedding", weight, None, role, None, width, -1, shape)
+    return Activation(made.meta.to(weight.value.dtype), made.ids)
 
 
 MODULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: _linear_module,
+    nn.Linear: layer_module,
     nn.Conv1d: _conv_module(1, False),
     nn.Conv2d: _conv_module(2, False),
     nn.Conv3d: _conv_module(3, False),
     nn.ConvTranspose1d: _conv_module(1, True),
     nn.ConvTranspose2d: _conv_module(2, True),
     nn.ConvTranspose3d: _conv_module(3, True),
-    nn.Embedding: _embedding,
+    nn.Embedding: embedding,
     **dict.fromkeys(
         (
             *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm),
             *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
         ),
-        _norm,
+        norm,
     ),
 }
 

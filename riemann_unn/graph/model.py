@@ -72,6 +72,27 @@ class Scaling:
         gain = scales[self.gain.to(scales.device)]
         return gain if self.loss is None else gain / scales[self.loss.to(scales.device)]
 
+    def matrices(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Sum over entries that feed and read the same spaces.
+
+        Args:
+            values: anything that the parameter has an entry of, of the parameter's shape.
+
+        Returns:
+            Sums ``(batch, rows, columns)``, the space each row feeds ``(batch, rows)``, and the
+            space each column reads ``(batch, columns)``; None and one column where nothing is read.
+        """
+        if self.loss is None:
+            summed = values.reshape(self.view).reshape(-1, self.gain.numel()).sum(0)
+            return summed.reshape(1, -1, 1), self.gain.reshape(1, -1), None
+        if len(self.view) == 2:
+            return values.unsqueeze(0), self.gain.reshape(1, -1), self.loss.reshape(1, -1)
+        summed = values.reshape(*self.view[:3], -1).sum(-1)
+        gain, loss = (x.reshape(x.shape[:3]) for x in (self.gain, self.loss))
+        if gain.shape[1] != self.view[1] or loss.shape[2] != self.view[2]:  # transposed
+            summed = summed.mT
+        return summed, gain.reshape(len(gain), -1), loss.reshape(len(loss), -1)
+
 
 @dataclass(frozen=True)
 class ModelGraph:
@@ -85,6 +106,8 @@ class ModelGraph:
         graph: the fx graph, in the mode the model is in.
         inputs: the inputs by placeholder name, tensors on the meta device.
         opaque: paths of submodules that torch.fx could not enter.
+        rules: by node, the name of the rule that its operation went by.
+        closings: by node, what came out of an operation that is not homogeneous, as meta tensors.
     """
 
     layers: tuple[Layer, ...]
@@ -93,6 +116,8 @@ class ModelGraph:
     graph: fx.Graph
     inputs: Mapping[str, Any]
     opaque: tuple[str, ...]
+    rules: Mapping[str, str]
+    closings: Mapping[str, Any]
 
     @property
     def free(self) -> Tensor:
@@ -114,9 +139,15 @@ class ModelGraph:
         """
         for name, scaling in self.scalings.items():
             p = parameters[name]
-            factor = scaling.factor(scales.to(p.device))
-            if bool((factor != 1).any()):
-                scaled = p.reshape(scaling.view) * factor
+            own = scales.to(p.device)
+            factors = [own[scaling.gain.to(p.device)]]
+            if scaling.loss is not None:
+                factors.append(own[scaling.loss.to(p.device)].reciprocal())
+            factors = [f for f in factors if bool((f != 1).any())]
+            if factors:
+                scaled = p.reshape(scaling.view)
+                for factor in factors:
+                    scaled = scaled * factor  # in double precision, whatever the parameter's
                 p.copy_(scaled.reshape(p.shape))
 
 
@@ -172,9 +203,10 @@ def trace(
             for module in model.modules():
                 module.training = mode
             other, more = symbolic_trace(model)
-            opaque |= more
-            walks.append(walk())
-            walks[-1].run(other, inputs)
+            if str(other) != str(graph):
+                opaque |= more
+                walks.append(walk())
+                walks[-1].run(other, inputs)
     merged = walk()
     for part in walks:
         for name, roles in part.roles.items():
@@ -259,4 +291,13 @@ def _result(
     layers = tuple(layer(use) for use in uses)
     scalings = {name: scaling(name, roles[0]) for name, roles in merged.roles.items()}
     reasons = tuple(spaces.reason(root) for root in number)
-    return ModelGraph(layers, scalings, reasons, graph, inputs, tuple(sorted(opaque)))
+    return ModelGraph(
+        layers,
+        scalings,
+        reasons,
+        graph,
+        inputs,
+        tuple(sorted(opaque)),
+        walks[0].rules,
+        walks[0].closed,
+    )

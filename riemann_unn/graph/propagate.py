@@ -82,6 +82,8 @@ class Walk:
         roles: how parameters scale, one entry for each use.
         uses: the layers in the order in which they run.
         frozen: why a parameter cannot be scaled, by name.
+        rules: the name of the rule that each operation went by.
+        closed: what came out of operations that are not homogeneous, on the meta device.
     """
 
     root: nn.Module
@@ -91,6 +93,8 @@ class Walk:
     roles: dict[str, list[Role]] = field(default_factory=dict)
     uses: list[Use] = field(default_factory=list)
     frozen: dict[str, str] = field(default_factory=dict)
+    rules: dict[str, str] = field(default_factory=dict)
+    closed: dict[str, Any] = field(default_factory=dict)
 
     def run(self, graph: fx.Graph, inputs: Mapping[str, Any]) -> None:
         """Follow a graph from its inputs, which are tensors or other values by name."""
@@ -128,7 +132,9 @@ class Walk:
             call = Call(node, label, _functional(module), args, kwargs, module)
             if module._forward_hooks or module._forward_pre_hooks:
                 return self.opaque(call, f"{label} has forward hooks, which may do anything")
-            return MODULES.get(type(module), opaque)(self, call)
+            rule = MODULES.get(type(module), opaque)
+            self.rules[node.name] = rule.__name__
+            return rule(self, call)
         if node.op == "call_method":
             name = str(node.target)
             function = _method(name)
@@ -144,6 +150,7 @@ class Walk:
         leaves = tree_leaves((args, kwargs), is_leaf=_ours)
         if not any(isinstance(x, Activation) for x in leaves):
             return self._without_activations(call)
+        self.rules[node.name] = rule.__name__
         return rule(self, call)
 
     def _attribute(self, path: str) -> Any:
@@ -189,6 +196,7 @@ class Walk:
         for p in call.module.parameters() if call.module is not None else ():
             self.frozen.setdefault(self.names(p) or "", why)
         meta = self.meta_or_zeros(call)
+        self.closed[call.node.name] = meta
         return tree_map(lambda x: self.constant(x, why), meta)
 
     def constant(self, x: Any, reason: str) -> Any:

@@ -30,7 +30,7 @@ def opaque(walk: Walk, call: Call) -> Any:
 
 def same(walk: Walk, call: Call) -> Any:
     """Elementwise and homogeneous in the first argument: ReLU, dropout."""
-    return _kept(walk, call, walk.meta(call))
+    return _kept(walk, call, getattr(call.input, "meta", None))
 
 
 def cast(walk: Walk, call: Call) -> Any:
@@ -119,57 +119,65 @@ def window(dims: int | None) -> Rule:
     """Mix the elements along the last dimensions: pooling, interpolation."""
 
     def rule(walk: Walk, call: Call) -> Any:
-        meta, x = walk.meta(call), call.input
-        if not isinstance(x, Activation) or not isinstance(meta, Tensor):
+        x = call.input
+        if not isinstance(x, Activation):
             return opaque(walk, call)
         n = x.ids.ndim - 2 if dims is None else dims
-        mixed = walk.spaces.union_over(x.ids, tuple(range(x.ids.ndim - n, x.ids.ndim)))
+        outer = x.ids.shape[: x.ids.ndim - n]
+        # One channel of zeros tells the size of the result.
+        small = torch.zeros((1,) * len(outer) + x.ids.shape[len(outer) :])
+        args = tuple(small if a is x else a for a in call.args)
+        result = call.function(*args, **{k: small if a is x else a for k, a in call.kwargs.items()})
+        if not isinstance(result, Tensor):
+            return opaque(walk, call)
+        meta = x.meta.new_empty(*outer, *result.shape[len(outer) :])
+        mixed = walk.spaces.union_over(x.ids, tuple(range(len(outer), x.ids.ndim)))
         return Activation(meta, mixed.expand(meta.shape))
 
+    rule.__name__ = "window"
     return rule
 
 
 def reduce(walk: Walk, call: Call) -> Any:
     """Sum, mean or extremum over some dimensions."""
-    meta, x, dim = walk.meta(call), call.input, call.argument(1, "dim")
-    if isinstance(dim, (Activation, Tensor)) or not isinstance(x, Activation):
+    x, dim = call.input, call.argument(1, "dim")
+    if isinstance(call.argument(1, "other", dim), (Activation, Parameter, Tensor)):
         return add(walk, call)  # torch.max and torch.min of two tensors
-    if not isinstance(meta, Tensor):  # values and indices
-        if dim is None:
-            return opaque(walk, call)
-        mixed = walk.spaces.union_over(x.ids, (dim % x.ids.ndim,))
-        values, indices = tuple(meta)
-        shaped = mixed if values.ndim == x.ids.ndim else mixed.squeeze(dim)
-        fixed = walk.constant(indices, f"{call.label} gives indices")
-        # Which element is the largest does not change when all of them are scaled alike.
-        return type(meta)((Activation(values, shaped), fixed))
+    if not isinstance(x, Activation) or call.kwargs.get("dtype") is not None:
+        return opaque(walk, call)
     if dim is None or dim == ():
         dims = tuple(range(x.ids.ndim))
     else:
         dims = tuple(d % x.ids.ndim for d in ((dim,) if isinstance(dim, int) else dim))
     mixed = walk.spaces.union_over(x.ids, dims)
-    if meta.ndim < x.ids.ndim:
+    if not call.argument(2, "keepdim", False):
         mixed = mixed[tuple(0 if d in dims else slice(None) for d in range(x.ids.ndim))]
-    return Activation(meta, mixed.expand(meta.shape))
+    result = Activation(x.meta.new_empty(mixed.shape), mixed)
+    if dim is None or _name(call) not in ("max", "min"):
+        return result
+    # Which element is the largest does not change when all of them are scaled alike.
+    indices = torch.empty(mixed.shape, dtype=torch.int64, device="meta")
+    fixed = walk.constant(indices, f"{call.label} gives indices")
+    kind: Any = torch.return_types.max if _name(call) == "max" else torch.return_types.min
+    return kind((result, fixed))
 
 
 def add(walk: Walk, call: Call) -> Any:
     """Sums, differences and extrema of two tensors: both must have one scale."""
-    meta = walk.meta(call)
     parts = [call.input, call.argument(1, "other")]
     for part, other in (parts, parts[::-1]):
         if not isinstance(part, (Activation, Tensor, Parameter)):
             if not _is_zero(part):
                 walk.close(other, f"{call.label} adds a constant to it")
-            return Activation(meta, other.ids.expand(meta.shape))
+            return other
     reason = f"{call.label} adds a constant to it"
     a, b = (walk.constant(x, reason) for x in parts)
-    return Activation(meta, walk.spaces.union(a.ids, b.ids).expand(meta.shape))
+    ids = walk.spaces.union(a.ids, b.ids)
+    return Activation(a.meta.new_empty(ids.shape), ids)
 
 
 def multiply(walk: Walk, call: Call) -> Any:
     """Products: homogeneous in one factor when the other keeps its scale."""
-    meta = walk.meta(call)
     a, b = call.input, call.argument(1, "other")
     if isinstance(a, Activation) and isinstance(b, Activation):
         if not walk.spaces.all_fixed(b.ids):
@@ -178,7 +186,7 @@ def multiply(walk: Walk, call: Call) -> Any:
     elif isinstance(b, Activation):
         a, b = b, a
     walk.freeze(b, f"{call.label} reads it")
-    return Activation(meta, a.ids.expand(meta.shape))
+    return _broadcast(a, b)
 
 
 def divide(walk: Walk, call: Call) -> Any:
@@ -189,8 +197,19 @@ def divide(walk: Walk, call: Call) -> Any:
     walk.close(other, f"{call.label} divides by it")
     if not isinstance(call.input, Activation):
         return opaque(walk, call)
-    meta = walk.meta(call)
-    return Activation(meta, call.input.ids.expand(meta.shape))
+    return _broadcast(call.input, other)
+
+
+def _broadcast(x: Activation, other: Any) -> Activation:
+    """The spaces of ``x`` in the shape that an elementwise operation with ``other`` has."""
+    tensor = {Activation: "ids", Parameter: "value"}.get(type(other))
+    other = getattr(other, tensor) if tensor else other
+    shape = torch.broadcast_shapes(x.ids.shape, getattr(other, "shape", ()))
+    return Activation(x.meta.new_empty(shape), x.ids.expand(shape))
+
+
+def _name(call: Call) -> str:
+    return call.label.partition(" ")[0]
 
 
 def plain(walk: Walk, call: Call) -> Any:

@@ -85,10 +85,11 @@ class Spaces:
         """Give broadcast pairs of elements the same scale, and return their spaces."""
         shape = torch.broadcast_shapes(a.shape, b.shape)
         a, b = compact(a.expand(shape)), compact(b.expand(shape))
-        both = torch.stack([x.reshape(-1) for x in torch.broadcast_tensors(a, b)], 1)
-        both = both[(both != ZERO).all(1) & (both[:, 0] != both[:, 1])]
-        for i, j in both.unique(dim=0).tolist():
-            self._join(i, j)
+        i, j = (x.reshape(-1) for x in torch.broadcast_tensors(a, b))
+        wanted = (i != ZERO) & (j != ZERO) & (i != j)
+        size = len(self._parent)
+        for pair in (i[wanted] * size + j[wanted]).unique().tolist():
+            self._join(*divmod(pair, size))
         return torch.where(a == ZERO, b, a).expand(shape)
 
     def union_over(self, ids: Tensor, dims: tuple[int, ...]) -> Tensor:

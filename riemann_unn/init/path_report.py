@@ -1,0 +1,111 @@
+"""What path conditioning reports: objective, scales, groups, and what was closed and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["ClosedLayer", "PathConditioning", "RescaledGroup"]
+
+
+@dataclass(frozen=True)
+class RescaledGroup:
+    """Channels that the same parameters feed and read.
+
+    Attributes:
+        fed_by: the parameters that are multiplied by the scales.
+        read_by: the weights that are divided by them.
+        channels: how many scales there are.
+        largest: the largest scale or inverse scale.
+        dead: how many channels were left alone because no energy enters or leaves them.
+    """
+
+    fed_by: tuple[str, ...]
+    read_by: tuple[str, ...]
+    channels: int
+    largest: float
+    dead: int
+
+
+@dataclass(frozen=True)
+class ClosedLayer:
+    """A layer with output channels that are not rescaled.
+
+    Attributes:
+        layer: path of the module, or name of the node.
+        channels: how many of its output channels.
+        reason: what closes them.
+    """
+
+    layer: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PathConditioning:
+    """What :func:`path_condition_` did; printing it gives a table.
+
+    Attributes:
+        method: ``"logdet"`` or ``"enorm"``.
+        objective_before: the objective of the weights as they were.
+        objective_after: the objective of the weights as they are.
+        gradient: largest entry of the gradient, relative to the terms it is the difference of.
+        iterations: sweeps of the solver.
+        converged: whether ``gradient`` is within the tolerance.
+        parameters: how many parameters are in the objective.
+        largest_scale: the largest scale or inverse scale of a channel.
+        median_scale: the median over channels of the same.
+        groups: what was rescaled.
+        closed: what was not, and why.
+        change: relative change of the model's output on ``data`` or on random inputs, in the mode
+            the model is in; NaN if the model could not be run.
+        scales: by canonical parameter name, what it was multiplied by, in a shape that broadcasts
+            with the ``view`` of its :class:`~riemann_unn.graph.Scaling`.
+    """
+
+    method: str
+    objective_before: float
+    objective_after: float
+    gradient: float
+    iterations: int
+    converged: bool
+    parameters: int
+    largest_scale: float
+    median_scale: float
+    groups: tuple[RescaledGroup, ...]
+    closed: tuple[ClosedLayer, ...]
+    change: float
+    scales: Mapping[str, Tensor] = field(repr=False)
+    _original: Mapping[str, tuple[Tensor, Tensor]] = field(repr=False)
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Give every rescaled parameter the values it had before, bit for bit."""
+        for p, values in self._original.values():
+            p.copy_(values)
+
+    def __str__(self) -> str:
+        rows = [("fed by", "read by", "channels", "largest scale", "dead")]
+        for g in self.groups:
+            names = (", ".join(g.fed_by), ", ".join(g.read_by))
+            rows.append((*names, str(g.channels), f"{g.largest:.3g}", str(g.dead)))
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        lines = [
+            f"{self.method}: objective {self.objective_before:.10g} -> "
+            f"{self.objective_after:.10g}, {self.parameters:,} parameters",
+            f"gradient {self.gradient:.1e} after {self.iterations} iterations"
+            + ("" if self.converged else ", NOT CONVERGED"),
+            f"scales: largest {self.largest_scale:.3g}, median {self.median_scale:.3g}; "
+            f"relative change of the function {self.change:.1e}",
+            "",
+        ]
+        for row in rows:
+            left = "  ".join(cell.ljust(w) for cell, w in zip(row[:2], widths, strict=False))
+            right = "  ".join(c.rjust(w) for c, w in zip(row[2:], widths[2:], strict=True))
+            lines.append(f"{left}  {right}".rstrip())
+        lines += [""] + [f"closed: '{c.layer}' ({c.channels}): {c.reason}" for c in self.closed]
+        return "\n".join(lines)
