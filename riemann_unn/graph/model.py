@@ -272,8 +272,9 @@ def _result(
 
     def numbered(ids: Tensor) -> Tensor:
         short = compact(ids)
-        found = [number.setdefault(spaces.find(i), len(number)) for i in short.reshape(-1).tolist()]
-        return torch.tensor(found, dtype=torch.int64).reshape(short.shape).expand(ids.shape)
+        distinct, place = short.unique(return_inverse=True)
+        found = [number.setdefault(spaces.find(i), len(number)) for i in distinct.tolist()]
+        return torch.tensor(found, dtype=torch.int64)[place].expand(ids.shape)
 
     def scaling(name: str, role: Role) -> Scaling:
         loss = None if role.loss is None else numbered(role.loss)

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from . import layers
 from .propagate import Call, Parameter, Walk
-from .spaces import Activation
+from .spaces import ZERO, Activation
 
 __all__ = ["FUNCTIONS", "METHODS", "MODULES", "attribute", "opaque"]
 
@@ -217,6 +217,14 @@ def plain(walk: Walk, call: Call) -> Any:
     return walk.meta(call)
 
 
+def constants(walk: Walk, call: Call) -> Any:
+    """Tensors of the shape of another, or of its dtype, that hold none of its numbers."""
+    meta = walk.meta(call)
+    if "zeros" in _name(call):
+        return Activation(meta, torch.tensor(ZERO).expand(meta.shape))
+    return walk.constant(meta, f"{call.label} makes a constant")
+
+
 def attribute(walk: Walk, call: Call) -> Any:
     """``getattr`` of a tensor: its shape and the like, or a transpose."""
     x, name = call.args
@@ -301,6 +309,11 @@ _BY_NAME: dict[str, Rule] = dict(
         *_named("mul mul_ imul multiply multiply_ __mul__ __rmul__", multiply),
         *_named("div div_ truediv itruediv divide true_divide", divide),
         *_named("size dim ndimension numel nelement is_floating_point is_complex stride", plain),
+        *_named(
+            "new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like "
+            "rand_like randn_like",
+            constants,
+        ),
         *_named("get_device element_size is_contiguous", plain),
     ]
 )

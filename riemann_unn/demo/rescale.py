@@ -1,0 +1,239 @@
+"""Digits with and without path conditioning: MLPs and a CNN, from two initialisations.
+
+The badly scaled networks compute what PyTorch's default initialisation computes: every hidden channel
+is multiplied by a random number and divided by it again in the next layer. So before training all
+four networks of a seed are equal, and only the weights that express them differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+import riemann_unn as ru
+
+from ..graph import trace
+from .tasks import Digits
+
+__all__ = ["Run", "add_arguments", "badly_scale_", "cnn", "mlp", "run", "table", "train_runs"]
+
+_SPREAD = 1.0  # standard deviation of the logarithm (to base ten) of the random scales
+_GOAL = 0.9
+_BATCH = 32
+_TESTS = 5  # times an epoch
+_RATES = {"SGD": 0.1, "Adam": 1e-3}
+_INITIALISATIONS = ("default", "badly scaled")
+
+
+def mlp() -> nn.Module:
+    """64-128-128-10 with ReLUs."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 128),
+        nn.ReLU(),
+        nn.Linear(128, 128),
+        nn.ReLU(),
+        nn.Linear(128, 10),
+    )
+
+
+def cnn() -> nn.Module:
+    """Three 3x3 convolutions, pooling, and a linear layer."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8)),
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, 10),
+    )
+
+
+_MODELS: dict[str, Callable[[], nn.Module]] = {"MLP": mlp, "CNN": cnn}
+
+
+@dataclass
+class Run:
+    """One network trained once.
+
+    Attributes:
+        model: ``"MLP"`` or ``"CNN"``.
+        start: which initialisation.
+        optimizer: ``"SGD"`` or ``"Adam"``.
+        conditioned: whether it was rescaled before training.
+        seed: of the initialisation and of the batches.
+        accuracy: on the test images, before training and five times an epoch.
+        change: relative change of the function by conditioning.
+    """
+
+    model: str
+    start: str
+    optimizer: str
+    conditioned: bool
+    seed: int
+    accuracy: list[float] = field(default_factory=list)
+    change: float = 0.0
+
+    @property
+    def epochs(self) -> float:
+        """Epochs until 90 % of the test images are read correctly; infinite if they never are."""
+        reached = (i for i, a in enumerate(self.accuracy) if a >= _GOAL)
+        return next(reached, math.inf) / _TESTS
+
+
+def badly_scale_(model: nn.Module, *, seed: int, example: Tensor) -> None:
+    """Multiply every hidden channel by a random number, without changing the function, in place.
+
+    Args:
+        model: a ReLU network.
+        seed: of the numbers, whose logarithms to base ten are normal with standard deviation one.
+        example: an input of the network.
+    """
+    view = trace(model, example)
+    generator = torch.Generator().manual_seed(seed)
+    exponents = torch.randn(len(view.reasons), dtype=torch.float64, generator=generator)
+    scales = (10.0 ** (_SPREAD * exponents)).where(view.free, 1.0)
+    view.scale_(dict(model.named_parameters()), scales)
+
+
+def _train(run: Run, epochs: int, data: tuple[Tensor, ...], tick: Callable[[], object]) -> None:
+    images, classes, test_images, test_classes = data
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        model = _MODELS[run.model]()
+    if run.start == "badly scaled":
+        badly_scale_(model, seed=run.seed, example=images[:2])
+    if run.conditioned:
+        run.change = ru.init.path_condition_(model, inputs=images[:2]).change
+    kind = torch.optim.SGD if run.optimizer == "SGD" else torch.optim.Adam
+    optimizer = kind(model.parameters(), lr=_RATES[run.optimizer])
+    generator = torch.Generator().manual_seed(run.seed)
+
+    def test() -> None:
+        with torch.no_grad():
+            correct = model(test_images).argmax(1) == test_classes
+        run.accuracy.append(float(correct.double().mean()))
+
+    test()
+    every = math.ceil(len(images) / _BATCH) // _TESTS
+    for _ in range(epochs):
+        batches = torch.randperm(len(images), generator=generator).split(_BATCH)
+        for i, batch in enumerate(batches, 1):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images[batch]), classes[batch]).backward()
+            optimizer.step()
+            if i % every == 0:
+                test()
+        tick()
+
+
+def train_runs(*, seeds: int, epochs: int, quiet: bool = False) -> list[Run]:
+    """Train every combination of model, initialisation, optimizer, conditioning and seed.
+
+    Args:
+        seeds: how many seeds.
+        epochs: passes over the training images.
+        quiet: show no progress bar.
+    """
+    data = Digits()._split
+    runs = [
+        Run(model, start, optimizer, conditioned, seed)
+        for model in _MODELS
+        for start in _INITIALISATIONS
+        for optimizer in _RATES
+        for conditioned in (False, True)
+        for seed in range(seeds)
+    ]
+    tqdm = import_module("tqdm").tqdm
+    with tqdm(total=len(runs) * epochs, disable=quiet, unit="epoch") as bar:
+        for one in runs:
+            bar.set_description(f"{one.model}, {one.start}, {one.optimizer}, seed {one.seed}")
+            _train(one, epochs, data, bar.update)
+    return runs
+
+
+def _cases(runs: list[Run]) -> list[tuple[tuple[str, str, str], list[Run], list[Run]]]:
+    """The runs of each case: without, and with conditioning."""
+    names = dict.fromkeys((r.model, r.start, r.optimizer) for r in runs)
+    found = []
+    for name in names:
+        same = [r for r in runs if (r.model, r.start, r.optimizer) == name]
+        found.append(
+            (name, [r for r in same if not r.conditioned], [r for r in same if r.conditioned])
+        )
+    return found
+
+
+def _shown(epochs: float) -> str:
+    return f"{epochs:g}" if math.isfinite(epochs) else "never"
+
+
+def table(runs: list[Run]) -> str:
+    """Epochs to 90 % and final accuracy, medians over the seeds, as aligned plain text.
+
+    Args:
+        runs: what :func:`train_runs` returned.
+    """
+    rows = [["", "epochs to 90 %", "conditioned", "final accuracy", "conditioned"]]
+    for (model, start, optimizer), without, with_ in _cases(runs):
+        row = [f"{model}, {start}, {optimizer}"]
+        row += [_shown(median(r.epochs for r in group)) for group in (without, with_)]
+        row += [f"{median(r.accuracy[-1] for r in group):.1%}" for group in (without, with_)]
+        rows.append(row)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0])]
+            + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
+        )
+        for row in rows
+    ]
+    change = max(r.change for r in runs)
+    lines.append(f"conditioning changed the networks' outputs by at most {change:.1e}, relatively")
+    return "\n".join(lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this demo.
+
+    Args:
+        parser: where to add them.
+    """
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the training images")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each case")
+    parser.add_argument("--out", type=Path, default=Path("riemann_unn_demo_rescale.png"))
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, draw the curves and print the table.
+
+    Args:
+        args: with the attributes that :func:`add_arguments` adds.
+    """
+    if args.epochs < 1 or args.seeds < 1:
+        raise ValueError(f"epochs and seeds must be at least 1, got {args.epochs}, {args.seeds}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a second thread only gets in the way of networks this small
+    try:
+        runs = train_runs(seeds=args.seeds, epochs=args.epochs, quiet=args.quiet)
+    finally:
+        torch.set_num_threads(threads)
+
+    from .rescale_plot import save_curves  # matplotlib takes a second to import
+
+    save_curves(args.out, _cases(runs))
+    print(f"{table(runs)}\n\npicture: {args.out}")

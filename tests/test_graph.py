@@ -1,0 +1,257 @@
+"""Tracing: the channels found, the reasons given, and that scaling them changes no function."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from riemann_unn.errors import GraphError
+from riemann_unn.graph import trace
+
+from .rescaling_models import ZOO, UNet, build, mlp, output, resnet
+from .support import generator
+
+every_model = pytest.mark.parametrize("name", ZOO)
+
+
+def scaled(model, view, *, seed=0):
+    """A copy of a model whose free channels are scaled by random numbers between e^-3 and e^3."""
+    random = torch.randn(len(view.reasons), dtype=torch.float64, generator=generator(seed))
+    scales = random.exp().where(view.free, 1.0)
+    other = copy.deepcopy(model)
+    view.scale_(dict(other.named_parameters()), scales)
+    return other
+
+
+def relative(a, b):
+    return float((a - b).norm() / a.norm())
+
+
+@every_model
+@pytest.mark.parametrize("given", [False, True], ids=["guessed", "given"])
+def test_random_scales_change_nothing_in_either_mode(name, given):
+    model, x = build(name)
+    view = trace(model, *((x,) if given else ()))
+    assert int(view.free.sum()) == ZOO[name][2]
+    other = scaled(model, view)
+    for training in (True, False):
+        a, b = (output(m, x, training=training) for m in (model, other))
+        assert relative(a, b) <= 1e-12
+    assert any(
+        not torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True)
+    )
+
+
+@every_model
+def test_scaling_a_fixed_space_does_change_the_function(name):
+    """The negative control: spaces are not closed for nothing (inputs and outputs, at least)."""
+    model, x = build(name)
+    view = trace(model, x)
+    scales = torch.where(view.free, 1.0, 2.0).double()
+    other = copy.deepcopy(model)
+    view.scale_(dict(other.named_parameters()), scales)
+    assert relative(*(output(m, x, training=False) for m in (model, other))) > 1e-3
+
+
+@every_model
+def test_tracing_leaves_no_mark(name):
+    model, x = build(name)
+    model[0].eval() if isinstance(model, nn.Sequential) else None
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    attributes = [set(vars(m)) for m in model.modules()]
+    rng = torch.get_rng_state()
+    trace(model)
+    trace(model, x, per="tensor")
+    assert torch.equal(rng, torch.get_rng_state())
+    assert modes == [m.training for m in model.modules()]
+    assert attributes == [set(vars(m)) for m in model.modules()]
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_layers_come_in_the_order_in_which_they_run():
+    view = trace(resnet(nn.BatchNorm2d))
+    assert [layer.module for layer in view.layers][:6] == [
+        "0",
+        "1",
+        "4.conv1",
+        "4.norm1",
+        "4.conv2",
+        "4.norm2",
+    ]
+    assert [layer.kind for layer in view.layers][:2] == ["conv", "norm"]
+    first, norm, conv = view.layers[:3]
+    assert view.closed(first.inputs) == "'input_1' is an input of the network"
+    assert view.closed(first.outputs) == "'1' (BatchNorm2d) normalises it"
+    assert view.closed(norm.outputs) is None and torch.equal(norm.outputs, conv.inputs)
+
+
+def test_sums_join_spaces_and_concatenation_keeps_them_apart():
+    view = trace(UNet())
+    layers = {layer.module: layer for layer in view.layers}
+    assert torch.equal(layers["down2"].outputs, layers["bottom"].outputs)
+    joined = torch.cat([layers["down1"].outputs, layers["up"].outputs])
+    assert torch.equal(layers["join"].inputs, joined) and len(joined.unique()) == 12
+
+
+def test_one_space_for_each_tensor():
+    view = trace(mlp(), per="tensor")
+    assert len(view.reasons) == 4 and int(view.free.sum()) == 2
+    model, x = mlp(), torch.randn(3, 6, generator=generator())
+    assert relative(model(x).detach(), scaled(model, view)(x).detach()) <= 1e-6
+
+
+def test_rigid_parameters_close_both_their_sides():
+    view = trace(mlp(), rigid={"2.weight": "it is rigid"})
+    assert not view.free.any()
+    assert (
+        view.closed(view.layers[1].inputs) == view.closed(view.layers[1].outputs) == "it is rigid"
+    )
+
+
+class Closing(nn.Module):
+    """A hidden layer, something between, and a second layer."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.a, self.b, self.between = nn.Linear(4, 4), nn.Linear(4, 4), between
+
+    def forward(self, x):
+        return self.b(self.between(F.relu(self.a(x))))
+
+
+class Between(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def ladder(x):
+    return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (nn.GELU(), "(GELU)"),
+        (nn.Hardtanh(), "(Hardtanh)"),
+        (nn.ReLU6(), "(ReLU6)"),
+        (nn.Tanh(), "(Tanh)"),
+        (nn.Softmax(-1), "(Softmax)"),
+        (nn.LayerNorm(4), "(LayerNorm)"),
+        (nn.BatchNorm1d(4), "normalises it"),
+        (nn.BatchNorm1d(4, affine=False), "normalises it"),
+        (Between(lambda x: x + 1), "adds a constant"),
+        (Between(lambda x: 1 - x), "adds a constant"),
+        (Between(lambda x: x.add_(0.5)), "adds a constant"),
+        (Between(lambda x: x + torch.ones(4)), "adds a constant"),
+        (Between(lambda x: F.pad(x, (1, 0), value=1.0)[:, 1:]), "pad"),
+        (Between(lambda x: F.silu(x)), "silu"),
+        (Between(lambda x: torch.clamp(x, 0, 6)), "clamp"),
+        (Between(lambda x: x.tanh_()), "tanh_"),
+        (Between(lambda x: x * x), "multiplies two activations"),
+        (Between(lambda x: x / (1 + x)), "constant"),
+        (Between(lambda x: 1 / (x + 1)), "constant"),
+        (Between(lambda x: x @ x.T @ x), "matmul"),
+        (Between(lambda x: x.long().to(x.dtype)), "long"),
+        (Between(lambda x: (x > 0).to(x.dtype)), "gt"),
+        (Between(lambda x: x.masked_fill(x < 1, 0.5)), "lt"),
+        (Between(ladder), "(Between)"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "(ParametrizedLinear)"),
+    ],
+    ids=str,
+)
+def test_what_is_not_homogeneous_closes_with_a_reason(between, reason):
+    model = Closing(between)
+    view = trace(model)
+    assert reason in str(view.closed(view.layers[0].outputs))
+    x = torch.randn(5, 4, generator=generator()).double()
+    model.double()
+    assert relative(*(output(m, x, training=True) for m in (model, scaled(model, view)))) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        nn.Identity(),
+        nn.Dropout(),
+        nn.PReLU(),
+        Between(lambda x: -2 * x.abs() / 3),
+        Between(lambda x: x.clamp(min=0)),
+        Between(lambda x: torch.clamp(x, max=0)),
+        Between(lambda x: torch.maximum(x, 0.5 * x)),
+        Between(lambda x: x * (torch.arange(4) + 1.0)),
+        Between(lambda x: torch.cat([x, x.new_zeros(x.shape[0], 3)], 1)[:, :4]),
+        Between(lambda x: x.flip(1).unsqueeze(0).squeeze(0)),
+        Between(lambda x: x.reshape(x.shape[0], 2, 2).permute(0, 2, 1).flatten(1)),
+        Between(lambda x: x.view_as(x).type_as(x)),
+        Between(lambda x: torch.stack(x.unbind(1), 1)),
+    ],
+    ids=range(13),
+)
+def test_what_is_homogeneous_stays_open(between):
+    model = Closing(between)
+    view = trace(model)
+    assert int(view.free.sum()) == 4
+    x = torch.randn(5, 4, generator=generator())
+    assert relative(*(output(m, x, training=True) for m in (model, scaled(model, view)))) <= 1e-6
+
+
+def test_a_branch_on_the_mode_is_followed_in_both_modes():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(4, 5), nn.Linear(5, 2), nn.Linear(5, 3)
+
+        def forward(self, x):
+            x = F.relu(self.a(x))
+            return (self.b(x), self.head(x)) if self.training else self.b(x)
+
+    model = Auxiliary().eval()
+    view = trace(model)
+    assert set(view.scalings) == {
+        f"{m}.{p}" for m in ("a", "b", "head") for p in ("weight", "bias")
+    }
+    other, x = scaled(model, view), torch.randn(3, 4, generator=generator())
+    for a, b in zip(model.train()(x), other.train()(x), strict=True):
+        assert relative(a.detach(), b.detach()) <= 1e-6
+
+
+def test_hooks_and_frozen_views_are_closed():
+    model = mlp()
+    model[0].register_forward_hook(lambda module, args, result: result + 1)
+    view = trace(model)
+    assert int(view.free.sum()) == 9 and any("forward hooks" in str(r) for r in view.reasons)
+
+
+def test_a_model_that_cannot_be_traced_names_the_place():
+    class Branching(nn.Module):
+        def forward(self, x):
+            y = x.relu()
+            if y.sum() > 0:
+                return y
+            return x
+
+    with pytest.raises(GraphError, match=r"Branching.forward after node 'gt', at line \d+ 'if y"):
+        trace(Branching())
+    view = trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), Branching(), nn.Linear(3, 1)))
+    assert view.opaque == ("2",)
+
+
+def test_shapes_that_cannot_be_guessed_are_asked_for():
+    with pytest.raises(GraphError, match="pass example inputs"):
+        trace(nn.Sequential(nn.ReLU(), nn.Flatten()))
+    with pytest.raises(GraphError, match="3 channels are read, but there are 4"):
+        trace(nn.Conv2d(3, 2, 1), torch.zeros(1, 4, 5, 5))
+    with pytest.raises(GraphError, match="inputs are input_1; got 2"):
+        trace(mlp(), torch.zeros(1, 6), torch.zeros(1))
+    with pytest.raises(TypeError, match="no shape yet"):
+        trace(nn.Sequential(nn.LazyLinear(3)))
+    with pytest.raises(TypeError, match="got a Tensor"):
+        trace(torch.zeros(2))
