@@ -165,7 +165,7 @@ def ladder(x):
         (Between(ladder), "(Between)"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "(ParametrizedLinear)"),
     ],
-    ids=str,
+    ids=range(25),
 )
 def test_what_is_not_homogeneous_closes_with_a_reason(between, reason):
     model = Closing(between)

@@ -25,7 +25,7 @@ def save_curves(path: Path, cases: list[tuple[tuple[str, str, str], list[Run], l
 
     Args:
         path: PNG file to write.
-        cases: model, initialisation and optimizer, the runs without, and the runs with conditioning.
+        cases: model, initialisation and optimizer, the runs without conditioning, those with it.
     """
     columns = len({name[:2] for name, _, _ in cases})
     rows = max(1, len(cases) // columns)

@@ -118,6 +118,8 @@ class _Lifted:
 
     def _operation(self, node: fx.Node, args: Any, kwargs: dict[str, Any]) -> Any:
         name = node.name
+        if name in self.view.constants:
+            return _Constant(self.view.constants[name].clone())
         if node.op == "get_attr":
             owner, _, attribute = str(node.target).rpartition(".")
             value = getattr(self.model.get_submodule(owner), attribute)

@@ -107,6 +107,7 @@ class ModelGraph:
         inputs: the inputs by placeholder name, tensors on the meta device.
         opaque: paths of submodules that torch.fx could not enter.
         rules: by node, the name of the rule that its operation went by.
+        constants: tensors that the forward made while it was traced, by the name of their node.
         closings: by node, what came out of an operation that is not homogeneous, as meta tensors.
     """
 
@@ -118,6 +119,7 @@ class ModelGraph:
     opaque: tuple[str, ...]
     rules: Mapping[str, str]
     closings: Mapping[str, Any]
+    constants: Mapping[str, Tensor]
 
     @property
     def free(self) -> Tensor:
@@ -197,6 +199,7 @@ def trace(
 
     with untouched(model):
         graph, opaque = symbolic_trace(model)
+        constants = _constants(graph, model)
         inputs, main = _walk_inputs(graph, model, example_inputs, walk)
         walks = [main]
         for mode in {True, False} - {m.training for m in model.modules()} or {True, False}:
@@ -213,7 +216,17 @@ def trace(
             merged.roles.setdefault(name, []).extend(roles)
         merged.frozen.update(part.frozen)
     merged.share()
-    return _result(merged, walks, graph, inputs, opaque)
+    return _result(merged, walks, graph, inputs, opaque, constants)
+
+
+def _constants(graph: fx.Graph, model: nn.Module) -> dict[str, Tensor]:
+    """Tensors that tracing keeps as attributes of the model, which are gone after it."""
+    found = {}
+    for node in graph.nodes:
+        value = vars(model).get(str(node.target)) if node.op == "get_attr" else None
+        if isinstance(value, Tensor):
+            found[node.name] = value.clone()
+    return found
 
 
 def _memory(p: Tensor) -> Any:
@@ -265,6 +278,7 @@ def _result(
     graph: fx.Graph,
     inputs: Mapping[str, Any],
     opaque: set[str],
+    constants: Mapping[str, Tensor],
 ) -> ModelGraph:
     """Number the spaces that parameters touch, and write everything in these numbers."""
     spaces = merged.spaces
@@ -301,4 +315,5 @@ def _result(
         tuple(sorted(opaque)),
         walks[0].rules,
         walks[0].closed,
+        constants,
     )

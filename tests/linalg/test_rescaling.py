@@ -1,12 +1,14 @@
 """Rescaling against a loop over neurons, at its optimum, and where channels are dead."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from riemann_unn.linalg.rescaling import EnergyBlock, balance_energies
 
-from ..support import generator
 from ..rescaling_support import Dense, dense, neuron_by_neuron, objective
+from ..support import generator
 
 TOL = 1e-8
 
@@ -16,7 +18,7 @@ def mlp_energies(widths: list[int], *, seed: int = 0, spread: float = 0.0) -> De
     g = generator(seed)
     blocks, first = [], 0
     channels = sum(widths[1:-1])
-    for k, (i, o) in enumerate(zip(widths, widths[1:], strict=False)):
+    for k, (i, o) in enumerate(pairwise(widths)):
         energy = torch.rand(o, i, dtype=torch.float64, generator=g).square() / i
         energy *= 10.0 ** float(spread * torch.randn((), generator=g))
         gain = torch.arange(first, first + o) if k < len(widths) - 2 else torch.full((o,), channels)
