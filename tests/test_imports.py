@@ -20,7 +20,8 @@ ALLOWED = {
     "diagnostics": {"errors", "linalg", "manifolds", "tagging"},
     "monitor": {"errors", "manifolds", "tagging", "diagnostics"},
     "optim": {"errors", "linalg", "retractions", "manifolds", "tagging"},
-    "init": {"errors", "linalg", "manifolds", "tagging", "diagnostics"},
+    "graph": {"errors"},
+    "init": {"errors", "linalg", "manifolds", "tagging", "diagnostics", "graph"},
     "nn": {"errors", "linalg", "manifolds", "tagging"},
 }
 ALLOWED["__init__"] = set(ALLOWED)

@@ -361,6 +361,24 @@ def test_a_change_that_tracing_did_not_see_is_taken_back():
     assert untouched(model, before)
 
 
+def test_a_function_that_magnifies_rounding_is_told_from_one_that_changes():
+    """Batch statistics of two equal examples, up to rounding, tell nothing about rescaling."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 8), nn.BatchNorm1d(8, eps=1e-18)
+            self.d = nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.d(self.c(self.b(torch.relu(self.a(x)))))
+
+    model = Twice()
+    x = torch.randn(1, 3, generator=generator()) * torch.tensor([[1.0], [1 + 1e-6]])
+    report = path_condition_(model, inputs=x, data=x)
+    assert report.change > 1e-3 and report.converged
+
+
 def test_a_model_that_cannot_be_traced_names_the_line():
     class Branching(nn.Module):
         def forward(self, x):

@@ -24,6 +24,7 @@ __all__ = ["EnergyBlock", "Rescaling", "balance_energies"]
 _CYCLES = 40  # contraction is a thousandfold per cycle for dense layers
 _STALLED = 0.25  # contraction from which Newton's method is the faster one
 _NEWTON, _CG = 60, 300
+_QUADRATIC = 1e-9  # decrease, relative to n, below which Newton's method needs no line search
 
 
 @dataclass(frozen=True)
@@ -294,8 +295,9 @@ def _sizes(problem: _Problem, flow: Tensor) -> Tensor:
         step = torch.zeros_like(shift)
         step[:-1] = -torch.linalg.solve_ex(hessian, gradient)[0]
         promised = float(gradient @ step[:-1])
-        if not promised < -1e-13 * problem.n:
-            break
+        if not promised < -_QUADRATIC * problem.n:
+            # So near that the whole step is right, and that the objective no longer shows it.
+            return shift + step if promised < 0 else shift
         t = min(1.0, 20.0 / float(step.abs().max()))
         for _ in range(30):
             new = shift + t * step
