@@ -246,5 +246,5 @@ def run(args: argparse.Namespace) -> None:
 
     from .rescale_plot import save_curves  # matplotlib takes a second to import
 
-    save_curves(args.out, _cases(runs))
+    save_curves(args.out, _cases(runs), per_epoch=_TESTS)
     print(f"{table(runs)}\n\npicture: {args.out}")

@@ -14,17 +14,20 @@ from matplotlib.ticker import MaxNLocator
 if TYPE_CHECKING:
     from .rescale import Run
 
+    Case = tuple[tuple[str, str, str], list[Run], list[Run]]
+
 __all__ = ["save_curves"]
 
 # Okabe and Ito's palette: told apart with any colour vision, and by line style in grey.
 _STYLES = (("#767676", "--", "as initialised"), ("#0072B2", "-", "path-conditioned"))
 
 
-def save_curves(path: Path, cases: list[tuple[tuple[str, str, str], list[Run], list[Run]]]) -> None:
+def save_curves(path: Path, cases: list[Case], *, per_epoch: int) -> None:
     """Draw one panel for each case: median and range over the seeds.
 
     Args:
         path: PNG file to write.
+        per_epoch: how many accuracies a run has for each epoch.
         cases: model, initialisation and optimizer, the runs without conditioning, those with it.
     """
     columns = len({name[:2] for name, _, _ in cases})
@@ -34,7 +37,7 @@ def save_curves(path: Path, cases: list[tuple[tuple[str, str, str], list[Run], l
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for i, (name, *groups) in enumerate(cases):
         panel = axes[i % rows][i // rows]
-        _panel(panel, name, groups)
+        _panel(panel, name, groups, per_epoch)
         if i // rows == 0:
             panel.set_ylabel("test accuracy (%)")
         if i % rows == rows - 1:
@@ -46,10 +49,12 @@ def save_curves(path: Path, cases: list[tuple[tuple[str, str, str], list[Run], l
     figure.savefig(path)
 
 
-def _panel(panel: Axes, name: tuple[str, str, str], groups: list[list[Run]]) -> None:
+def _panel(
+    panel: Axes, name: tuple[str, str, str], groups: list[list[Run]], per_epoch: int
+) -> None:
     for group, (colour, line, label) in zip(groups, _STYLES, strict=True):
         curves = 100 * torch.tensor([run.accuracy for run in group], dtype=torch.float64)
-        epochs = range(curves.shape[1])
+        epochs = torch.arange(curves.shape[1]) / per_epoch
         panel.plot(epochs, curves.quantile(0.5, 0), line, color=colour, lw=2, label=label)
         low, high = curves.amin(0), curves.amax(0)
         panel.fill_between(epochs, low, high, color=colour, alpha=0.18, lw=0)
