@@ -97,6 +97,23 @@ def test_sums_join_spaces_and_concatenation_keeps_them_apart():
     assert torch.equal(layers["join"].inputs, joined) and len(joined.unique()) == 12
 
 
+def test_a_weight_used_twice_scales_alike_in_both_places():
+    class Siamese(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(3, 4), nn.Linear(3, 4)
+            self.both, self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 2), nn.Linear(5, 2)
+
+        def forward(self, x):
+            u, v = (self.both(F.relu(side(x))).relu() for side in (self.left, self.right))
+            return self.a(u) - self.b(v)
+
+    model, x = Siamese().double(), torch.randn(3, 3, dtype=torch.float64, generator=generator())
+    view = trace(model)
+    assert int(view.free.sum()) == 4 + 5
+    assert relative(*(output(m, x, training=True) for m in (model, scaled(model, view)))) <= 1e-12
+
+
 def test_one_space_for_each_tensor():
     view = trace(mlp(), per="tensor")
     assert len(view.reasons) == 4 and int(view.free.sum()) == 2

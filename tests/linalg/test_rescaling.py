@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from riemann_unn.linalg.rescaling import EnergyBlock, balance_energies
+from riemann_unn.linalg.rescaling import EnergyBlock, _quadratic, balance_energies
 
 from ..rescaling_support import Dense, dense, neuron_by_neuron, objective
 from ..support import generator
@@ -129,6 +129,21 @@ def test_the_check_of_the_optimum_can_fail():
     off = found.z.clone()
     off[0] += 0.1
     assert float(objective(problem, off)) > found.after + 1e-6
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_roots_solve_their_equation_and_give_their_sum(power):
+    g = generator(4)
+    i, o = (10 ** (4 * torch.rand(9, dtype=torch.float64, generator=g) - 2) for _ in range(2))
+    slope = 0.1 * torch.randn(9, dtype=torch.float64, generator=g)
+    x, total = _quadratic(i, o, slope, 3.0, 3.0 + float((i + o).sum()) / power, power)
+    assert total == pytest.approx(3.0 + float((o * x + i / x).sum()) / power, rel=1e-12)
+    assert torch.allclose(o * x - i / x, slope * total, rtol=1e-10, atol=1e-12) and (x > 0).all()
+
+
+@pytest.mark.parametrize("case", ["wide", "deep", "wide, layers scaled apart"])
+def test_a_few_sweeps_are_enough_for_dense_layers(case):
+    assert balance_energies(*CASES[case]()).iterations <= 6
 
 
 def test_newton_finishes_what_sweeps_cannot(monkeypatch):
