@@ -1,7 +1,7 @@
-"""The demos: ``python -m riemann_unn.demo [digits|copy|adding|conv|convrnn|lipschitz]``.
+"""The demos: ``python -m riemann_unn.demo TASK``.
 
-The first three train an orthogonal RNN beside an LSTM and are run here; each of the others is a
-module of its name with ``add_arguments`` and ``run``.
+The tasks digits, copy and adding train an orthogonal RNN beside an LSTM and are run here; each of
+the others is a module of its name with ``add_arguments`` and ``run``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ EXPERIMENTS = {
     "conv": "a ResNet-9 of orthogonal convolutions beside one of ordinary ones",
     "convrnn": "a pattern kept for 500 steps on a lattice",
     "lipschitz": "certified robustness of an all-orthogonal network",
+    "rescale": "ReLU networks trained with and without path conditioning",
 }
 _NEEDED = {"sklearn": "scikit-learn", "tqdm": "tqdm", "matplotlib": "matplotlib"}
 

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 import riemann_unn as ru
 
 from ..graph import trace
+from .cli import add_output_options, aligned, one_thread, positive, positive_float
 from .tasks import Digits
 
 __all__ = ["Run", "add_arguments", "badly_scale_", "cnn", "mlp", "run", "table", "train_runs"]
@@ -151,7 +151,7 @@ def train_runs(*, seeds: int, epochs: int, spread: float, quiet: bool = False) -
         spread: of the bad scales, in powers of ten.
         quiet: show no progress bar.
     """
-    data = Digits()._split
+    data = Digits().split
     runs = [
         Run(model, start, optimizer, conditioned, seed)
         for model in _MODELS
@@ -196,17 +196,11 @@ def table(runs: list[Run]) -> str:
         row += [_shown(median(r.epochs for r in group)) for group in (without, with_)]
         row += [f"{median(r.accuracy[-1] for r in group):.1%}" for group in (without, with_)]
         rows.append(row)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0])]
-            + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
-        )
-        for row in rows
-    ]
     change = max(r.change for r in runs)
-    lines.append(f"conditioning changed the networks' outputs by at most {change:.1e}, relatively")
-    return "\n".join(lines)
+    return (
+        f"{aligned(rows)}\n\n"
+        f"conditioning changed the networks' outputs by at most {change:.1e}, relatively"
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -215,13 +209,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: where to add them.
     """
-    parser.add_argument("--epochs", type=int, default=8, help="passes over the training images")
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each case")
+    add_output_options(parser, name="rescale", epochs=8)
+    parser.add_argument("--seeds", type=positive, default=5, help="runs of each case (default: 5)")
     parser.add_argument(
-        "--spread", type=float, default=1.5, help="of the bad scales, in powers of ten"
+        "--spread",
+        type=positive_float,
+        default=1.5,
+        help="of the bad scales, in powers of ten (default: 1.5)",
     )
-    parser.add_argument("--out", type=Path, default=Path("riemann_unn_demo_rescale.png"))
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -230,21 +225,12 @@ def run(args: argparse.Namespace) -> None:
     Args:
         args: with the attributes that :func:`add_arguments` adds.
     """
-    if args.epochs < 1 or args.seeds < 1 or args.spread < 0:
-        raise ValueError(
-            "epochs and seeds must be at least 1 and the spread nonnegative, "
-            f"got {args.epochs}, {args.seeds}, {args.spread}"
-        )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a second thread only gets in the way of networks this small
-    try:
+    with one_thread():
         runs = train_runs(
             seeds=args.seeds, epochs=args.epochs, spread=args.spread, quiet=args.quiet
         )
-    finally:
-        torch.set_num_threads(threads)
 
-    from .rescale_plot import save_curves  # matplotlib takes a second to import
+    from .rescale_plots import save_curves  # matplotlib takes a second to import
 
     save_curves(args.out, _cases(runs), per_epoch=_TESTS)
     print(f"{table(runs)}\n\npicture: {args.out}")

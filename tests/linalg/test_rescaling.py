@@ -143,7 +143,7 @@ def test_roots_solve_their_equation_and_give_their_sum(power):
 
 @pytest.mark.parametrize("case", ["wide", "deep", "wide, layers scaled apart"])
 def test_a_few_sweeps_are_enough_for_dense_layers(case):
-    assert balance_energies(*CASES[case]()).iterations <= 6
+    assert balance_energies(*CASES[case]()).iterations <= 8
 
 
 def test_newton_finishes_what_sweeps_cannot(monkeypatch):

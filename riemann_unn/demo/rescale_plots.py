@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
+
+from .style import BLUE, GREY, finish, new_figure
 
 if TYPE_CHECKING:
     from .rescale import Run
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["save_curves"]
 
-# Okabe and Ito's palette: told apart with any colour vision, and by line style in grey.
-_STYLES = (("#767676", "--", "as initialised"), ("#0072B2", "-", "path-conditioned"))
+_STYLES = ((GREY, "--", "as initialised"), (BLUE, "-", "path-conditioned"))
 
 
 def save_curves(path: Path, cases: list[Case], *, per_epoch: int) -> None:
@@ -32,26 +31,21 @@ def save_curves(path: Path, cases: list[Case], *, per_epoch: int) -> None:
     """
     columns = len({name[:2] for name, _, _ in cases})
     rows = max(1, len(cases) // columns)
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1)
-    figure = Figure(figsize=(3.1 * columns + 0.6, 2.7 * rows + 0.9), dpi=130, layout=layout)
+    title = "Handwritten digits: the same functions, in weights that train well and badly"
+    figure = new_figure(title, width=3.1 * columns + 0.6, height=2.7 * rows + 0.9)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for i, (name, *groups) in enumerate(cases):
         panel = axes[i % rows][i // rows]
-        _panel(panel, name, groups, per_epoch)
-        if i // rows == 0:
-            panel.set_ylabel("test accuracy (%)")
-        if i % rows == rows - 1:
-            panel.set_xlabel("epoch")
+        _panel(panel, groups, per_epoch)
+        x = "epoch" if i % rows == rows - 1 else ""
+        y = "test accuracy (%)" if i // rows == 0 else ""
+        finish(panel, ", ".join(name), x, y)
     handles = axes[0][0].get_legend_handles_labels()
-    title = "Handwritten digits: the same functions, in weights that train well and badly"
-    figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
     figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path)
 
 
-def _panel(
-    panel: Axes, name: tuple[str, str, str], groups: list[list[Run]], per_epoch: int
-) -> None:
+def _panel(panel: Axes, groups: list[list[Run]], per_epoch: int) -> None:
     for group, (colour, line, label) in zip(groups, _STYLES, strict=True):
         curves = 100 * torch.tensor([run.accuracy for run in group], dtype=torch.float64)
         epochs = torch.arange(curves.shape[1]) / per_epoch
@@ -59,10 +53,5 @@ def _panel(
         low, high = curves.amin(0), curves.amax(0)
         panel.fill_between(epochs, low, high, color=colour, alpha=0.18, lw=0)
     panel.axhline(90, color="#BBBBBB", lw=1, ls=":")
-    model, start, optimizer = name
-    panel.set_title(f"{model}, {start}, {optimizer}", loc="left", fontsize=10)
     panel.set_ylim(0, 103)
     panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    panel.grid(True, color="#E6E6E6", lw=0.8)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right"]].set_visible(False)
