@@ -8,6 +8,8 @@ from .activations import ModReLU, PhaseSigmoid
 from .conv import CircularConv1d, CircularConv2d, CircularConv3d
 from .conv_recurrent import ConvRNN
 from .lipschitz import GroupSort, certified_radius
+from .low_rank import LowRankLinear
+from .low_rank_conv import LowRankConv2d
 from .recurrent import OrthogonalRNN
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "CircularConv3d",
     "ConvRNN",
     "GroupSort",
+    "LowRankConv2d",
+    "LowRankLinear",
     "ModReLU",
     "OrthogonalRNN",
     "PhaseSigmoid",
