@@ -21,7 +21,8 @@ ALLOWED = {
     "monitor": {"errors", "manifolds", "tagging", "diagnostics"},
     "optim": {"errors", "linalg", "retractions", "manifolds", "tagging"},
     "graph": {"errors"},
-    "init": {"errors", "linalg", "manifolds", "tagging", "diagnostics", "graph"},
+    # init.low_rank_ builds the layers of nn; nn never imports init.
+    "init": {"errors", "linalg", "manifolds", "tagging", "diagnostics", "graph", "nn"},
     "nn": {"errors", "linalg", "manifolds", "tagging"},
 }
 ALLOWED["__init__"] = set(ALLOWED)
@@ -32,6 +33,7 @@ EXTERNAL = {
     "errors": {"torch"},
     "linalg": {"torch"},
     "monitor": RUNTIME | {"matplotlib"},  # for its plot, imported when asked for
+    "init": RUNTIME | {"matplotlib"},  # the same
     "demo": RUNTIME | {"sklearn", "matplotlib", "tqdm"},
 }
 

@@ -1,7 +1,19 @@
 """Initializers: passes over a model that run once, before training."""
 
+from .low_rank import low_rank_
+from .low_rank_plan import Budget
+from .low_rank_report import LowRank, LowRankReport
 from .path_condition import path_condition_
 from .path_report import PathConditioning
 from .warm_start import WarmStart, warm_start_
 
-__all__ = ["PathConditioning", "WarmStart", "path_condition_", "warm_start_"]
+__all__ = [
+    "Budget",
+    "LowRank",
+    "LowRankReport",
+    "PathConditioning",
+    "WarmStart",
+    "low_rank_",
+    "path_condition_",
+    "warm_start_",
+]

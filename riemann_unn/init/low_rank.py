@@ -1,0 +1,350 @@
+"""Low rank: replace dense layers by low-rank ones that compute nearly the same function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..linalg import ACTIVATIONS
+from ..linalg.activation_kernel import as_activation
+from ..nn import LowRankConv2d, LowRankLinear
+from .low_rank_calibration import Batches, Rows, gather, split_batches
+from .low_rank_plan import (
+    Budget,
+    Candidates,
+    Curve,
+    RankSpec,
+    as_rank,
+    by_pattern,
+    candidates,
+    rank_grid,
+    spread,
+)
+from .low_rank_problem import Method, Problem
+from .low_rank_report import LowRank, LowRankReport
+from .low_rank_trace import Follower, affine_of, followers
+
+__all__ = ["low_rank_"]
+
+ActivationLike = str | Callable[[Tensor], Tensor]
+Draw = str | Callable[[Tensor], Any]
+
+
+@torch.no_grad()
+def low_rank_(
+    model: nn.Module,
+    *,
+    rank: RankSpec,
+    layers: str | Iterable[str] = "*",
+    method: Method = "function",
+    activation: ActivationLike | Mapping[str, ActivationLike] | None = None,
+    calibration: Any = None,
+    draw: Draw | None = None,
+    split: str = "channel",
+    orthonormal: bool = False,
+    refine: int | None = None,
+    seed: int = 0,
+) -> LowRankReport:
+    r"""Replace linear and convolution layers by low-rank ones, in place, keeping their function.
+
+    .. math:: \min_{A, B} \; E\,\|\varphi(Wx + \beta) - \varphi(ABx + \gamma)\|^2
+
+    with the activation φ that follows the layer. Without ``calibration`` the inputs are
+    :math:`x \sim N(0, I)` and γ = β; with it they are those that the layer sees, and γ is fitted
+    too where the layer has a bias. Calibrated layers are replaced in the order in which they run,
+    each fitted to give the original model's outputs from what now reaches it, at one pass over
+    the calibration inputs for each layer. A batch normalisation between layer and activation
+    takes part as the affine map it is in evaluation mode. Layers where the factors would save
+    nothing are left alone, and so are others that cannot be split; the report says which and why.
+    If anything fails the model is as it was. Build the optimizer afterwards: the factors are new
+    parameters.
+
+    Methods: ``"function"``, the objective above: row lengths in closed form for (leaky) ReLU on
+    Gaussian inputs, by quadrature for other activations, from whitened factors on calibration
+    inputs, then refined by L-BFGS. ``"linear"``: the same without φ, the factors that change
+    the outputs least on the calibration inputs. ``"spectral"``: the truncated singular value
+    decomposition, the baseline.
+
+    Args:
+        model: the model that holds the layers.
+        rank: the rank: an int, or a fraction of the full rank; a dict of these by name pattern,
+            which replaces only the layers it matches; or a :class:`~riemann_unn.init.Budget`
+            that is spread over the layers.
+        layers: glob pattern, or several, over names of modules.
+        method: ``"function"``, ``"linear"`` or ``"spectral"``.
+        activation: φ, a name or an elementwise function, for all layers or by name pattern;
+            None (and layers without a pattern): found by tracing the model with ``torch.fx``.
+            A layer that no elementwise activation follows has φ(x) = x.
+        calibration: inputs of the model: a tensor, or an iterable of batches such as a
+            ``DataLoader`` (a mapping is passed as keyword arguments, of a sequence the first
+            item). One example of a tensor in five, or one batch in five (at least one of several),
+            is held out for the report. At most 4,096 rows of each layer are kept.
+        draw: draw each weight anew before it is split, for training from scratch (biases, and
+            layers that are left alone, keep their values): a name of
+            ``torch.nn.init`` such as ``"kaiming_normal"``, ``"default"`` for torch's own, or a
+            function that fills a weight in place. None splits the weights there are.
+        split: of convolutions: ``"channel"`` or ``"spatial"``, see
+            :class:`~riemann_unn.nn.LowRankConv2d`.
+        orthonormal: orthonormal factors, tagged, and singular values beside them.
+        refine: most iterations of L-BFGS; 0 for none. None: on Gaussian inputs as many (12 at
+            most) as take about a quarter of the time of the decomposition, on calibration inputs
+            100.
+        seed: of ``draw``. The global random state is left as it was.
+
+    Returns:
+        The report: a mapping from the names of the replaced layers to
+        :class:`~riemann_unn.init.LowRank`, which prints as a table and draws
+        error against rank.
+
+    Raises:
+        ManifoldError: a matched layer is tagged.
+        TypeError: an argument is of the wrong kind.
+        ValueError: a rank, pattern, name or calibration does not fit; the activation cannot be
+            found by tracing; a weight is not finite.
+
+    Reference:
+        Vodrahalli et al., "Nonlinear initialization methods for low-rank neural networks" (2022),
+        section 3 for the objective.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a torch.nn.Module is needed, got a {type(model).__name__}")
+    if method not in get_args(Method):
+        raise ValueError(f"{method=} must be one of {', '.join(map(repr, get_args(Method)))}")
+    if method == "linear" and calibration is None:
+        raise ValueError("method='linear' needs calibration= inputs, whose covariance it uses")
+    if split not in ("channel", "spatial"):
+        raise ValueError(f"{split=} must be 'channel' or 'spatial'")
+    if refine is not None and refine < 0:
+        raise ValueError(f"{refine=} must not be negative")
+    found = candidates(model, layers)
+    if isinstance(rank, Mapping):
+        rank = by_pattern(rank, found, "rank")
+        found = Candidates({n: found.layers[n] for n in rank}, found.names, found.skipped)
+    devices = {p.device for p in model.parameters() if p.is_cuda}
+    # Drawing, a DataLoader and the model itself may all take random numbers.
+    with torch.random.fork_rng(devices=list(devices)):
+        batches = None if calibration is None else split_batches(calibration)
+        follows = _activations(model, found, activation, method)
+        job = _Job(model, found, method, rank, split, orthonormal, refine, batches, follows)
+        if draw is None:
+            return job.run()
+        torch.manual_seed(seed)
+        with _weights_put_back(found.layers):
+            for name, layer in found.layers.items():
+                layer.weight.copy_(_drawn(layer, draw, follows[name]))
+            return job.run()
+
+
+@contextmanager
+def _weights_put_back(layers: Mapping[str, nn.Linear | nn.Conv2d]) -> Iterator[None]:
+    """Leave dense layers, those that stay and those that others may hold, with their weights."""
+    saved = [(layer.weight, layer.weight.detach().clone()) for layer in layers.values()]
+    try:
+        yield
+    finally:
+        for weight, value in saved:
+            weight.copy_(value)
+
+
+def _activations(
+    model: nn.Module,
+    found: Candidates,
+    activation: ActivationLike | Mapping[str, ActivationLike] | None,
+    method: Method,
+) -> dict[str, Follower]:
+    if isinstance(activation, Mapping):
+        given = by_pattern(activation, found, "activation")
+    else:
+        given = {} if activation is None else dict.fromkeys(found.layers, activation)
+    traced = followers(model, found.layers)
+    result: dict[str, Follower] = {}
+    for name in found.layers:
+        follower = traced[name]
+        if name in given:
+            norm = None if isinstance(follower, str) else follower.norm
+            follower = Follower(as_activation(given[name]), norm)
+        elif isinstance(follower, str):
+            if method == "function":
+                raise ValueError(
+                    f"the activation after {name!r} is unknown: {follower}; pass activation=, a "
+                    "name such as 'relu' or a dict of them by name pattern ('identity' for none)"
+                )
+            follower = Follower(ACTIVATIONS["identity"], None, follower)
+        result[name] = follower
+    return result
+
+
+def _drawn(layer: nn.Linear | nn.Conv2d, draw: Draw, follower: Follower) -> Tensor:
+    weight = torch.empty_like(layer.weight)
+    if callable(draw):
+        draw(weight)
+    elif draw == "default":
+        nn.init.kaiming_uniform_(weight, a=5**0.5)
+    else:
+        function = getattr(nn.init, f"{draw}_", None)
+        if function is None:
+            raise ValueError(
+                f"{draw=} is no initialiser: use 'default', a name of torch.nn.init without its "
+                "underscore such as 'kaiming_normal', or a function that fills a weight in place"
+            )
+        if draw.startswith("kaiming"):
+            linear = follower.activation.slope == 1.0
+            function(weight, nonlinearity="linear" if linear else "relu")
+        else:
+            function(weight)
+    return weight
+
+
+@dataclass
+class _Job:
+    """The work of one call: choose ranks, then replace layer by layer, or put all back."""
+
+    model: nn.Module
+    found: Candidates
+    method: Method
+    rank: RankSpec
+    split: str
+    orthonormal: bool
+    refine: int | None
+    batches: Batches | None
+    follows: dict[str, Follower]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> LowRankReport:
+        layers = self.found.layers
+        for name, layer in layers.items():
+            if not bool(torch.isfinite(layer.weight).all()):
+                raise ValueError(
+                    f"the weight of {name!r} holds NaN or infinity; initialise it again. "
+                    "No layer was changed"
+                )
+        self.skipped = dict(self.found.skipped)
+        problems = self._problems()
+        for name in layers.keys() - problems.keys():
+            self.skipped[name] = "the calibration inputs do not reach it"
+        ranks, curves = self._ranks(problems)
+        done: dict[str, LowRank] = {}
+        try:
+            for name, r in ranks.items():
+                if done and self.batches is not None:
+                    # Later layers make up for what the ones ahead of them now do differently.
+                    rows = gather(self.model, {name: layers[name]}, self.batches)
+                    problems[name].reach(rows[name])
+                done[name] = self._replace(name, problems[name], r, curves.get(name))
+        except BaseException:
+            for name in layers:
+                self._put(name, layers[name])
+            raise
+        order = [name for name in layers if name in done]
+        return LowRankReport(self.method, {name: done[name] for name in order}, self.skipped)
+
+    def _problems(self) -> dict[str, Problem]:
+        """The layers' problems in the order in which they run, as far as that is known."""
+        layers = self.found.layers
+        if self.batches is None:
+            return {name: self._problem(name, None) for name in layers}
+        rows = gather(self.model, layers, self.batches)
+        return {name: self._problem(name, seen) for name, seen in rows.items()}
+
+    def _problem(self, name: str, rows: Rows | None) -> Problem:
+        layer, follower = self.found.layers[name], self.follows[name]
+        weight = layer.weight.detach()
+        exact = weight if weight.dtype == torch.float64 else weight.float()
+        affine = affine_of(follower.norm)
+        spatial = isinstance(layer, nn.Conv2d) and self.split == "spatial"
+        return Problem(
+            exact.flatten(1).clone(),
+            None if layer.bias is None else layer.bias.detach().to(exact),
+            follower.activation,
+            None if affine is None else affine[0].to(exact),
+            None if affine is None else affine[1].to(exact),
+            kernel=weight.shape if spatial else None,
+            rows=rows,
+        )
+
+    def _useful(self, p: Problem) -> int:
+        """The largest rank that saves a parameter; singular values kept apart count too."""
+        m, n = p.matrix.shape
+        return (m * n - 1) // (m + n + int(self.orthonormal))
+
+    def _ranks(self, problems: dict[str, Problem]) -> tuple[dict[str, int], dict[str, Curve]]:
+        """Return the rank of each layer to replace, and the curves of a budget."""
+        curves: dict[str, Curve] = {}
+        ranks: dict[str, int] = {}
+        shapes = {name: (p.matrix.shape[0], p.matrix.shape[1]) for name, p in problems.items()}
+        useful = {name: self._useful(p) for name, p in problems.items()}
+        spread_ranks: dict[str, int | None] = {}
+        if isinstance(self.rank, Budget):
+            for name, p in problems.items():
+                if useful[name] > 0:
+                    curves[name] = p.curve(self.method, rank_grid(useful[name], 24))
+            spread_ranks = spread(self.rank, curves, shapes, kept=int(self.orthonormal))
+        for name, (m, n) in shapes.items():
+            if isinstance(self.rank, Budget):
+                r = spread_ranks.get(name)
+                if r is None and name in curves:
+                    self.skipped[name] = "the budget leaves it dense"
+                    continue
+                r = r or 1
+            else:
+                value = self.rank[name] if isinstance(self.rank, Mapping) else self.rank
+                r = as_rank(value, min(m, n), name)
+            if r <= useful[name]:
+                ranks[name] = r
+            else:
+                self.skipped[name] = f"rank {r} of its {m}x{n} matrix would save no parameter"
+        return ranks, curves
+
+    def _replace(self, name: str, p: Problem, rank: int, curve: Curve | None) -> LowRank:
+        if curve is None:
+            curve = p.curve(self.method, sorted({*rank_grid(self._useful(p), 8), rank}))
+        factors, spectral = p.solve(self.method, rank, self.refine), p.spectral(rank)
+        dense = self.found.layers[name]
+        layer: LowRankLinear | LowRankConv2d
+        if isinstance(dense, nn.Linear):
+            layer = LowRankLinear.empty_like(dense, rank, orthonormal=self.orthonormal)
+        else:
+            layer = LowRankConv2d.empty_like(
+                dense, rank, split=self.split, orthonormal=self.orthonormal
+            )
+        layer.set_factors_(*p.own(factors))
+        self._put(name, layer)
+        m, n = p.matrix.shape
+        before, after = p.held_out_error(spectral), p.held_out_error(factors)
+        return LowRank(
+            shape=(m, n),
+            rank=rank,
+            activation=p.activation.name,
+            parameters=(m * n, layer.weight_parameters()),
+            macs=(m * n, layer.macs()),
+            gaussian=(p.gaussian_error(spectral), p.gaussian_error(factors)),
+            held_out=None if before is None or after is None else (before, after),
+            curve=curve,
+            notes=_notes(self.follows[name], p),
+        )
+
+    def _put(self, name: str, layer: nn.Module) -> None:
+        for alias in self.found.names[name]:
+            parent, _, own = alias.rpartition(".")
+            setattr(self.model.get_submodule(parent), own, layer)
+
+
+def _notes(follower: Follower, p: Problem) -> tuple[str, ...]:
+    notes = [] if follower.note is None else [f"taken as linear: {follower.note}"]
+    norm = follower.norm
+    if norm is not None and affine_of(norm) is None:
+        notes.append("its batch normalisation has no running statistics and was left out")
+    elif norm is not None:
+        notes.append("its batch normalisation took part as in evaluation mode")
+    unseen = p.unseen_directions()
+    if unseen:
+        notes.append(
+            f"degenerate covariance: the calibration inputs do not reach {unseen} of its "
+            f"{min(p.w.shape)} directions, so it was regularised"
+        )
+    return tuple(notes)

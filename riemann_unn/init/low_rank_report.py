@@ -1,0 +1,162 @@
+"""What :func:`riemann_unn.init.low_rank_` did, as a mapping, a table and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+
+__all__ = ["LowRank", "LowRankReport"]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What became of one layer.
+
+    Attributes:
+        shape: (m, n) of the matrix that was split.
+        rank: its new rank.
+        activation: name of the activation that the function error is measured after.
+        parameters: of the weight, before and after.
+        macs: multiplications of the weight, before and after; for one input, of a convolution
+            for one position of the output.
+        gaussian: relative function error on Gaussian inputs, of the truncated singular value
+            decomposition and of the factors chosen.
+        held_out: the same on held-out calibration inputs, None without: from what reaches the
+            layer now to what the original model has behind it, so that it includes what the layers
+            ahead have lost.
+        curve: by rank, the same pair for the layer by itself, before any refinement, on the inputs
+            fitted to (Gaussian ones without calibration).
+        notes: what else is to be known.
+    """
+
+    shape: tuple[int, int]
+    rank: int
+    activation: str
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    gaussian: tuple[float, float]
+    held_out: tuple[float, float] | None
+    curve: dict[int, tuple[float, float]]
+    notes: tuple[str, ...]
+
+
+class LowRankReport(Mapping[str, LowRank]):
+    """What was done, by layer name; prints as a table.
+
+    Attributes:
+        method: the method that chose the factors.
+        skipped: layers that matched and were left alone, with the reason.
+    """
+
+    def __init__(self, method: str, layers: dict[str, LowRank], skipped: dict[str, str]) -> None:
+        self.method = method
+        self.skipped = skipped
+        self._layers = layers
+
+    def __getitem__(self, name: str) -> LowRank:
+        return self._layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """Parameters of the replaced weights, before and after."""
+        each = [layer.parameters for layer in self.values()]
+        return sum(e[0] for e in each), sum(e[1] for e in each)
+
+    @property
+    def macs(self) -> tuple[int, int]:
+        """Multiplications of the replaced weights, before and after (see :class:`LowRank`)."""
+        each = [layer.macs for layer in self.values()]
+        return sum(e[0] for e in each), sum(e[1] for e in each)
+
+    def __repr__(self) -> str:
+        return (
+            f"<LowRankReport: {len(self)} layers by {self.method!r}, {len(self.skipped)} skipped, "
+            f"{self.parameters[0]:,} -> {self.parameters[1]:,} parameters>"
+        )
+
+    def __str__(self) -> str:
+        data = any(layer.held_out for layer in self.values())
+        head = ["layer", "matrix", "rank", "φ", "parameters", "MACs", "Gaussian error"]
+        rows = [head + (["held-out error"] if data else [])]
+        for name, layer in self.items():
+            row = [
+                name,
+                "{}x{}".format(*layer.shape),
+                str(layer.rank),
+                layer.activation,
+                _change(layer.parameters),
+                _change(layer.macs),
+                "{:.4f} -> {:.4f}".format(*layer.gaussian),
+            ]
+            if data:
+                row.append("{:.4f} -> {:.4f}".format(*layer.held_out) if layer.held_out else "-")
+            rows.append(row)
+        total = ["total", "", "", "", _change(self.parameters), _change(self.macs)]
+        rows.append(total + [""] * (len(rows[0]) - len(total)))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        lines.insert(1, "-" * max(len(line) for line in lines))
+        lines = [line.rstrip() for line in lines]
+        lines.append(f"errors: spectral -> {self.method}")
+        if data and len(self) > 1:
+            lines[-1] += "; held-out ones include what the layers ahead have lost"
+        for name, layer in self.items():
+            lines += [f"{name}: {note}" for note in layer.notes]
+        lines += [f"{name}: left alone, {reason}" for name, reason in self.skipped.items()]
+        return "\n".join(lines)
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Draw error against rank for each layer, the chosen rank marked, and save the picture.
+
+        Args:
+            path: the file, in a format that matplotlib writes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: no layer was replaced.
+        """
+        from matplotlib.figure import Figure
+
+        if not len(self):
+            raise ValueError("no layer was replaced, so there is nothing to draw")
+        columns = 2 if len(self) == 4 else min(len(self), 3)
+        rows = -(-len(self) // columns)
+        figure = Figure(figsize=(0.8 + 3.6 * columns, 0.9 + 2.9 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        lines = (("spectral", "#767676", "--"), (self.method, "#0072B2", "-"))
+        for place, (axes, (name, layer)) in enumerate(zip(panels, self.items(), strict=False)):
+            ranks = sorted(layer.curve)
+            for i, (label, colour, line) in enumerate(lines):
+                # A layer that loses nothing has no place on a logarithmic scale.
+                errors = [max(layer.curve[rank][i], 1e-12) for rank in ranks]
+                axes.plot(ranks, errors, line, color=colour, lw=2, marker="o", ms=3, label=label)
+            axes.axvline(layer.rank, color="#D55E00", lw=1.2, ls=":", label="rank taken")
+            axes.set_xscale("log", base=2)
+            powers = [2**k for k in range(ranks[-1].bit_length())]
+            axes.set_xticks(powers, [str(power) for power in powers])
+            axes.set_yscale("log")
+            axes.set_title(name, loc="left", fontsize=10)
+            axes.set_xlabel("rank")
+            if place % columns == 0:
+                axes.set_ylabel("relative function error")
+            axes.grid(True, color="#E6E6E6", lw=0.8)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        for axes in panels[len(self) :]:
+            axes.set_axis_off()
+        handles = panels[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper right", ncols=3, frameon=False)
+        figure.savefig(path, dpi=130)
+
+
+def _change(pair: tuple[int, int]) -> str:
+    before, after = pair
+    share = f" ({after / before - 1:+.0%})" if before else ""
+    return f"{before:,} -> {after:,}{share}"
