@@ -23,6 +23,7 @@ EXPERIMENTS = {
     "convrnn": "a pattern kept for 500 steps on a lattice",
     "lipschitz": "certified robustness of an all-orthogonal network",
     "rescale": "ReLU networks trained with and without path conditioning",
+    "lowrank": "low rank that keeps the function of a layer",
 }
 _NEEDED = {"sklearn": "scikit-learn", "tqdm": "tqdm", "matplotlib": "matplotlib"}
 

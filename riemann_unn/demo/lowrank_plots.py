@@ -1,0 +1,69 @@
+"""The picture of low rank: what a layer loses by rank, and where training from scratch gets to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from .images import DigitImages
+from .lowrank import METHODS, RANKS, STARTS, Results
+from .style import BLUE, GREEN, GREY, INK, VERMILION, finish, new_figure
+
+__all__ = ["save_low_rank"]
+
+_METHOD_LINES = ((GREY, "--"), (VERMILION, ":"), (GREEN, "-."), (BLUE, "-"))
+_START_LINES = ((VERMILION, "-."), (GREY, "--"), (BLUE, "-"))
+
+
+def save_low_rank(path: Path, task: DigitImages, results: Results, rank: int) -> None:
+    """Draw accuracy and error by rank, and accuracy by epoch from every start, into a PNG.
+
+    Args:
+        path: File to write.
+        task: The task, for the title.
+        results: What was measured.
+        rank: Of training from scratch.
+    """
+    figure = new_figure(f"Low rank that keeps the function of a layer, {task.title}")
+    axes = figure.subplots(2, 2)
+    _by_rank(axes[0, 0], axes[0, 1], results)
+    for place, factors in zip(axes[1], ("plain", "orthonormal"), strict=True):
+        by = "Adam" if factors == "plain" else "ProjUNN-T"
+        _by_epoch(place, results, factors, f"Trained at rank {rank}: {factors} factors, {by}")
+    low = min(place.get_ylim()[0] for place in axes[1])
+    for place in axes[1]:
+        place.set_ylim(low, 102)
+    figure.savefig(path)
+
+
+def _by_rank(accuracy: Axes, error: Axes, results: Results) -> None:
+    for name, (colour, line) in zip(METHODS, _METHOD_LINES, strict=True):
+        right = [100 * median(results.accuracy[name, rank]) for rank in RANKS]
+        off = [median(results.error[name, rank]) for rank in RANKS]
+        for place, values in ((accuracy, right), (error, off)):
+            place.plot(RANKS, values, line, color=colour, lw=2, marker="o", ms=4, label=name)
+    dense = 100 * median(results.dense)
+    accuracy.axhline(dense, color=INK, lw=1, label="full rank")
+    error.set_yscale("log")
+    for place in (accuracy, error):
+        place.set_xscale("log", base=2)
+        place.set_xticks(RANKS, [str(rank) for rank in RANKS])
+    accuracy.legend(loc="lower right", frameon=False, fontsize=9)
+    finish(accuracy, "One layer compressed, without training", "rank", "accuracy (%)")
+    finish(error, "Error of the layer's function, held out", "rank", "relative error")
+
+
+def _by_epoch(axes: Axes, results: Results, factors: str, title: str) -> None:
+    for start, (colour, line) in zip(STARTS, _START_LINES, strict=True):
+        columns = list(zip(*results.trained[factors, start], strict=True))
+        epochs = range(1, len(columns) + 1)
+        middle = [100 * median(column) for column in columns]
+        low, high = ([100 * pick(column) for column in columns] for pick in (min, max))
+        axes.plot(epochs, middle, line, color=colour, lw=2, marker="o", ms=3, label=start)
+        axes.fill_between(epochs, low, high, color=colour, alpha=0.12, lw=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.legend(loc="lower right", frameon=False, fontsize=9, title="start")
+    finish(axes, title, "epoch", "accuracy (%), median and range")
