@@ -15,7 +15,7 @@ from ..errors import GraphError
 
 __all__ = ["symbolic_trace", "untouched"]
 
-_PACKAGE = __name__.partition(".")[0] + "."
+_LAYERS = __name__.partition(".")[0] + ".nn."
 
 
 class _Tracer(fx.Tracer):
@@ -28,7 +28,7 @@ class _Tracer(fx.Tracer):
         self._names: dict[int, str] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = type(m).__module__.startswith(_PACKAGE)
+        ours = type(m).__module__.startswith(_LAYERS)
         return (
             ours
             or module_qualified_name in self.opaque
