@@ -33,7 +33,7 @@ EXTERNAL = {
     "errors": {"torch"},
     "linalg": {"torch"},
     "monitor": RUNTIME | {"matplotlib"},  # for its plot, imported when asked for
-    "init": RUNTIME | {"matplotlib"},  # the same
+    "init": RUNTIME | {"matplotlib", "tqdm"},  # for a report's plot and a progress bar, likewise
     "demo": RUNTIME | {"sklearn", "matplotlib", "tqdm"},
 }
 

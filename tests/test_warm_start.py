@@ -65,6 +65,62 @@ def test_against_scipy(shape, dtype):
 
 @every_dtype
 @every_shape
+def test_distance_is_the_least_there_is(shape, dtype):
+    p = weight(shape, dtype, seed=5)
+    w = double(p.detach())
+    u, _, vh = torch.linalg.svd(w, full_matrices=False)
+    want = float((w - u @ vh).norm() / w.norm())
+    got = ru.init.warm_start_(p)["parameter"].distance
+    assert got == pytest.approx(want, rel=1e-6 if torch.finfo(dtype).eps > 1e-10 else 1e-13)
+
+
+KERNELS = {
+    "square": ((3, 3, 4, 5), torch.float32),
+    "tall": ((4, 2, 6), torch.float64),
+    "wide": ((2, 3, 5, 4), torch.float32),
+    "batched": ((2, 3, 3, 5), torch.float64),
+    "complex": ((3, 2, 4, 4), torch.complex64),
+    "volume": ((2, 2, 2, 3, 4), torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_are_nearest_at_every_frequency(name):
+    shape, dtype = KERNELS[name]
+    ndim = 1 if name == "batched" else len(shape) - 2
+    kind = ru.UnitaryConv if dtype.is_complex else ru.OrthogonalConv
+    p = weight(shape, dtype, manifold=kind(ndim))
+    w = double(p.detach().clone())
+    report = ru.init.warm_start_(p)["parameter"]
+    assert_on_manifold(p)
+    lattice = tuple(range(-ndim, 0))
+
+    def spectrum(x: Tensor) -> Tensor:
+        """All frequencies, conjugate ones too, as a batch of matrices."""
+        f = torch.fft.fftn(x, dim=lattice)
+        return f.movedim((-ndim - 2, -ndim - 1), (-2, -1))
+
+    u, s, vh = torch.linalg.svd(spectrum(w), full_matrices=False)
+    want = u @ vh
+    off = spectrum(double(p.detach())) - want
+    assert float(off.norm() / want.norm()) <= rounding(dtype, w.numel())
+    assert report.distance == pytest.approx(float((s - 1).norm() / s.norm()), rel=1e-6)
+    assert report.gain == pytest.approx(float(s.pow(3).sum() / s.pow(2).sum()), rel=1e-6)
+    assert report.condition == pytest.approx(float((s[..., 0] / s[..., -1]).max()), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 3, 3), (9, 2, 2), (40, 2, 3, 3)])
+def test_flattened_kernels_are_the_nearest_matrices(shape):
+    p = weight(shape, torch.float32, manifold=ru.Stiefel(flatten=True))
+    w = double(p.detach()).flatten(1)
+    report = ru.init.warm_start_(p)["parameter"]
+    u, s, vh = torch.linalg.svd(w, full_matrices=False)
+    assert distance(p.flatten(1), u @ vh) <= rounding(torch.float32, w.numel())
+    assert report.distance == pytest.approx(float((s - 1).norm() / s.norm()), rel=1e-6)
+
+
+@every_dtype
+@every_shape
 def test_a_second_time_moves_by_rounding_only(shape, dtype):
     p = weight(shape, dtype)
     ru.init.warm_start_(p)
@@ -171,8 +227,10 @@ def test_weights_of_deficient_rank_still_land_on_the_manifold(shape, dtype, rank
     p = weight(shape, dtype)
     with torch.no_grad():
         p.copy_(rank * p[:, :1] @ p[:1, :])
-    ru.init.warm_start_(p)
+    with pytest.warns(UserWarning, match="'parameter' is rank-deficient"):
+        report = ru.init.warm_start_(p)
     assert_on_manifold(p)
+    assert report["parameter"].condition == math.inf
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])

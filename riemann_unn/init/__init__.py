@@ -5,7 +5,7 @@ from .low_rank_plan import Budget
 from .low_rank_report import LowRank, LowRankReport
 from .path_condition import path_condition_
 from .path_report import PathConditioning
-from .warm_start import WarmStart, warm_start_
+from .warm_start import WarmStart, WarmStartReport, warm_start_
 
 __all__ = [
     "Budget",
@@ -13,6 +13,7 @@ __all__ = [
     "LowRankReport",
     "PathConditioning",
     "WarmStart",
+    "WarmStartReport",
     "low_rank_",
     "path_condition_",
     "warm_start_",

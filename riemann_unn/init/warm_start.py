@@ -1,79 +1,268 @@
-"""Warm start: the nearest points on their manifolds to the weights a model has."""
+"""Warm start: points on their manifolds that stand for the weights a model has learned."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..diagnostics import orthogonality_error
-from ..errors import ManifoldError, OffManifoldError
+from ..errors import ManifoldError, ManifoldTypeError, OffManifoldError
+from ..manifolds import MatrixManifold, rounding_level
 from ..tagging import manifold_of, tagged_parameters
+from .calibration import batches_of, in_double, inner, undisturbed
+from .conversion import Conversion
+from .folding import Folding
+from .lie import descend
+from .matching import Placed
+from .report import WarmStart, WarmStartReport
+from .source import load_
 
-__all__ = ["WarmStart", "warm_start_"]
+__all__ = ["Method", "WarmStart", "WarmStartReport", "warm_start_"]
 
-
-@dataclass(frozen=True)
-class WarmStart:
-    """What :func:`warm_start_` did to one parameter.
-
-    Attributes:
-        distance: relative distance moved, ‖W - U‖ / ‖W‖.
-        error_before: orthogonality error of the weights as they were.
-        error_after: orthogonality error of the weights as they are.
-    """
-
-    distance: float
-    error_before: float
-    error_after: float
+Method = Literal["polar", "lie", "procrustes"]
+_SINGLE = "parameter"
 
 
 @torch.no_grad()
-def warm_start_(target: nn.Module | nn.Parameter) -> dict[str, WarmStart]:
-    r"""Move every tagged parameter to the nearest point of its manifold, in place.
+def warm_start_(
+    target: nn.Module | nn.Parameter,
+    *,
+    method: Method = "polar",
+    source: Mapping[str, Tensor] | nn.Module | None = None,
+    calibration: Any = None,
+    fold_gain: bool = True,
+    refit: bool = True,
+    base: type[torch.optim.Optimizer] | None = None,
+    max_steps: int = 1000,
+    tolerance: float = 1e-5,
+    progress: bool = True,
+    **base_kwargs: Any,
+) -> WarmStartReport:
+    r"""Move every tagged parameter onto its manifold, keeping what it has learned, in place.
 
     .. math:: U = \arg\min_{U^H U = I} \|W - U\|_F = W (W^H W)^{-1/2}
 
-    Trained weights so keep as much of what they learned as the constraint
-    allows; a weight that is on its manifold already moves by rounding only.
+    is the nearest point, by ``"polar"`` in closed form and by ``"lie"`` through
+    backpropagation in the Lie algebra. ``"procrustes"`` looks at what the layers
+    compute instead: on calibration inputs each layer, in the order in which they
+    run, is matched to the outputs it had, given the layers already converted:
+
+    .. math:: \min_{U, g, b} \|Y - (g\, X U^H + b)\|_F
+
+    and then the last untagged linear layer is fitted to the outputs it had.
+
+    Trained weights are :math:`g\,U` rather than U. Where the operations around a
+    layer are positively homogeneous, as ReLU, pooling and sums are, its gain g is
+    folded into neighbours: their weights and biases are scaled so that the model
+    computes what it would compute with :math:`g\,U`. Freshly initialised models
+    are treated alike; ``fold_gain=False`` leaves everything without a tag alone.
 
     Args:
         target: a module with tagged parameters, or one tagged parameter.
+        method: ``"polar"``, ``"lie"`` or ``"procrustes"``.
+        source: a state dict or a model with the trained weights. All its entries
+            are taken over first; the tagged ones must be among them. By default
+            the values in place.
+        calibration: inputs for the model: a tensor, a tuple of positional or a dict
+            of keyword arguments, or an iterable of such batches (of a list, as a
+            ``DataLoader`` yields, the first element). Needed for
+            ``"procrustes"``; otherwise it serves to measure function errors. The
+            recorded layers' outputs on all batches are held in memory.
+        fold_gain: fold gains into neighbours where that is possible.
+        refit: fit the last untagged linear layer in ``"procrustes"``.
+        base: optimizer class of ``"lie"``, any of ``torch.optim``; by default LBFGS.
+        max_steps: bound on the steps of ``"lie"``.
+        tolerance: ``"lie"`` stops when its gradient is smaller, relative to that of
+            random weights.
+        progress: show a progress bar for ``"lie"`` if tqdm is installed.
+        base_kwargs: arguments of ``base``.
 
     Returns:
-        For each parameter, by name, the distance moved and the orthogonality
-        errors before and after. If one fails, none is changed.
+        A dict by parameter name of what was measured, see :class:`WarmStartReport`.
+        If something fails, the model is left as it was.
 
     Raises:
-        ManifoldError: nothing is tagged.
+        ManifoldError: nothing is tagged, or the source does not fit.
         OffManifoldError: weights with NaN or infinity, which no point is near to.
+        ManifoldTypeError: an argument is of a kind that cannot be used.
+        ValueError: unknown method, empty calibration, or inputs the model cannot take.
+        FloatingPointError: ``"lie"`` diverged.
+
+    Warns:
+        UserWarning: weights are rank-deficient, so that their nearest point is not
+            unique, or ``"lie"`` did not converge.
 
     Reference:
         Chang, "A projection algorithm for the unitary weights" (2021), for the
-        warm start; Higham (2008), chapter 8, for the nearest unitary matrix.
+        warm start and ``"lie"``; Higham, "Functions of Matrices" (2008), chapter 8,
+        for the polar factor; Schönemann (1966) for Procrustes.
     """
+    model, tagged = _tagged(target)
+    _check_arguments(target, method, calibration, base, base_kwargs, max_steps, tolerance)
+    with _all_or_nothing(model), undisturbed(model):
+        batches = [] if calibration is None else batches_of(calibration)
+        if source is not None:
+            load_(model, source, [name for name, _ in tagged])
+        placed = {name: _nearest(name, p, method) for name, p in tagged}
+        conditions = {item.name: _condition(item) for item in placed.values()}
+        _warn_of_rank(conditions, placed)
+        if method == "lie":
+            for item in placed.values():
+                _descend_(item, base, base_kwargs, max_steps, tolerance, progress)
+        folding = None
+        if fold_gain and isinstance(target, nn.Module):
+            example = batches[0].args if batches and not batches[0].kwargs else ()
+            folding = Folding(model, placed, example)
+        conversion = Conversion(model, placed, folding, batches)
+        conversion.convert_(match=method == "procrustes", refit=refit)
+        return conversion.report(conditions)
+
+
+def _tagged(target: object) -> tuple[nn.Module, list[tuple[str, nn.Parameter]]]:
+    """Return a module and its tagged parameters; a lone parameter gets a module to live in."""
     if isinstance(target, nn.Module):
-        tagged = tagged_parameters(target)
+        model, tagged = target, tagged_parameters(target)
     else:
-        tagged = [("parameter", target)] if manifold_of(target) is not None else []
+        model, tagged = nn.Module(), []
+        if isinstance(target, nn.Parameter) and manifold_of(target) is not None:
+            model.register_parameter(_SINGLE, target)
+            tagged = [(_SINGLE, target)]
     if not tagged:
         raise ManifoldError("nothing is tagged; tag parameters with riemann_unn.tag_ first")
-    points: list[tuple[str, nn.Parameter, Tensor]] = []
-    for name, p in tagged:
-        manifold = manifold_of(p)
-        assert manifold is not None
-        if not torch.isfinite(p).all():
-            raise OffManifoldError(
-                f"{name!r} holds NaN or infinity, so no point of {manifold!r} is nearest; "
-                "initialise it again. No parameter was changed"
-            )
-        points.append((name, p, manifold.projx(p.detach())))
-    report = {}
-    for name, p, point in points:
-        before = float(orthogonality_error(p))
-        size = torch.linalg.vector_norm(p).clamp_min(torch.finfo(p.dtype).tiny)
-        distance = float(torch.linalg.vector_norm(p - point) / size)
-        p.copy_(point)
-        report[name] = WarmStart(distance, before, float(orthogonality_error(p)))
-    return report
+    for name, p in model.named_parameters():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ManifoldTypeError(f"{name!r} has no shape yet; run the model once, then convert")
+    return model, tagged
+
+
+def _check_arguments(
+    target: object,
+    method: str,
+    calibration: object,
+    base: object,
+    base_kwargs: Mapping[str, Any],
+    max_steps: int,
+    tolerance: float,
+) -> None:
+    if method not in get_args(Method):
+        raise ValueError(f"{method=} is unknown; choose 'polar', 'lie' or 'procrustes'")
+    if calibration is not None and not isinstance(target, nn.Module):
+        raise ManifoldTypeError("calibration inputs need a module to run; pass the model")
+    if method == "procrustes" and calibration is None:
+        raise ValueError("method='procrustes' needs calibration inputs; pass calibration=...")
+    if method != "lie" and (base is not None or base_kwargs):
+        names = ", ".join(["base"] * (base is not None) + list(base_kwargs))
+        raise TypeError(f"{names}: only method='lie' takes an optimizer and its arguments")
+    if base is not None and not (
+        isinstance(base, type) and issubclass(base, torch.optim.Optimizer)
+    ):
+        raise TypeError(f"{base=} is no optimizer class; pass one such as torch.optim.Adam")
+    if max_steps < 1 or not tolerance >= 0:
+        raise ValueError(f"{max_steps=} must be at least 1, and {tolerance=} not negative")
+
+
+@contextmanager
+def _all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """Put back all parameters and buffers if the body raises."""
+    tensors = [*model.parameters(), *model.buffers()]
+    saved = [t.detach().clone() for t in tensors]
+    try:
+        yield
+    except BaseException:
+        for t, old in zip(tensors, saved, strict=True):
+            t.detach().copy_(old)
+        raise
+
+
+def _nearest(name: str, p: nn.Parameter, method: str) -> Placed:
+    manifold = manifold_of(p)
+    assert manifold is not None
+    if not bool(torch.isfinite(p).all()):
+        raise OffManifoldError(
+            f"{name!r} holds NaN or infinity, so no point of {manifold!r} is nearest; "
+            "initialise it again. No parameter was changed"
+        )
+    weight = p.detach().as_subclass(Tensor).clone()
+    point = manifold.projx(weight)
+    return Placed(name, p, manifold, weight, point, _gain(weight, point, manifold), method)
+
+
+def _gain(weight: Tensor, point: Tensor, manifold: MatrixManifold) -> float:
+    r"""Return the g > 0 with which g U acts most as W does: argmin ‖(W - g U) W^H‖, or 0.
+
+    The weighting stands for inputs that lie along the directions in which W is
+    large, as those of a trained layer do; unweighted, all directions count alike,
+    the gain is the mean singular value, and signals die out in deep models.
+    """
+    size = inner(weight, weight)
+    if size == 0:
+        return 0.0
+    w, u = (manifold.to_matrices(in_double(x)) for x in (weight, point))
+    gain = inner(weight, manifold.from_matrices(u @ (w.mH @ w), weight.shape)) / size
+    # Rounding alone makes no gain.
+    return 1.0 if abs(gain - 1) <= rounding_level(weight.dtype) else max(gain, 0.0)
+
+
+def _condition(item: Placed) -> float:
+    """Return the largest ratio of extreme singular values among the matrices of a weight."""
+    matrices = item.manifold.to_matrices(item.weight)
+    if matrices.numel() == 0:
+        return 1.0
+    if matrices.dtype in (torch.float16, torch.bfloat16):
+        matrices = matrices.float()
+    s = torch.linalg.svdvals(matrices)
+    largest, smallest = s[..., 0].double(), s[..., -1].double()
+    level = max(matrices.shape[-2:]) * torch.finfo(matrices.dtype).eps
+    deficient = smallest <= level * largest
+    ratio = torch.where(deficient, math.inf, largest / smallest.clamp_min(1e-300))
+    return float(ratio.max())
+
+
+def _warn_of_rank(conditions: Mapping[str, float], placed: Mapping[str, Placed]) -> None:
+    names = [repr(name) for name, value in conditions.items() if math.isinf(value)]
+    if names:
+        warnings.warn(
+            f"{', '.join(names)} is rank-deficient, so its nearest point is not unique; one of the "
+            "nearest was taken. Train it longer, or initialise it again",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _descend_(
+    item: Placed,
+    base: type[torch.optim.Optimizer] | None,
+    base_kwargs: dict[str, Any],
+    max_steps: int,
+    tolerance: float,
+    progress: bool,
+) -> None:
+    """Take the point from the Lie algebra, unless the weights are a point already."""
+    manifold, weight = item.manifold, item.weight
+    off = float(orthogonality_error(weight, manifold))
+    matrices = manifold.to_matrices(weight)
+    if weight.numel() == 0:
+        return
+    if off <= rounding_level(weight.dtype) and manifold.has_det(weight):
+        return
+    u, record = descend(
+        matrices,
+        det=manifold.det,
+        base=torch.optim.LBFGS if base is None else base,
+        base_kwargs=base_kwargs,
+        max_steps=max_steps,
+        tolerance=tolerance,
+        name=item.name,
+        progress=progress,
+    )
+    if not record.converged:
+        item.note = f"the descent stopped after {len(record.loss)} steps above its tolerance"
+        warnings.warn(f"{item.name!r}: {item.note}; raise max_steps", UserWarning, stacklevel=4)
+    item.point = manifold.projx(manifold.from_matrices(u, weight.shape))
+    item.gain, item.loss = _gain(weight, item.point, manifold), tuple(record.loss)

@@ -34,6 +34,7 @@ from .low_rank_data import calibrated_factors, whitened_factors
 from .low_rank_function import function_factors
 from .maps import Phi, cayley, exp_skew, polar, skew, unitary_core
 from .polish import newton_schulz_, polish_
+from .procrustes import procrustes, ridge_by_gcv
 from .sketch import SketchMethod, orthonormal_rows, sketch
 from .update import retract_low_rank, retract_low_rank_
 
@@ -75,8 +76,10 @@ __all__ = [
     "orthonormal_rows",
     "polar",
     "polish_",
+    "procrustes",
     "retract_low_rank",
     "retract_low_rank_",
+    "ridge_by_gcv",
     "sketch",
     "skew",
     "spectral_factors",

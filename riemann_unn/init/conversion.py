@@ -1,0 +1,160 @@
+"""The second half of a warm start: gains, matching, folding, and what they do to the function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..diagnostics import orthogonality_error
+from .calibration import Batch, Recorder, in_double, outputs_of, relative_error
+from .folding import Folding
+from .matching import Placed, gain_left, match_layers_, own_gains, owners
+from .report import WarmStart, WarmStartReport
+
+__all__ = ["Conversion"]
+
+
+class Conversion:
+    """The second half of a warm start: gains, matching, folding, and what they do to the function.
+
+    Args:
+        model: with its trained weights, in evaluation mode.
+        placed: the tagged parameters with their points.
+        folding: which gains can be folded; None if none is to be.
+        batches: calibration inputs; may be none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        placed: dict[str, Placed],
+        folding: Folding | None,
+        batches: Sequence[Batch],
+    ) -> None:
+        self.model, self.placed, self.folding, self.batches = model, placed, folding, batches
+        self.gains: dict[str, float] = {}
+        self.folded: dict[str, tuple[float, float]] = {}
+        self.fitted: list[str] = []
+        self.notes = [folding.note] if folding is not None and folding.note else []
+        self.errors: dict[str, list[float]] = {}
+        self.total: list[float] = []
+        self._modules = self._measurable() if batches else {}
+
+    def _measurable(self) -> dict[str, nn.Module]:
+        held = owners(self.model)
+        found = {name: held[item.parameter] for name, item in self.placed.items()}
+        return {name: owner[0][0] for name, owner in found.items() if len(owner) == 1}
+
+    def _run(self) -> tuple[list[Tensor], dict[nn.Module, list[Tensor]]]:
+        outputs = outputs_of(self.model, self.batches)
+        return outputs, Recorder(self.model, self.batches).outputs(set(self._modules.values()))[0]
+
+    def convert_(self, *, match: bool, refit: bool) -> None:
+        """Convert the model in place."""
+        if not self.batches:
+            self._finish_()
+            return
+        saved = {p: p.detach().clone() for p in self.model.parameters()}
+        original = self._run()
+        for item in self.placed.values():
+            item.parameter.copy_(item.point)
+        self._note_errors(original, {})
+        if match:
+            self._match_(original[0], saved, refit)
+        else:
+            _restore_(saved)
+        self._finish_()
+        self._note_errors(original, self.gains)
+
+    def _match_(
+        self, original: list[Tensor], saved: dict[nn.Parameter, Tensor], refit: bool
+    ) -> None:
+        """Match the layers, and take the nearest points where these serve better."""
+        plain = {name: (item.point, item.gain) for name, item in self.placed.items()}
+        _restore_(saved)
+        gains = own_gains(self.placed, self.folding)
+        for name, item in self.placed.items():
+            gain = gains.get(name) or gain_left(name, self.folding, gains)
+            item.parameter.copy_(gain * item.point)
+        nearest = relative_error(outputs_of(self.model, self.batches), original)
+        _restore_(saved)
+        self.fitted = match_layers_(
+            self.model, self.placed, self.batches, self.folding, refit=refit
+        )
+        matched = relative_error(outputs_of(self.model, self.batches), original)
+        rounding = 1e3 * max(torch.finfo(t.dtype).eps for t in original)
+        if not matched <= max(nearest, rounding):
+            self.notes.append(
+                f"matching gave a function error of {matched:.3g}, the nearest points "
+                f"{nearest:.3g}: these were taken"
+            )
+            _restore_(saved)
+            self.fitted = []
+            for name, item in self.placed.items():
+                item.point, item.gain = plain[name]
+                item.method = "polar"
+
+    def _finish_(self) -> None:
+        self.gains = own_gains(self.placed, self.folding)
+        if self.folding is not None:
+            self.folded = self.folding.fold_(self.gains)
+        for item in self.placed.values():
+            item.parameter.copy_(item.point)
+
+    def _note_errors(
+        self, original: tuple[list[Tensor], dict[nn.Module, list[Tensor]]], gains: dict[str, float]
+    ) -> None:
+        outputs, layers = self._run()
+        self.total.append(relative_error(outputs, original[0]))
+        for name, module in self._modules.items():
+            scale: float | None = 1.0
+            if self.folding is not None:
+                scale = self.folding.output_scale(name, module, gains)
+            if scale is not None and module in layers and module in original[1]:
+                error = relative_error(layers[module], original[1][module], factor=scale)
+                self.errors.setdefault(name, []).append(error)
+
+    def report(self, conditions: Mapping[str, float]) -> WarmStartReport:
+        """Return what was measured."""
+        records = {}
+        reasons = self.folding.reasons if self.folding is not None else {}
+        for name, item in self.placed.items():
+            w, u = in_double(item.weight), in_double(item.parameter.detach().as_subclass(Tensor))
+            size = torch.linalg.vector_norm(w).clamp_min(torch.finfo(torch.float64).tiny)
+            before, after = self.errors.get(name, (None, None))
+            folded = name in self.gains
+            why = reasons.get(name, "")
+            if self.folding is not None and not folded and not why:
+                why = "its gain is not positive"
+            notes = [item.note] if item.note else []
+            if why and item.gain != 1:
+                notes.append(f"gain not folded: {why}")
+            records[name] = WarmStart(
+                distance=float(torch.linalg.vector_norm(w - u) / size),
+                error_before=float(orthogonality_error(item.weight, item.manifold)),
+                error_after=float(orthogonality_error(item.parameter)),
+                gain=item.gain,
+                condition=conditions[name],
+                method=item.method,
+                folded=folded,
+                note="; ".join(notes),
+                function_error_before=before,
+                function_error_after=after,
+                loss=item.loss,
+            )
+        first, last = self.total if self.total else (None, None)
+        return WarmStartReport(
+            records,
+            folded=self.folded,
+            fitted=tuple(self.fitted),
+            function_error_before=first,
+            function_error_after=last,
+            notes=tuple(self.notes),
+        )
+
+
+def _restore_(saved: Mapping[nn.Parameter, Tensor]) -> None:
+    for p, value in saved.items():
+        p.copy_(value)

@@ -1,0 +1,252 @@
+"""Folding gains: how neighbours take up a positive factor, so that a layer can do without it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import GraphError
+from ..graph import Layer, ModelGraph, trace
+from .calibration import same_buffers
+
+__all__ = ["Folding"]
+
+_LINEAR = ("linear", "conv", "conv_transpose")
+_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm),
+)
+
+
+class _Potentials:
+    """A union-find that knows the difference of a number between any two members of a class."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+        self._offset = [0.0] * count
+
+    def find(self, i: int) -> tuple[int, float]:
+        """Return the root of i and the value of i less that of the root."""
+        total = 0.0
+        while self._parent[i] != i:
+            total += self._offset[i]
+            i = self._parent[i]
+        return i, total
+
+    def tie(self, i: int, j: int, difference: float) -> bool:
+        """Require value(j) - value(i) = difference; False if that contradicts what is required."""
+        (a, x), (b, y) = self.find(i), self.find(j)
+        if a == b:
+            return abs(y - x - difference) <= 1e-9 * max(1.0, abs(difference), abs(x), abs(y))
+        first, second = (a, b) if a < b else (b, a)
+        shift = x + difference - y
+        self._parent[second] = first
+        self._offset[second] = shift if second == b else -shift
+        return True
+
+    def copy(self) -> _Potentials:
+        """Return an independent copy."""
+        other = _Potentials(0)
+        other._parent, other._offset = list(self._parent), list(self._offset)
+        return other
+
+
+class Folding:
+    r"""Which gains can be folded into neighbours, and the folding.
+
+    A layer ``y = g U x + b`` becomes ``U x`` when the scale s of its output space,
+    relative to that of its input space, is 1/g: activations in a space with
+    scale s are s times what they were, biases are multiplied by the scale of the
+    space they are added in, and other weights by that of their output space over
+    that of their input space. A fixed space has scale one. The scales of all
+    foldable gains solve ``log s_out - log s_in = -log g``; gains are taken in
+    order of execution, and one that contradicts those before it is not folded.
+
+    A layer that feeds a normalisation and nothing else always gives up its gain:
+    the normalisation divides it out, and running statistics are scaled along.
+
+    Args:
+        model: the traced model.
+        tagged: names of the tagged parameters.
+        example: arguments of the model's forward, of which shapes matter; without
+            them they are guessed.
+    """
+
+    def __init__(self, model: nn.Module, tagged: Iterable[str], example: tuple[Any, ...]) -> None:
+        self._model = model
+        self.reasons: dict[str, str] = {}
+        """For each tagged parameter whose gain cannot be folded, why."""
+        self.note = ""
+        """Why nothing can be folded, if the model cannot be traced."""
+        self._graph: ModelGraph | None = None
+        self._order: list[str] = []
+        self._norms: dict[str, str] = {}
+        self._tagged = tagged = list(tagged)
+        try:
+            with same_buffers(model):
+                self._graph = trace(model, *example, per="tensor")
+        except Exception as error:  # of the model's own, when its forward runs on stand-ins
+            kind = "" if isinstance(error, GraphError) else f"{type(error).__name__}: "
+            self.note = f"no gain was folded: {kind}{error}"
+            self.reasons = dict.fromkeys(tagged, "the model could not be traced")
+            return
+        for layer in self._graph.layers:
+            if layer.weight in tagged and layer.weight not in self._order:
+                self._order.append(layer.weight)
+        for name in tagged:
+            if name not in self._order:
+                self.reasons[name] = "it is not the weight of a linear layer that torch.fx can see"
+        self._norms = {name: norm for name in self._order if (norm := self._norm_behind(name))}
+        # Whether constraints agree must not depend on the gains: numbers with no relation
+        # among them stand for those.
+        generic = {name: math.sqrt(2 + i) * math.pi for i, name in enumerate(self._order)}
+        self._solve(generic, note=True)
+
+    @property
+    def foldable(self) -> set[str]:
+        """Names of the tagged parameters whose gain can be folded."""
+        return {name for name in self._order if name not in self.reasons}
+
+    def _norm_behind(self, name: str) -> str | None:
+        """Return the path of the normalisation that alone reads a layer's output, or None."""
+        graph = self._graph
+        assert graph is not None
+        calls = [layer for layer in graph.layers if layer.weight == name]
+        nodes = {node.name: node for node in graph.graph.nodes}
+        if len(calls) != 1 or calls[0].node not in nodes or calls[0].kind not in _LINEAR:
+            return None
+        bias = calls[0].bias
+        users = list(nodes[calls[0].node].users)
+        if len(users) != 1 or users[0].op != "call_module":
+            return None
+        path = str(users[0].target)
+        alone = sum(node.target == path for node in nodes.values()) == 1
+        alone &= bias is None or sum(layer.bias == bias for layer in graph.layers) == 1
+        return path if alone and isinstance(self._model.get_submodule(path), _NORMS) else None
+
+    def _solve(self, logs: Mapping[str, float], *, note: bool = False) -> Tensor:
+        """Return the scale of each space for the logarithms of the gains."""
+        graph = self._graph
+        assert graph is not None
+        count = len(graph.reasons)
+        ties = _Potentials(count + 1)  # the last stands for all fixed spaces
+        for i, reason in enumerate(graph.reasons):
+            if reason is not None:
+                ties.tie(count, i, 0.0)
+        for name in self._order:
+            if name in self.reasons:
+                continue
+            trial = ties.copy()
+            failed = None
+            for layer in graph.layers:
+                if layer.weight == name and failed is None:
+                    failed = self._tie(trial, layer, logs[name])
+            if failed is None:
+                ties = trial
+            elif note:
+                self.reasons[name] = failed
+        fixed_root, fixed_offset = ties.find(count)
+        scales = torch.ones(count, dtype=torch.float64)
+        for i in range(count):
+            root, offset = ties.find(i)
+            scales[i] = math.exp(offset - (fixed_offset if root == fixed_root else 0.0))
+        scales[~graph.free] = 1.0
+        return scales
+
+    def _tie(self, ties: _Potentials, layer: Layer, log_gain: float) -> str | None:
+        """Ask one layer's spaces for its gain; return why they cannot give it."""
+        graph = self._graph
+        assert graph is not None
+        if layer.kind not in _LINEAR or layer.inputs is None:
+            return f"it is the weight of an operation of kind {layer.kind!r}"
+        into, out = (sorted(set(x.tolist())) for x in (layer.inputs, layer.outputs))
+        if layer.weight in self._norms:
+            out = into
+            log_gain = 0.0
+        agree = all(ties.tie(s[0], i, 0.0) for s in (into, out) for i in s[1:])
+        if agree and ties.tie(into[0], out[0], -log_gain):
+            return None
+        closed = graph.closed(layer.outputs) or graph.closed(layer.inputs)
+        return "the scale of its output is settled" + (
+            f": {closed}" if closed else " by what it is added to, or by layers before it"
+        )
+
+    def scales(self, name: str, gains: Mapping[str, float]) -> tuple[float, float]:
+        """Return the scales of the input and the output of a tagged layer, for these gains.
+
+        Their quotient is the gain that a layer is left with whose own cannot be
+        folded; it depends only on gains of layers that come before it.
+        """
+        if self._graph is not None:
+            scales = self._solve({n: math.log(gains.get(n, 1.0)) for n in self._order})
+            for layer in self._graph.layers:
+                if layer.weight == name and layer.inputs is not None:
+                    into = float(scales[layer.inputs].mean())
+                    if name in self._norms:
+                        return into, into / gains.get(name, 1.0)
+                    return into, float(scales[layer.outputs].mean())
+        return 1.0, 1.0
+
+    def output_scale(
+        self, name: str, module: nn.Module, gains: Mapping[str, float]
+    ) -> float | None:
+        """Return the scale of what the module that holds a tagged weight returns, if it is known.
+
+        It is not where the weight serves a function call, after which the module may go on.
+        """
+        if self._graph is None or module is self._model:
+            return 1.0
+        paths = {layer.module for layer in self._graph.layers if layer.weight == name}
+        if any(not path or self._model.get_submodule(path) is not module for path in paths):
+            return None
+        return self.scales(name, gains)[1]
+
+    @torch.no_grad()
+    def fold_(self, gains: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+        """Scale the untagged parameters in place as the gains ask; the caller sets tagged ones.
+
+        Args:
+            gains: of the foldable parameters, positive; others count as 1.
+
+        Returns:
+            For each parameter that is scaled the smallest and largest factor.
+        """
+        if self._graph is None or all(g == 1 for g in gains.values()):
+            return {}
+        scales = self._solve({n: math.log(gains.get(n, 1.0)) for n in self._order})
+        named = dict(self._model.named_parameters(remove_duplicate=False))
+        factors = {}
+        for name, scaling in self._graph.scalings.items():
+            factor = scaling.factor(scales)
+            low, high = float(factor.min()), float(factor.max())
+            if name not in self._tagged and max(abs(low - 1), abs(high - 1)) > 1e-12:
+                factors[name] = (low, high)
+        self._graph.scale_(named, scales)
+        for name, path in self._norms.items():
+            _, out = self.scales(name, gains)
+            factors.update(self._scale_norm_(name, path, out, named))
+        return factors
+
+    def _scale_norm_(
+        self, name: str, path: str, scale: float, named: Mapping[str, Tensor]
+    ) -> dict[str, tuple[float, float]]:
+        """Scale a layer's output and the running statistics of the normalisation behind it."""
+        assert self._graph is not None
+        factors = {}
+        bias = next(layer.bias for layer in self._graph.layers if layer.weight == name)
+        if scale != 1 and bias is not None:
+            named[bias].mul_(scale)
+            factors[bias] = (scale, scale)
+        norm = self._model.get_submodule(path)
+        mean, variance = (getattr(norm, f"running_{k}", None) for k in ("mean", "var"))
+        if scale != 1 and isinstance(mean, Tensor) and isinstance(variance, Tensor):
+            eps = float(getattr(norm, "eps", 0.0))
+            mean.mul_(scale)
+            variance.add_(eps).mul_(scale**2).sub_(eps).clamp_min_(0)
+            factors[f"{path}.running_mean"] = (scale, scale)
+            factors[f"{path}.running_var"] = (scale**2, scale**2)
+        return factors
