@@ -22,6 +22,7 @@ EXPERIMENTS = {
     "conv": "a ResNet-9 of orthogonal convolutions beside one of ordinary ones",
     "convrnn": "a pattern kept for 500 steps on a lattice",
     "lipschitz": "certified robustness of an all-orthogonal network",
+    "warmstart": "orthogonal nets from trained weights beside ones from random weights",
     "rescale": "ReLU networks trained with and without path conditioning",
     "lowrank": "low rank that keeps the function of a layer",
 }

@@ -1,0 +1,71 @@
+"""The picture of the warm start demo: accuracy against epochs from every start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from .images import DigitImages
+from .style import BLUE, GREEN, GREY, INK, VERMILION, finish, new_figure
+
+if TYPE_CHECKING:
+    from .warmstart import Trial
+
+__all__ = ["save_starts"]
+
+_STYLES = ((GREY, ":", "s"), (BLUE, "-", "o"), (VERMILION, "--", "x"), (GREEN, "-.", "D"))
+_TICKS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+
+
+def save_starts(path: Path, task: DigitImages, trials: Sequence[Trial]) -> None:
+    """Draw one panel for each net: the median and the range over seeds from every start.
+
+    Args:
+        path: PNG file to write.
+        task: gives the title.
+        trials: the finished trials.
+    """
+    nets = list(dict.fromkeys(trial.net.title for trial in trials))
+    figure = new_figure(f"Warm start on {task.title}", width=5.6 * len(nets), height=5.4)
+    panels = figure.subplots(1, len(nets), squeeze=False, sharey=True)[0]
+    for panel, net in zip(panels, nets, strict=True):
+        _panel(panel, [trial for trial in trials if trial.net.title == net])
+        finish(panel, net[0].upper() + net[1:], "epochs on the manifold", "")
+    panels[0].set_ylabel("held-out accuracy (%), logit scale", labelpad=8)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
+    figure.savefig(path)
+
+
+def _panel(panel: Axes, trials: Sequence[Trial]) -> None:
+    for i, (colour, line, marker) in enumerate(_STYLES):
+        starts = [trial.starts[i] for trial in trials]
+        curves = torch.tensor([start.accuracy for start in starts], dtype=torch.float64)
+        curves = curves.clamp(0.02, 0.995)  # a logit scale has no ends
+        epochs = range(curves.shape[1])
+        panel.plot(
+            epochs,
+            curves.quantile(0.5, 0),
+            line,
+            color=colour,
+            marker=marker,
+            lw=2,
+            ms=5,
+            label=starts[0].name,
+        )
+        if len(starts) > 1:
+            panel.fill_between(epochs, curves.amin(0), curves.amax(0), color=colour, alpha=0.15)
+    free = torch.tensor([trial.free for trial in trials], dtype=torch.float64).median().item()
+    panel.axhline(free, color=INK, lw=1, label="the trained net")
+    panel.set_yscale("logit")
+    panel.yaxis.set_major_locator(FixedLocator(_TICKS))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f}"))
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_minor_formatter(NullFormatter())
+    panel.set_ylim(0.05, 0.996)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
