@@ -60,6 +60,14 @@ class Retraction:
         return self.rank is None or self.rank >= min(shape[-2:])
 
     @property
+    def shows_nonfinite(self) -> bool:
+        """Whether not-a-number or infinity anywhere in a displacement reaches the factor A.
+
+        The other sketches use factorisations that fail on it, or lie.
+        """
+        return self.sketch not in ("svd", "column")
+
+    @property
     def is_intrinsic(self) -> bool:
         """Whether displacements of square matrices are coordinates in the Lie algebra."""
         return self.rank is None and self.phi != "polar"

@@ -13,11 +13,25 @@ from .maps import Phi, polar, unitary_core
 
 __all__ = ["retract_low_rank", "retract_low_rank_"]
 
+# From this size on reading X costs more than the small matrices that spare it.
+_LARGE = 256 * 256
+_ROWS = 512
+# Rounding of X grows at most so much where its product with Q is made from A and B.
+_WELL = 16.0
+
 
 def _add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """X += L R in place; for (n, p) and (batch, n, p) one pass over X."""
     if x.is_conj():
         return x.copy_(x + left @ right)
+    if x.ndim == 2 and left.shape[-1] <= 2 and x.numel() > _LARGE:
+        # Outer products on rows that stay in the cache: one pass, for which addmm_ takes longer.
+        columns, rows = left.mT.contiguous(), right.contiguous()
+        for i in range(0, x.shape[0], _ROWS):
+            part = x[i : i + _ROWS]
+            for column, row in zip(columns, rows, strict=True):
+                part.addr_(column[i : i + _ROWS], row)
+        return x
     if x.ndim == 2:
         return x.addmm_(left, right)
     if x.ndim == 3:
@@ -25,11 +39,11 @@ def _add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return x.add_(left @ right)
 
 
-def _minus_identity(core: Tensor, dtype: torch.dtype) -> Tensor:
-    """φ - I, formed in the core's double precision and then rounded."""
+def _minus_identity(core: Tensor) -> Tensor:
+    """φ - I, formed in the core's double precision."""
     core = core.clone()
     core.diagonal(dim1=-2, dim2=-1).sub_(1)
-    return core.to(dtype)
+    return core
 
 
 def _rotate_from_left_(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi, special: bool) -> Tensor:
@@ -37,12 +51,28 @@ def _rotate_from_left_(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi, special: bo
     k, n = a.shape[-1], x.shape[-2]
     c = x @ b
     if 2 * k >= n:
-        turn = _minus_identity(unitary_core(a @ c.mH, phi=phi, special=special), x.dtype)
-        return x.add_(turn @ x)
+        turn = _minus_identity(unitary_core(a @ c.mH, phi=phi, special=special))
+        return x.add_(turn.to(x.dtype) @ x)
     q, r = thin_qr(torch.cat([a.mH, c.mH], dim=-2).mH)
-    q = q.to(x.dtype)
-    core = unitary_core(r[..., :k] @ r[..., k:].mH, phi=phi, special=special)
-    return _add_product_(x, q, _minus_identity(core, x.dtype) @ (q.mH @ x))
+    turn = _minus_identity(unitary_core(r[..., :k] @ r[..., k:].mH, phi=phi, special=special))
+    q, back = q.to(x.dtype), None
+    if x.shape[-2:].numel() > _LARGE:
+        back = _well_conditioned_inverse(r)
+    if back is None:
+        right = turn.to(x.dtype) @ (q.mH @ x)
+    else:
+        # Qᴴ X = R⁻ᴴ [A C]ᴴ X and Cᴴ X = Bᴴ: half as many rows to multiply X with.
+        rows = torch.cat([a.mH @ x, b.mH.expand(*x.shape[:-2], *b.mH.shape[-2:])], dim=-2)
+        right = (turn @ back.mH).to(x.dtype) @ rows
+    return _add_product_(x, q, right)
+
+
+def _well_conditioned_inverse(r: Tensor) -> Tensor | None:
+    """The inverse of a small matrix, or None if its columns are nearly dependent."""
+    lengths = torch.linalg.vector_norm(r, dim=-2, keepdim=True)
+    inverse, _ = torch.linalg.inv_ex(r / lengths)
+    # Not-a-number is not small either.
+    return inverse / lengths.mT if bool(inverse.abs().amax() <= _WELL) else None
 
 
 def _polar_tall_(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -65,7 +95,7 @@ def _polar_tall_(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     basis = thin_qr(basis - x @ (basis.mH @ x).mH)[0].to(x.dtype)
     core = torch.cat([m_core @ b_core.mH, (basis.mH @ outside) @ b_core.mH], dim=-2)
     turn = unitary_core(core, phi="polar")
-    top = _minus_identity(turn[..., : 2 * k, :], x.dtype)
+    top = _minus_identity(turn[..., : 2 * k, :]).to(x.dtype)
     left = xq @ top + basis @ turn[..., 2 * k :, :].to(x.dtype)
     return _add_product_(x, left, q.mH)
 

@@ -80,8 +80,7 @@ def plan(displacements: list[Displacement], state: State, seeds: Seeds) -> list[
     for d in displacements:
         delta = d.point.manifold.displacement_matrices(d.tensor)
         batches.setdefault(_batch_key(d, delta, state), []).append((d, delta))
-    # These sketches factorise Δ with routines that fail, or lie, on not-a-number.
-    whole = [d for d in displacements if d.retraction.sketch in ("svd", "column")]
+    whole = [d for d in displacements if not d.retraction.shows_nonfinite]
     if nonfinite([d.point for d in whole], [d.tensor for d in whole]):
         _refuse_overflow(displacements)
     moves = [_factor(batch, state, seeds) for batch in batches.values()]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from itertools import chain
 from typing import Any, Literal, cast
@@ -16,8 +16,15 @@ from ..errors import ManifoldError, ManifoldTypeError, NonFiniteError, OffManifo
 from ..linalg import Phi, SketchMethod
 from ..manifolds import acceptance_level, rounding_level
 from ..retractions import Retraction
-from .moves import MASTER, Displacement, Seeds, apply_, plan
-from .points import Point, check_duplicates, nonfinite, tagged_points
+from .moves import MASTER, Displacement, Move, Seeds, apply_, plan
+from .points import (
+    Point,
+    as_groups,
+    check_duplicates,
+    check_kind,
+    nonfinite,
+    tagged_points,
+)
 
 __all__ = ["ManifoldOptimizer"]
 
@@ -44,8 +51,8 @@ class ManifoldOptimizer(Optimizer):
     A step leaves every tagged parameter on its manifold to rounding or raises
     an error that names the parameter. Gradients and points are checked before
     anything changes; a displacement that overflows although its gradient is
-    finite is caught before any tagged parameter moves, but after the base has
-    stepped the others.
+    finite is caught before any tagged parameter moves, but, unless the base is
+    plain SGD, after the base has stepped the others.
 
     For whole steps (``rank=None``) of square matrices by the exponential or
     Cayley map the base works in Lie-algebra coordinates, on
@@ -109,7 +116,7 @@ class ManifoldOptimizer(Optimizer):
         self._seed, self._polish = int(seed), bool(polish)
         self._nonfinite, self._off_manifold = nonfinite, off_manifold
         self._retraction(self._options)
-        groups = _as_groups(params)
+        groups = as_groups(params)
         for group in groups:
             check_duplicates(group["params"])
         inner: Any = base
@@ -187,7 +194,7 @@ class ManifoldOptimizer(Optimizer):
         Raises:
             ManifoldError: a parameter is given twice or off its manifold; nothing is added.
         """
-        (group,) = _as_groups([param_group])
+        (group,) = as_groups([param_group])
         check_duplicates(group["params"])
         self._complete(group)
         self.base.add_param_group(group)
@@ -203,9 +210,7 @@ class ManifoldOptimizer(Optimizer):
         """Check that points are on their manifolds; mend or refuse those that are not."""
         off: list[tuple[Point, str]] = []
         for point in points:
-            reason = point.manifold.why_not(point.param.shape, point.param.dtype)
-            if reason is not None:
-                raise ManifoldError(f"{point.name} is tagged {point.manifold!r} but {reason}")
+            check_kind(point)
             error = point.manifold.estimated_error(point.param)
             if not error <= acceptance_level(point.param.dtype):
                 off.append((point, f"is {error:.1e} off {point.manifold!r}"))
@@ -228,8 +233,7 @@ class ManifoldOptimizer(Optimizer):
         for point in points:
             self._versions[point.param] = point.param._version
 
-    def _ready(self) -> tuple[list[Point], list[Point]]:
-        """Return the tagged points with gradients: those to move and those to skip."""
+    def _with_gradients(self) -> list[Point]:
         points = [p for p in tagged_points(self.param_groups) if p.param.grad is not None]
         for point in points:
             if point.grad.layout != torch.strided:
@@ -237,18 +241,23 @@ class ManifoldOptimizer(Optimizer):
                     f"{point.name} has a sparse gradient, and a manifold step is dense; "
                     "use sparse=False in its module. Nothing was changed"
                 )
-        bad = nonfinite(points, [point.grad for point in points])
+            if self._versions.get(point.param) != point.param._version:
+                check_kind(point)
+        return points
+
+    def _check_gradients(self, bad: list[Point]) -> None:
         if bad and self._nonfinite == "raise":
             raise NonFiniteError(
                 f"the gradient of {', '.join(p.name for p in bad)} holds NaN or infinity; clip or "
                 'rescale the loss, or pass nonfinite="skip". Nothing was changed'
             )
-        good = [point for point in points if point not in bad]
-        self._admit([p for p in good if self._versions.get(p.param) != p.param._version])
-        for point in good:
+
+    def _ready(self, points: list[Point]) -> None:
+        """Check the points that were written to since their last step, and find what moves."""
+        self._admit([p for p in points if self._versions.get(p.param) != p.param._version])
+        for point in points:
             if point.is_half:
                 point.value = self._master(point)
-        return good, bad
 
     def _master(self, point: Point) -> Tensor:
         """Return the point in single precision that the stored parameter is the rounding of."""
@@ -279,28 +288,72 @@ class ManifoldOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        points, skipped = self._ready()
-        displacements = self._displace(points, skipped)
-        with ExitStack() as full_precision:
-            for device in {point.param.device.type for point in points}:
-                if torch.is_autocast_enabled(device):
-                    full_precision.enter_context(torch.autocast(device, enabled=False))
-            moves = plan(displacements, self.state, self._seeds)
+        points = self._with_gradients()
+        early = [point for point in points if self._needs_no_base(point)]
+        late = [point for point in points if point not in early]
+        with _full_precision(points):
+            moves, bad = self._plan_early(early)
+            bad += nonfinite(late, [point.grad for point in late])
+            self._check_gradients(bad)
+            late = [point for point in late if point not in bad]
+            early = [point for point in early if point not in bad]
+            self._ready(early + late)
+            moves += plan(self._displace(late, early + bad), self.state, self._seeds)
             for move in moves:
                 apply_(move, self.state, polish=self._polish, rough=self._rough)
-        for point in points:
+        for point in early + late:
             self._versions[point.param] = point.param._version
         return loss
+
+    def _needs_no_base(self, point: Point) -> bool:
+        """Tell whether the gradient is the displacement, and its sketch shows if it is finite."""
+        retraction = self._retraction(point.group)
+        return (
+            self._is_plain_sgd(point.group)
+            and retraction.shows_nonfinite
+            and not retraction.is_intrinsic
+        )
+
+    def _plan_early(self, points: list[Point]) -> tuple[list[Move], list[Point]]:
+        """Factor gradients before anything changes; return those with NaN or infinity too.
+
+        This saves the pass over each gradient that a check on its own would take.
+        """
+        try:
+            return plan(self._by_gradient(points), self.state, self._seeds), []
+        except NonFiniteError:
+            bad = nonfinite(points, [point.grad for point in points])
+            if not bad:
+                raise  # it is the displacement that overflows
+        if self._nonfinite == "raise":
+            return [], bad
+        good = [point for point in points if point not in bad]
+        return plan(self._by_gradient(good), self.state, self._seeds), bad
 
     def _is_plain_sgd(self, group: dict[str, Any]) -> bool:
         return type(self.base) is SGD and group["momentum"] == 0
 
-    def _displace(self, points: list[Point], skipped: list[Point]) -> list[Displacement]:
-        """Run the base and return what it would add to each point; the points stay."""
-        # Plain SGD moves by -lr times the gradient: no tensor needs to be written for that.
+    def _by_gradient(self, points: list[Point]) -> list[Displacement]:
+        """Plain SGD moves by -lr times the gradient: no tensor needs to be written for that."""
+        return [
+            Displacement(
+                point,
+                self._gradient_at(point),
+                point.group["lr"] * (1 if point.group.get("maximize") else -1),
+                self._retraction(point.group),
+            )
+            for point in points
+        ]
+
+    def _displace(self, points: list[Point], hidden: list[Point]) -> list[Displacement]:
+        """Run the base and return what it would add to each point; the points stay.
+
+        The hidden ones have gradients that the base is not to see.
+        """
         swapped = [point for point in points if not self._is_plain_sgd(point.group)]
-        shown = {point: self._gradient_at(point) for point in points}
-        kept = [(point.param, point.param.data, point.grad) for point in points + skipped]
+        result = self._by_gradient([p for p in points if self._is_plain_sgd(p.group)])
+        shown = {point: self._gradient_at(point) for point in swapped}
+        kept = [(point.param, point.param.data, point.grad) for point in points + hidden]
         written: dict[Point, Tensor] = {}
         try:
             for p, _, _ in kept:
@@ -308,20 +361,16 @@ class ManifoldOptimizer(Optimizer):
             for point in swapped:
                 point.param.data = written[point] = self._zeros(point)
                 point.param.grad = shown[point]
-            if swapped or not points or self._has_gradients():
+            if swapped or not kept or self._has_gradients():
                 _unhooked_step(self.base)
         finally:
             for p, value, grad in kept:
                 p.grad = None
                 p.data = value
                 p.grad = grad
-        displacements = []
-        for point in points:
-            lr, sign = point.group["lr"], 1 if point.group.get("maximize") else -1
-            tensor, scale = (written[point], 1.0) if point in written else (shown[point], sign * lr)
-            retraction = self._retraction(point.group)
-            displacements.append(Displacement(point, tensor, scale, retraction))
-        return displacements
+        for point, tensor in written.items():
+            result.append(Displacement(point, tensor, 1.0, self._retraction(point.group)))
+        return result
 
     def _gradient_at(self, point: Point) -> Tensor:
         """Return the gradient as the base is to see it: as it is, or in Lie coordinates."""
@@ -354,6 +403,16 @@ class ManifoldOptimizer(Optimizer):
 # Small helpers -----------------------------------------------------------------
 
 
+@contextmanager
+def _full_precision(points: list[Point]) -> Iterator[None]:
+    """Switch autocast off on the points' devices."""
+    with ExitStack() as stack:
+        for device in {point.param.device.type for point in points}:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
 # Options are read from the groups at every step, since users may change them there.
 _make_retraction = lru_cache(maxsize=64, typed=True)(Retraction)
 
@@ -368,23 +427,6 @@ def _check_base(base: object) -> None:
             f"base={base.__name__} cannot be used: {_REFUSED[base.__name__]}; "
             "use another class of torch.optim, such as Adam"
         )
-
-
-def _as_groups(params: Iterable[Any]) -> list[dict[str, Any]]:
-    """Return groups with their parameters in lists; the caller's dicts are left as they are."""
-    if isinstance(params, Tensor):
-        raise ManifoldTypeError(
-            "params must be an iterable of parameters or groups, not one tensor"
-        )
-    items = list(params)
-    if not items:
-        raise ManifoldError("the optimizer got an empty parameter list")
-    groups = [dict(g) for g in items] if isinstance(items[0], dict) else [{"params": items}]
-    for group in groups:
-        given = group["params"]
-        if not isinstance(given, set):  # torch refuses sets with a message of its own
-            group["params"] = [given] if isinstance(given, Tensor) else list(given)
-    return groups
 
 
 def _unhooked_step(base: Optimizer) -> None:

@@ -15,7 +15,7 @@ from ..errors import ManifoldError, ManifoldTypeError
 from ..manifolds import MatrixManifold, Stiefel
 from ..tagging import manifold_of
 
-__all__ = ["Point", "check_duplicates", "nonfinite", "tagged_points"]
+__all__ = ["Point", "as_groups", "check_duplicates", "check_kind", "nonfinite", "tagged_points"]
 
 
 @dataclass(eq=False)
@@ -78,6 +78,23 @@ def _same_as(manifold: object) -> MatrixManifold | None:
     return Stiefel() if isinstance(manifold, geoopt.Stiefel) else None
 
 
+def as_groups(params: Iterable[Any]) -> list[dict[str, Any]]:
+    """Return groups with their parameters in lists; the caller's dicts are left as they are."""
+    if isinstance(params, Tensor):
+        raise ManifoldTypeError(
+            "params must be an iterable of parameters or groups, not one tensor"
+        )
+    items = list(params)
+    if not items:
+        raise ManifoldError("the optimizer got an empty parameter list")
+    groups = [dict(g) for g in items] if isinstance(items[0], dict) else [{"params": items}]
+    for group in groups:
+        given = group["params"]
+        if not isinstance(given, set):  # torch refuses sets with a message of its own
+            group["params"] = [given] if isinstance(given, Tensor) else list(given)
+    return groups
+
+
 def check_duplicates(params: Iterable[Any]) -> None:
     """Refuse a list of parameters, or of names with parameters, that holds one twice.
 
@@ -93,6 +110,17 @@ def check_duplicates(params: Iterable[Any]) -> None:
                 f"parameter {name} is given twice and would be moved twice a step; give it once"
             )
         seen.add(id(p))
+
+
+def check_kind(point: Point) -> None:
+    """Refuse a parameter whose shape or dtype its manifold does not take.
+
+    Raises:
+        ManifoldError: naming the parameter.
+    """
+    reason = point.manifold.why_not(point.param.shape, point.param.dtype)
+    if reason is not None:
+        raise ManifoldError(f"{point.name} is tagged {point.manifold!r} but {reason}")
 
 
 def nonfinite(points: list[Point], tensors: list[Tensor]) -> list[Point]:
