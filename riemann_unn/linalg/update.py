@@ -15,7 +15,6 @@ __all__ = ["retract_low_rank", "retract_low_rank_"]
 
 # From this size on reading X costs more than the small matrices that spare it.
 _LARGE = 256 * 256
-_ROWS = 512
 # Rounding of X grows at most so much where its product with Q is made from A and B.
 _WELL = 16.0
 
@@ -25,12 +24,9 @@ def _add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     if x.is_conj():
         return x.copy_(x + left @ right)
     if x.ndim == 2 and left.shape[-1] <= 2 and x.numel() > _LARGE:
-        # Outer products on rows that stay in the cache: one pass, for which addmm_ takes longer.
-        columns, rows = left.mT.contiguous(), right.contiguous()
-        for i in range(0, x.shape[0], _ROWS):
-            part = x[i : i + _ROWS]
-            for column, row in zip(columns, rows, strict=True):
-                part.addr_(column[i : i + _ROWS], row)
+        # One outer product after another takes less time than addmm_ with two columns.
+        for column, row in zip(left.mT.contiguous(), right.contiguous(), strict=True):
+            x.addr_(column, row)
         return x
     if x.ndim == 2:
         return x.addmm_(left, right)
