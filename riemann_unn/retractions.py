@@ -11,6 +11,7 @@ from torch import Tensor
 from .linalg import (
     Phi,
     SketchMethod,
+    newton_schulz_,
     orthonormal_rows,
     retract_low_rank_,
     sketch,
@@ -101,5 +102,8 @@ class Retraction:
     def apply_(self, x: Tensor, a: Tensor, b: Tensor, *, special: bool) -> Tensor:
         """Move ``x``, shape ``(..., n, p)``, in place."""
         if self.is_intrinsic_for(x.shape):
-            return x.copy_(x @ unitary_core(a, phi=self.phi).to(x.dtype))
+            # One Newton-Schulz step mends the point, the map and the product of both.
+            return newton_schulz_(
+                x.copy_(x @ unitary_core(a, phi=self.phi, refine=False).to(x.dtype))
+            )
         return retract_low_rank_(x, a, b, phi=self.phi, special=special)

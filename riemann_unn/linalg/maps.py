@@ -68,7 +68,7 @@ def _newton_schulz(u: Tensor) -> Tensor:
     return u - 0.5 * (u @ gram)
 
 
-def exp_skew(k: Tensor) -> Tensor:
+def exp_skew(k: Tensor, *, refine: bool = True) -> Tensor:
     r"""Return the unitary exponential of a skew-Hermitian matrix.
 
     .. math:: U = \exp(K), \qquad K^H = -K
@@ -80,6 +80,8 @@ def exp_skew(k: Tensor) -> Tensor:
 
     Args:
         k: skew-Hermitian, shape ``(..., n, n)``, real or complex floating point.
+        refine: without it the last Newton-Schulz step is left to the caller, and the
+            result may be off by 64 times rounding.
 
     Returns:
         The unitary matrices, shape, dtype and device of ``k``.
@@ -96,11 +98,14 @@ def exp_skew(k: Tensor) -> Tensor:
     if few_and_small and not k.requires_grad:
         # In double precision, where eigenvectors are orthonormal enough as they come.
         double = k.to(DOUBLE.get(k.dtype, k.dtype))
-        return _rotate(double, lambda w: w, torch.ones_like).to(k.dtype)
-    return _newton_schulz(torch.linalg.matrix_exp(k))
+        u = _rotate(double, lambda w: w, torch.ones_like)
+        # Where there are no spare digits, the last ones are won back.
+        return u.to(k.dtype) if double.dtype != k.dtype else _newton_schulz(u)
+    u = torch.linalg.matrix_exp(k)
+    return _newton_schulz(u) if refine else u
 
 
-def cayley(k: Tensor) -> Tensor:
+def cayley(k: Tensor, *, refine: bool = True) -> Tensor:
     r"""Return the Cayley transform of a skew-Hermitian matrix, which is unitary.
 
     .. math:: U = (I - \tfrac12 K)^{-1} (I + \tfrac12 K), \qquad K^H = -K
@@ -110,6 +115,8 @@ def cayley(k: Tensor) -> Tensor:
 
     Args:
         k: skew-Hermitian, shape ``(..., n, n)``, real or complex floating point.
+        refine: without it the last Newton-Schulz step is left to the caller, and the
+            result may be off by 64 times rounding.
 
     Returns:
         The unitary matrices, shape, dtype and device of ``k``.
@@ -127,7 +134,7 @@ def cayley(k: Tensor) -> Tensor:
     eye = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
     u = torch.linalg.solve(eye - 0.5 * k, eye + 0.5 * k)
     # The solve loses digits as its condition number, about |K|/2, which this wins back.
-    return _newton_schulz(_newton_schulz(u))
+    return _newton_schulz(u) if refine else u
 
 
 def _polar_svd(x: Tensor, det: int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,7 +213,7 @@ def polar(x: Tensor, *, det: int | None = None) -> Tensor:
     return factor if tall is x else factor.mH
 
 
-def unitary_core(z: Tensor, *, phi: Phi, special: bool = False) -> Tensor:
+def unitary_core(z: Tensor, *, phi: Phi, special: bool = False, refine: bool = True) -> Tensor:
     r"""Return φ(Z), the unitary matrix that a small step ``z`` at the identity leads to.
 
     .. math::
@@ -224,6 +231,7 @@ def unitary_core(z: Tensor, *, phi: Phi, special: bool = False) -> Tensor:
             ``"polar"``, where I is the leading part of the identity.
         phi: which map.
         special: keep determinant +1 in ``"polar"`` (the other two always do).
+        refine: see :func:`exp_skew`.
 
     Returns:
         φ(Z), of the shape of ``z``, in double precision if small.
@@ -233,13 +241,12 @@ def unitary_core(z: Tensor, *, phi: Phi, special: bool = False) -> Tensor:
     """
     exact = z.to(DOUBLE.get(z.dtype, z.dtype)) if z.shape[-1] <= _CORE else z
     if phi == "exp":
-        core = exp_skew(skew(exact))
+        core = exp_skew(skew(exact), refine=refine)
     elif phi == "cayley":
-        core = cayley(skew(exact))
+        core = cayley(skew(exact), refine=refine)
     elif phi == "polar":
         eye = torch.eye(*exact.shape[-2:], dtype=exact.dtype, device=exact.device)
         core = polar(eye + exact, det=1 if special else None)
     else:
         raise ValueError(f"{phi=} is unknown; choose 'exp', 'cayley' or 'polar'")
-    # Where there are no spare digits, the last ones are won back.
-    return core if exact.dtype != z.dtype else _newton_schulz(core)
+    return core

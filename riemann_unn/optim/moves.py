@@ -168,10 +168,10 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Tensor]) -> Non
         x = old if in_place or (is_copy and all_moved) else old.clone()
         move.retraction.apply_(x, move.a, move.b, special=move.points[0].manifold.det is not None)
         if polish:
-            if move.retraction.is_dense_for(x.shape):
-                newton_schulz_(x)  # costs no more than the step itself did
-            else:
+            if not move.retraction.is_dense_for(x.shape):
                 polish_(x, step=move.step)
+            elif not move.retraction.is_intrinsic_for(x.shape):  # which polish as they move
+                newton_schulz_(x)  # costs no more than the step itself did
             if not rough.isdisjoint(params):
                 newton_schulz_(newton_schulz_(x))
         rough.difference_update(params)
