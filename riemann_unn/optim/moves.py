@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,7 +141,6 @@ def _start_rows(kept: Tensor, delta: Tensor) -> Tensor:
 
 
 def _start_to_keep(rows: Tensor, param: Tensor) -> Tensor:
-    rows = rows.clone(memory_format=torch.contiguous_format).resolve_conj()
     return rows if rows.is_complex() == param.is_complex() else torch.view_as_real(rows)
 
 
@@ -156,7 +155,8 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Tensor]) -> Non
     """
     params = [point.param for point in move.points]
     views = [point.matrices(point.value) for point in move.points]
-    moved = _moved(move.a, move.points, views)
+    counts = [view.shape[:-2].numel() for view in views]
+    moved = _moved(move.a, move.points, counts)
     # Zero displacements leave their points bit for bit as they are.
     if bool(moved.any()):
         shared = _shares(views[0], move.points[0].value)
@@ -176,58 +176,65 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Tensor]) -> Non
                 newton_schulz_(newton_schulz_(x))
         rough.difference_update(params)
         if not in_place:
-            _unstack(x if all_moved else torch.where(moved, x, old), move.points, views)
-    starts = None
+            _unstack(x if all_moved else torch.where(moved, x, old), move.points, views, counts)
+    for point, part in zip(move.points, _parts(move.a, counts), strict=True):
+        state[point.param][STEP] = move.step + 1
+        if point.is_half and bool(part.any()):
+            state[point.param][MASTER] = point.value
+            point.param.copy_(point.value)
     if not move.retraction.is_dense_for(views[0].shape):
         starts = move.retraction.next_start(move.a)
-    offset = 0
-    for point, view in zip(move.points, views, strict=True):
-        count = view.shape[:-2].numel()
-        kept = state[point.param]
-        kept[STEP] = move.step + 1
-        if point.is_half and count and _moves(move.a, offset, count):
-            kept[MASTER] = point.value
-            point.param.copy_(point.value)
         if starts is not None:
-            rows = starts if starts.ndim == 2 else starts[offset : offset + count]
-            rows = rows.reshape(*view.shape[:-2], *rows.shape[-2:])
-            kept[START] = _start_to_keep(rows, point.param)
-        offset += count
+            _keep_starts(starts, move.points, views, counts, state)
 
 
-def _moved(a: Tensor, points: list[Point], views: list[Tensor]) -> Tensor:
+def _moved(a: Tensor, points: list[Point], counts: list[int]) -> Tensor:
     """Which matrices belong to a point with a displacement, of shape ``(..., 1, 1)``."""
     moved = (a != 0).any(dim=-1, keepdim=True).any(dim=-2, keepdim=True)
-    offset = 0
-    for point, view in zip(points, views, strict=True):
-        count = view.shape[:-2].numel()
+    if max(counts) <= 1:
+        return moved
+    for point, part in zip(points, _parts(moved, counts), strict=True):
         batch = point.value.shape[: point.value.ndim - point.manifold.point_dims(point.value)]
-        if count > batch.numel():  # a kernel's matrices are written, and so rounded, together
-            part = moved[offset : offset + count].view(*batch, -1, 1, 1)
-            part.copy_(part.any(dim=-3, keepdim=True))
-        offset += count
+        if part.shape[:-2].numel() > batch.numel():
+            # A kernel's matrices are written, and so rounded, together.
+            together = part.view(*batch, -1, 1, 1)
+            together.copy_(together.any(dim=-3, keepdim=True))
     return moved
 
 
-def _moves(a: Tensor, offset: int, count: int) -> bool:
-    part = a if a.ndim == 2 else a[offset : offset + count]
-    return bool(part.any())
+def _keep_starts(
+    starts: Tensor, points: list[Point], views: list[Tensor], counts: list[int], state: State
+) -> None:
+    starts = starts.clone(memory_format=torch.contiguous_format).resolve_conj()
+    for point, view, rows in zip(points, views, _parts(starts, counts), strict=True):
+        if rows.shape[:-2] != view.shape[:-2]:
+            rows = rows.reshape(*view.shape[:-2], *rows.shape[-2:])
+        state[point.param][START] = _start_to_keep(rows, point.param)
 
 
 def _stack(views: list[Tensor]) -> Tensor:
     if len(views) == 1 and views[0].ndim <= 3:
         return views[0]
+    if all(view.ndim == 2 for view in views):
+        return torch.stack(views)
     return torch.cat([view.reshape(-1, *view.shape[-2:]) for view in views])
 
 
-def _unstack(x: Tensor, points: list[Point], views: list[Tensor]) -> None:
+def _parts(x: Tensor, counts: list[int]) -> Sequence[Tensor]:
+    """Cut a stack into the matrices of each point, those of single matrices without a batch."""
+    if x.ndim == 2:
+        return (x,)
+    return x.unbind(0) if max(counts) == min(counts) == 1 else x.split(counts)
+
+
+def _unstack(x: Tensor, points: list[Point], views: list[Tensor], counts: list[int]) -> None:
     """Write a stack of matrices back to the parameters it was made from."""
-    offset = 0
-    for point, view in zip(points, views, strict=True):
-        count = view.shape[:-2].numel()
-        part = x if x.ndim == 2 else x[offset : offset + count]
-        point.value.copy_(point.manifold.from_matrices(part.reshape(view.shape), point.value.shape))
-        offset += count
+    values = [point.value for point in points]
+    news = [
+        point.manifold.from_matrices(part.reshape(view.shape), value.shape)
+        for point, part, view, value in zip(points, _parts(x, counts), views, values, strict=True)
+    ]
+    torch._foreach_copy_(values, news)
 
 
 def _shares(view: Tensor, value: Tensor) -> bool:

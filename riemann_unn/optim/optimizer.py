@@ -289,14 +289,17 @@ class ManifoldOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         points = self._with_gradients()
-        early = [point for point in points if self._needs_no_base(point)]
-        late = [point for point in points if point not in early]
+        early: list[Point] = []
+        late: list[Point] = []
+        for point in points:
+            (early if self._needs_no_base(point) else late).append(point)
         with _full_precision(points):
             moves, bad = self._plan_early(early)
             bad += nonfinite(late, [point.grad for point in late])
             self._check_gradients(bad)
-            late = [point for point in late if point not in bad]
-            early = [point for point in early if point not in bad]
+            if bad:
+                late = [point for point in late if point not in bad]
+                early = [point for point in early if point not in bad]
             self._ready(early + late)
             moves += plan(self._displace(late, early + bad), self.state, self._seeds)
             for move in moves:
@@ -353,6 +356,9 @@ class ManifoldOptimizer(Optimizer):
         swapped = [point for point in points if not self._is_plain_sgd(point.group)]
         result = self._by_gradient([p for p in points if self._is_plain_sgd(p.group)])
         shown = {point: self._gradient_at(point) for point in swapped}
+        tagged = {point.param for point in points + hidden}
+        if tagged and not swapped and not self._has_gradients(tagged):
+            return result  # the base has nothing to do
         kept = [(point.param, point.param.data, point.grad) for point in points + hidden]
         written: dict[Point, Tensor] = {}
         try:
@@ -361,8 +367,7 @@ class ManifoldOptimizer(Optimizer):
             for point in swapped:
                 point.param.data = written[point] = self._zeros(point)
                 point.param.grad = shown[point]
-            if swapped or not kept or self._has_gradients():
-                _unhooked_step(self.base)
+            _unhooked_step(self.base)
         finally:
             for p, value, grad in kept:
                 p.grad = None
@@ -384,8 +389,10 @@ class ManifoldOptimizer(Optimizer):
         coordinates = retraction.pull_back(x, point.matrices(grad))
         return point.manifold.from_matrices(coordinates, grad.shape)
 
-    def _has_gradients(self) -> bool:
-        return any(p.grad is not None for group in self.param_groups for p in group["params"])
+    def _has_gradients(self, tagged: set[Tensor]) -> bool:
+        """Whether a parameter that is not among these has a gradient."""
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        return any(p not in tagged and p.grad is not None for p in params)
 
     def _zeros(self, point: Point) -> Tensor:
         # Kept between steps: allocating and faulting in fresh pages costs more than clearing.

@@ -390,3 +390,9 @@ def test_cached_tables_work_in_and_out_of_inference_mode():
     w = torch.randn(1, 1, 6, 7, requires_grad=True)
     conv_polar(w).sum().backward()
     assert w.grad is not None
+
+
+def test_frequencies_that_are_their_own_mirror_images_are_exactly_real():
+    spectrum = conv_spectrum(gaussian(3, 3, 4, 6, dtype=torch.float32))
+    real = (spectrum.imag == 0).flatten(-2).all(-1)
+    assert int(real.sum()) == 4  # (0, 0), (0, 3), (2, 0) and (2, 3)

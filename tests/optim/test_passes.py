@@ -1,0 +1,81 @@
+"""How much memory a step touches: a guard of its cost that does not depend on the machine."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import riemann_unn as ru
+from tests.support import generator
+
+N = 320  # larger than what is stacked, and than what is moved with whole products
+
+
+class Passes(TorchDispatchMode):
+    """Counts the numbers that operations read and write in tensors of at least N² / 2 entries."""
+
+    def __init__(self):
+        super().__init__()
+        self.touched = 0
+        self.made = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        memory = {t.data_ptr() for t in self._large((args, kwargs))}
+        if function.is_view or "detach" in str(function):
+            return result
+        self.touched += sum(t.numel() for t in self._large((args, kwargs)))
+        for t in self._large(result):
+            self.touched += t.numel()
+            self.made += t.data_ptr() not in memory
+        return result
+
+    @staticmethod
+    def _large(tree):
+        return [
+            t for t in tree_leaves(tree) if isinstance(t, torch.Tensor) and 2 * t.numel() >= N * N
+        ]
+
+
+def passes(cls, *, shape=(N, N), steps=3, **options):
+    """Passes over the parameter of the last of some steps, none of which polishes, and how many
+    tensors of its size that step made."""
+    manifold = ru.Stiefel()
+    x = manifold.random(*shape, dtype=torch.float32, generator=generator())
+    p = ru.tag_(nn.Parameter(x.as_subclass(torch.Tensor)), manifold)
+    optimizer = cls([p], lr=1e-2, **options)
+    for step in range(steps):
+        p.grad = torch.randn(shape, generator=generator(step)) / N
+        counter = Passes()
+        with counter:
+            optimizer.step()
+    return counter.touched / p.numel(), counter.made
+
+
+@pytest.mark.parametrize("cls", [ru.optim.ProjUNNT, ru.optim.ProjUNND])
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_low_rank_step_of_plain_sgd(cls, rank):
+    """Two reads of the gradient, two of the point, and the update's read and write."""
+    touched, made = passes(cls, rank=rank)
+    # Rank 1 adds its two outer products one after the other.
+    assert touched <= (8 if rank == 1 else 6)
+    assert made == 0
+
+
+def test_other_bases_write_the_displacement_and_read_it():
+    plain, _ = passes(ru.optim.ProjUNNT)
+    momentum, made = passes(ru.optim.ProjUNNT, momentum=0.9)
+    # The check of the gradient, clearing, and the updates of buffer and displacement.
+    assert momentum <= plain + 11 and made == 0
+
+
+@pytest.mark.parametrize(("cls", "limit"), [(ru.optim.Cayley, 56), (ru.optim.Expm, 42)])
+def test_whole_steps(cls, limit):
+    assert passes(cls)[0] <= limit
+
+
+def test_a_step_that_checks_its_gradient_on_its_own_is_noticed(monkeypatch):
+    ours = passes(ru.optim.ProjUNNT, rank=4)[0]
+    monkeypatch.setattr(ru.optim.ProjUNNT, "_needs_no_base", lambda *_: False)
+    assert passes(ru.optim.ProjUNNT, rank=4)[0] > ours
