@@ -14,9 +14,9 @@ from .linalg import (
     newton_schulz_,
     orthonormal_rows,
     retract_low_rank_,
+    rotate_by,
     sketch,
     skew,
-    unitary_core,
 )
 
 __all__ = ["Retraction"]
@@ -103,7 +103,5 @@ class Retraction:
         """Move ``x``, shape ``(..., n, p)``, in place."""
         if self.is_intrinsic_for(x.shape):
             # One Newton-Schulz step mends the point, the map and the product of both.
-            return newton_schulz_(
-                x.copy_(x @ unitary_core(a, phi=self.phi, refine=False).to(x.dtype))
-            )
+            return newton_schulz_(x.copy_(rotate_by(x, a, phi=self.phi)))
         return retract_low_rank_(x, a, b, phi=self.phi, special=special)

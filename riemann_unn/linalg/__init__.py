@@ -32,7 +32,7 @@ from .low_rank import (
 )
 from .low_rank_data import calibrated_factors, whitened_factors
 from .low_rank_function import function_factors
-from .maps import Phi, cayley, exp_skew, polar, skew, unitary_core
+from .maps import Phi, cayley, exp_skew, polar, rotate_by, skew, unitary_core
 from .polish import newton_schulz_, polish_
 from .procrustes import procrustes, ridge_by_gcv
 from .sketch import SketchMethod, orthonormal_rows, sketch
@@ -80,6 +80,7 @@ __all__ = [
     "retract_low_rank",
     "retract_low_rank_",
     "ridge_by_gcv",
+    "rotate_by",
     "sketch",
     "skew",
     "spectral_factors",

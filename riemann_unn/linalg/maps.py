@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from .factor import DOUBLE, svd
 from .hermitian import hermitian_function
 
-__all__ = ["Phi", "cayley", "exp_skew", "polar", "skew", "unitary_core"]
+__all__ = ["Phi", "cayley", "exp_skew", "polar", "rotate_by", "skew", "unitary_core"]
 
 Phi = Literal["exp", "cayley", "polar"]
 """Name of a φ: ``"exp"`` (projUNN-T), ``"cayley"`` or ``"polar"`` (projUNN-D)."""
@@ -250,3 +250,24 @@ def unitary_core(z: Tensor, *, phi: Phi, special: bool = False, refine: bool = T
     else:
         raise ValueError(f"{phi=} is unknown; choose 'exp', 'cayley' or 'polar'")
     return core
+
+
+def rotate_by(x: Tensor, z: Tensor, *, phi: Phi) -> Tensor:
+    r"""Return X φ(Z), off by no more than a Newton-Schulz step mends.
+
+    .. math:: X\,\phi_{\mathrm{Cayley}}(Z) = 2 X (I - \tfrac12 \operatorname{skew} Z)^{-1} - X
+
+    is one solve, without the product with φ(Z).
+
+    Args:
+        x: shape ``(..., n, n)``.
+        z: shape ``(..., n, n)``.
+        phi: ``"exp"`` or ``"cayley"``.
+    """
+    if phi == "cayley" and z.shape[-1] > _CORE:
+        k = skew(z)
+        if _norm(k) <= _LARGE:
+            eye = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
+            moved: Tensor = torch.linalg.solve(eye - 0.5 * k, x, left=False)
+            return moved.mul_(2).sub_(x)
+    return x @ unitary_core(z, phi=phi, refine=False).to(x.dtype)

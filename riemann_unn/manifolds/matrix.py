@@ -115,7 +115,7 @@ class Orthogonal(MatrixManifold):
 
     def from_matrices(self, matrices: Tensor, shape: torch.Size) -> Tensor:
         """Return ``matrices`` itself."""
-        return matrices.reshape(shape)
+        return matrices if matrices.shape == shape else matrices.reshape(shape)
 
 
 class Unitary(MatrixManifold):

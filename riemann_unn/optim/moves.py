@@ -122,7 +122,9 @@ def _factor(batch: list[tuple[Displacement, Tensor]], state: State, seeds: Seeds
     kept = state.get(first.point.param, {})
     step = kept.get(STEP, 0)
     delta = _stack([matrices for _, matrices in batch])
-    starts = [_start_rows(state[d.point.param][START], m) for d, m in batch if START in kept]
+    starts = []
+    if START in kept:
+        starts = [_start_rows(state[d.point.param][START], m) for d, m in batch]
     start = None
     # A start of another shape is left from another rank: begin anew.
     if starts and starts[0].shape[-2:] == (first.retraction.rank, delta.shape[-2]):
@@ -231,7 +233,9 @@ def _unstack(x: Tensor, points: list[Point], views: list[Tensor], counts: list[i
     """Write a stack of matrices back to the parameters it was made from."""
     values = [point.value for point in points]
     news = [
-        point.manifold.from_matrices(part.reshape(view.shape), value.shape)
+        point.manifold.from_matrices(
+            part if part.shape == view.shape else part.reshape(view.shape), value.shape
+        )
         for point, part, view, value in zip(points, _parts(x, counts), views, values, strict=True)
     ]
     torch._foreach_copy_(values, news)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from riemann_unn.linalg import cayley, exp_skew, polar, skew, unitary_core
+from riemann_unn.linalg import cayley, exp_skew, polar, rotate_by, skew, unitary_core
 from tests.support import DTYPES, assert_on_manifold, double, gaussian, low_rank, rounding, slope
 
 SIZES = [(2, 2), (5, 5), (3, 4, 4), (1, 1), (80, 80), (20, 6, 6)]
@@ -132,3 +132,14 @@ def test_core_is_exactly_the_identity_at_zero():
 def test_core_refuses_an_unknown_map():
     with pytest.raises(ValueError, match="phi='qr' is unknown"):
         unitary_core(gaussian(2, 2), phi="qr")
+
+
+@pytest.mark.parametrize("size", [0.1, 3.0, 1e4])
+@pytest.mark.parametrize("phi", ["exp", "cayley"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_rotating_is_multiplying_by_the_core(dtype, phi, size):
+    n = 80  # more than is computed in double precision
+    z = gaussian(n, n, dtype=dtype) * (size / n)
+    x = polar(gaussian(n, n, dtype=dtype, seed=1))
+    expected = x @ unitary_core(z, phi=phi)
+    assert torch.linalg.matrix_norm(rotate_by(x, z, phi=phi) - expected) <= 1e-11 * n
