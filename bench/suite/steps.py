@@ -1,0 +1,350 @@
+"""Time of one step on one n by n matrix against n, with its memory and its orthogonality."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bench.contenders import (
+    Column,
+    Geoopt,
+    Geotorch,
+    Ours,
+    Parametrization,
+    Pogo,
+    Reference,
+    Unconstrained,
+)
+
+from .matrices import distance, gradient, orthonormal
+from .memory import peak_extra
+from .page import Section, figure, notes, short, table
+from .plan import Clock, Plan
+from .plots import curves
+from .timing import Entry, Timing, interleave, polish_period
+
+__all__ = ["CONTENDERS", "Contender", "present", "run"]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to take a step.
+
+    Attributes:
+        column: How to ask for it.
+        cubic: Whether a step costs O(n³), to foresee what a larger n will cost.
+        lr: Learning rate of a step on a gradient of length 1; with Adam every entry moves by it.
+        periodic: Whether its polish comes now and then.
+    """
+
+    column: Column
+    cubic: bool
+    lr: float = 1e-2
+    periodic: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.column.name
+
+
+def _low_rank(kind: str, label: str, ranks: Iterable[int]) -> list[Contender]:
+    return [
+        Contender(Ours(kind, f"{label}, rank {k}", rank=k), cubic=False, periodic=True)
+        for k in ranks
+    ]
+
+
+def _dense(kind: str, label: str) -> Contender:
+    return Contender(Ours(kind, f"{label}, dense", rank=None), cubic=True)
+
+
+def _adam(kind: str, label: str, rank: int) -> Contender:
+    column = Ours(kind, f"{label}, rank {rank}, Adam base", rank=rank, base=torch.optim.Adam)
+    return Contender(column, cubic=False, lr=1e-5, periodic=True)
+
+
+ADAM = "torch Adam, fused"
+CONTENDERS: list[Contender] = [
+    Contender(Unconstrained("torch SGD", "SGD"), cubic=False),
+    Contender(Unconstrained("torch Adam", "Adam"), cubic=False, lr=1e-5),
+    Contender(Unconstrained(ADAM, "Adam", fused=True), cubic=False, lr=1e-5),
+    *_low_rank("ProjUNNT", "ProjUNN-T", (1, 8, 32)),
+    _adam("ProjUNNT", "ProjUNN-T", 1),
+    *_low_rank("ProjUNND", "ProjUNN-D", (1, 8, 32)),
+    _dense("ProjUNND", "ProjUNN-D"),
+    *_low_rank("Cayley", "Cayley", (1, 8, 32)),
+    _dense("Cayley", "Cayley"),
+    _dense("Expm", "Expm"),
+    Contender(Geoopt("geoopt SGD, QR", canonical=False), cubic=True),
+    Contender(Geoopt("geoopt SGD, canonical", canonical=True), cubic=True),
+    Contender(
+        Geoopt("geoopt Adam, QR", canonical=False, optimizer="RiemannianAdam"), cubic=True, lr=1e-4
+    ),
+    Contender(Pogo("POGO"), cubic=True),
+    Contender(Parametrization("parametrization, cayley", "cayley"), cubic=True),
+    Contender(Parametrization("parametrization, matrix_exp", "matrix_exp"), cubic=True),
+    Contender(Geotorch("geotorch, cayley", "cayley"), cubic=True),
+    Contender(Reference("projUNN authors, T, rank 1", "projUNN_T", 1), cubic=False),
+    Contender(Reference("projUNN authors, D, rank 1", "projUNN_D", 1), cubic=False),
+    Contender(Reference("projUNN authors, T, rank 8", "projUNN_T", 8), cubic=False),
+]
+
+
+def present(contenders: Sequence[Contender]) -> tuple[list[Contender], list[str]]:
+    """Return who can take part, and a note for each reason why others cannot."""
+    missing = {c.name: reason for c in contenders if (reason := c.column.missing()) is not None}
+    return [c for c in contenders if c.name not in missing], notes(missing)
+
+
+# What the summary needs, at the sizes that only these get in a quick run.
+CORE = (
+    "torch SGD",
+    ADAM,
+    "ProjUNN-T, rank 1",
+    "ProjUNN-T, rank 8",
+    "ProjUNN-T, rank 1, Adam base",
+    "ProjUNN-D, rank 1",
+    "geoopt SGD, QR",
+)
+
+
+@dataclass
+class Cell:
+    """A contender at one size."""
+
+    timing: Timing
+    error: float | None = None
+    memory: int | None = None
+    why: str = ""
+
+    def text(self, statistic: str, scale: float = 1e3) -> str:
+        if not self.timing.rounds:
+            return self.timing.failure if self.timing.failure.endswith("Error") else ""
+        value = short(scale * getattr(self.timing, statistic), 3)
+        if statistic != "mean":
+            return value
+        star = "" if self.timing.whole else "*"
+        return f"{value}{star}" + (f" ({short(self.error, 1)})" if self.error is not None else "")
+
+
+def weight_error(module: nn.Module) -> float:
+    with torch.no_grad():
+        return distance(module.weight.detach())
+
+
+def measure(
+    x: Tensor,
+    contenders: Sequence[Contender],
+    *,
+    seconds: float,
+    rounds: int,
+    seed: int,
+    most: float,
+    clock: Clock | None,
+    title: str,
+    memory: bool = False,
+    columns: int | None = None,
+    error: Callable[[nn.Module], float] = weight_error,
+    order: list[list[str]] | None = None,
+) -> dict[str, Cell]:
+    """Time the contenders on copies of one matrix, or one stack of them, and one gradient.
+
+    Args:
+        x: The matrices; every contender gets a copy, and all share one gradient.
+        contenders: Who takes part.
+        seconds: What each may take.
+        rounds: Most rounds.
+        seed: Seed of the order.
+        most: Seconds above which a step is left out.
+        clock: Ends the rounds when the section's time is up.
+        title: Words for the progress bar.
+        memory: Whether to read the memory of a step too.
+        columns: Columns of a matrix, where the shape of x does not say so.
+        error: How far a module is from its constraint.
+        order: Filled with the names in the order in which they ran.
+    """
+    g = gradient(x)
+    modules, entries = {}, []
+    failures: dict[str, str] = {}
+    for c in contenders:
+        try:
+            module = c.column.module(x)
+            optimizer = c.column.optimizer(module, c.lr)
+        except Exception as error:  # a peer that refuses is a result
+            failures[c.name] = type(error).__name__
+            continue
+        modules[c.name] = module
+        period = polish_period(min(columns or x.shape[-1], x.shape[-2])) if c.periodic else 1
+        entries.append(
+            Entry(
+                c.name,
+                c.column.stepper(module, optimizer, g),
+                period,
+                min(most, max(2 * seconds / period, 2e-3)),
+            )
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what peers warn of is not the subject
+        timings = interleave(
+            entries,
+            seconds=seconds,
+            rounds=rounds,
+            seed=seed,
+            clock=clock,
+            title=title,
+            order=order,
+        )
+        cells = {name: Cell(timing) for name, timing in timings.items()}
+        for c in contenders:
+            if c.name in failures:
+                cells[c.name] = Cell(Timing(failure=failures[c.name]))
+        for entry in entries:
+            cell = cells[entry.name]
+            if not cell.timing.rounds:
+                continue
+            if memory:
+                cell.memory = peak_extra(entry.step)
+            column = next(c.column for c in contenders if c.name == entry.name)
+            if not isinstance(column, Unconstrained):
+                cell.error = error(modules[entry.name])
+    return cells
+
+
+def _fits(n: int, count: int) -> bool:
+    """Whether a weight, two states and a workspace for each contender fit into free memory."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return True
+    return 4 * n * n * (3 * count + 4) < 0.8 * free
+
+
+def run(plan: Plan, clock: Clock, images: Path) -> Section:
+    contenders, absent = present(CONTENDERS)
+    cells: dict[tuple[str, int], Cell] = {}
+    left_out: dict[str, str] = {}
+    seconds: dict[str, tuple[int, float]] = {}
+    for index, n in enumerate(plan.sizes):
+        now = []
+        for c in contenders:
+            last_n, last = seconds.get(c.name, (n, 0.0))
+            # A step at a small n is mostly overhead, so its growth is not known there.
+            foreseen = last * (n / last_n) ** (2.5 if c.cubic else 2) if last_n >= 256 else 0.0
+            if n >= plan.core_from and c.name not in CORE:
+                left_out.setdefault(c.name, f"from n = {n} on: not in a quick run")
+            elif foreseen <= plan.step_limit:
+                now.append(c)
+            else:
+                left_out.setdefault(c.name, f"from n = {n} on: about {short(foreseen)} s a step")
+        if not _fits(n, len(now)):
+            left_out[f"n = {n}"] = "the contenders together need more memory than is free"
+            continue
+        if clock.left < 0:
+            left_out[f"n = {n}"] = "no time was left"
+            continue
+        share = 0.6 * clock.left / (len(plan.sizes) - index) / max(len(now), 1)
+        found = measure(
+            orthonormal(n),
+            now,
+            seconds=min(share, plan.cell_limit),
+            rounds=plan.rounds * (3 if n <= 512 else 1),
+            seed=plan.seed + n,
+            most=plan.step_limit,
+            clock=clock,
+            title=f"n = {n}",
+            memory=n == plan.memory_size,
+        )
+        for name, cell in found.items():
+            cells[name, n] = cell
+            if cell.timing.rounds:
+                seconds[name] = (n, cell.timing.mean)
+            else:
+                left_out.setdefault(name, f"at n = {n}: {cell.timing.failure}")
+    return _section(plan, contenders, cells, absent + notes(left_out), images)
+
+
+def _section(
+    plan: Plan,
+    contenders: Sequence[Contender],
+    cells: dict[tuple[str, int], Cell],
+    footnotes: list[str],
+    images: Path,
+) -> Section:
+    sizes = [n for n in plan.sizes if any((c.name, n) in cells for c in contenders)]
+
+    def row(c: Contender, statistic: str) -> list[str]:
+        return [
+            c.name,
+            *(cells[c.name, n].text(statistic) if (c.name, n) in cells else "" for n in sizes),
+        ]
+
+    def memory(c: Contender) -> str:
+        cell = cells.get((c.name, plan.memory_size))
+        if cell is None or cell.memory is None:
+            return ""
+        matrices = cell.memory / (4 * plan.memory_size**2)
+        return short(matrices) if matrices >= 1e-3 else "0"
+
+    head = ["", *(f"n={n}" for n in sizes)]
+    lines = [
+        "Mean milliseconds of a step, and in brackets the orthogonality error after the run. The "
+        f"last column is the most memory that a step held on top of what was there before it, in "
+        f"matrices of its size, at n = {plan.memory_size}.",
+        "",
+        *table([*head, "extra memory"], ([*row(c, "mean"), memory(c)] for c in contenders)),
+        "",
+        "The medians over the rounds (a polish that runs now and then does not show in them):",
+        "",
+        *table(head, (row(c, "median") for c in contenders)),
+    ]
+    if any(not cell.timing.whole for cell in cells.values()):
+        lines += ["", "\\* the mean does not run over whole polish periods: the time ran out."]
+    if footnotes:
+        lines += ["", "Empty cells:", "", *footnotes]
+    values = {
+        f"step/{name}/{n}": cell.timing.mean
+        for (name, n), cell in cells.items()
+        if cell.timing.rounds
+    }
+    shown = ("rank 1", "rank 8", "dense", "torch", "geoopt", "POGO", "param", "geotorch", "authors")
+    drawn = {
+        c.name: {
+            n: 1e3 * values[f"step/{c.name}/{n}"] for n in sizes if f"step/{c.name}/{n}" in values
+        }
+        for c in contenders
+        if any(word in c.name for word in shown)
+    }
+    curves(
+        images / "bench_steps.png",
+        drawn,
+        title="One optimizer step on one n × n matrix, float32",
+        x="n",
+        y="mean time of a step (ms)",
+        panel="All in one run, in shuffled order",
+    )
+    lines += figure("bench_steps.png", "Time of a step against n")
+    accuracy = {
+        c.name: {
+            n: cell.error
+            for n in sizes
+            if (cell := cells.get((c.name, n))) is not None and cell.error
+        }
+        for c in contenders
+        if c.name in drawn
+    }
+    curves(
+        images / "bench_error.png",
+        accuracy,
+        title="How far from orthogonal after the run",
+        x="n",
+        y=r"$\|X^{H}X - I\|_F\,/\,\sqrt{n}$",
+        panel="After the steps that were timed, float32",
+    )
+    lines += figure("bench_error.png", "Orthogonality error after the run against n")
+    return Section("Time of a step against n", lines, values)

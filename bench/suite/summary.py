@@ -1,0 +1,147 @@
+"""What was asked for, beside what was measured in this run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .page import Section, short, table
+from .steps import ADAM
+
+__all__ = ["run"]
+
+Values = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A line of the table: a ratio of two values, and the bound and the hope for it."""
+
+    words: str
+    top: str
+    bottom: str
+    required: float
+    hope: float
+    at_least: bool = False
+    percent: bool = False
+
+    def ratio(self, values: Values) -> float | None:
+        if self.top not in values or (self.bottom and self.bottom not in values):
+            return None
+        return values[self.top] / (values[self.bottom] if self.bottom else 1.0)
+
+    def row(self, values: Values) -> list[str]:
+        sign = "≥" if self.at_least else "≤"
+        required, hope = (f"{sign} {self._shown(x)}" for x in (self.required, self.hope))
+        ratio = self.ratio(values)
+        if ratio is None:
+            return [self.words, required, hope, "not measured in this run", ""]
+        return [self.words, required, hope, self._shown(ratio, 3), self._verdict(ratio)]
+
+    def _shown(self, value: float, digits: int = 2) -> str:
+        if self.percent:
+            return f"{100 * value:.{digits - 1}g} %"
+        return f"{value:g}" if digits == 2 else short(value, digits)
+
+    def _verdict(self, ratio: float) -> str:
+        sign = -1 if self.at_least else 1
+        if sign * ratio <= sign * self.hope:
+            return "more than asked"
+        return "as asked" if sign * ratio <= sign * self.required else "**missed**"
+
+
+def _step(name: str, n: int) -> str:
+    return f"step/{name}/{n}"
+
+
+_T = "ProjUNN-T, rank 1"
+ASKS = [
+    Ask(f"{_T}, over {ADAM}, n = 4096", _step(_T, 4096), _step(ADAM, 4096), 1.8, 1.0),
+    Ask(
+        f"ProjUNN-D, rank 1, over {ADAM}, n = 4096",
+        _step("ProjUNN-D, rank 1", 4096),
+        _step(ADAM, 4096),
+        2.0,
+        1.1,
+    ),
+    Ask(
+        f"ProjUNN-T, rank 8, over {ADAM}, n = 4096",
+        _step("ProjUNN-T, rank 8", 4096),
+        _step(ADAM, 4096),
+        5,
+        3,
+    ),
+    Ask(
+        f"{_T}, Adam base, over {ADAM}, n = 4096",
+        _step(f"{_T}, Adam base", 4096),
+        _step(ADAM, 4096),
+        3.5,
+        2,
+    ),
+    Ask(
+        f"geoopt SGD, QR, over {_T}, n = 2048",
+        _step("geoopt SGD, QR", 2048),
+        _step(_T, 2048),
+        120,
+        250,
+        at_least=True,
+    ),
+    Ask(
+        "Cayley, dense, over geoopt SGD, QR, n = 1024",
+        _step("Cayley, dense", 1024),
+        _step("geoopt SGD, QR", 1024),
+        1.0,
+        0.5,
+    ),
+    Ask(f"growth of {_T}, log-log slope, n = 2048 to 8192", "slope", "", 2.1, 2.0),
+    Ask(
+        f"1024 separate 16 × 16, {_T}, over one stack of them, POGO (`bmm`)",
+        f"small16/{_T}, separate",
+        "small16/POGO, stacked",
+        3,
+        1.5,
+    ),
+    Ask(
+        f"1024 separate 16 × 16, {_T}, over one stack of them, {_T}",
+        f"small16/{_T}, separate",
+        f"small16/{_T}, stacked",
+        3,
+        1.5,
+    ),
+    Ask(
+        f"optimizer's share of a training step, RNN of 512, {_T}",
+        f"training/{_T}",
+        "",
+        0.03,
+        0.01,
+        percent=True,
+    ),
+    Ask(
+        "energy of the default sketch, rank 1, over the best, gradients on digits",
+        "sketch/digits/power/1",
+        "",
+        0.90,
+        0.99,
+        at_least=True,
+    ),
+    Ask(
+        "energy of the default sketch, rank 1, over the best, gradients on copying memory",
+        "sketch/copying memory/power/1",
+        "",
+        0.90,
+        0.99,
+        at_least=True,
+    ),
+]
+
+
+def run(values: Values) -> Section:
+    known = dict(values)
+    ends = [known.get(_step(_T, n)) for n in (2048, 8192)]
+    if ends[0] is not None and ends[1] is not None:
+        known["slope"] = math.log2(ends[1] / ends[0]) / 2
+    words = "Ratios of means of this run; each is of times that were taken in turn."
+    head = ["", "asked", "hoped for", "measured", ""]
+    rows = [ask.row(known) for ask in ASKS]
+    return Section("Asked and measured", [words, "", *table(head, rows)], known)
