@@ -32,10 +32,8 @@ format: $(STAMPS)/lint  ## rewrite the code in the project's style
 docs: $(STAMPS)/docs  ## build the documentation into docs/_build; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-bench: $(STAMPS)/bench  ## time one optimizer step beside torch's own (options: ARGS="-k 512")
-	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-group-by=param:n \
-	  --benchmark-sort=mean --benchmark-columns=median,mean,stddev,rounds \
-	  --benchmark-json=bench/results.json $(ARGS)
+bench: $(STAMPS)/bench  ## time our optimizers beside their peers, 20 minutes (options: ARGS="--quick")
+	$(BIN)/python -m bench.suite $(ARGS)
 
 clean:  ## delete .venv and everything that was built
 	rm -rf $(VENV) build dist docs/_build bench/results.json .benchmarks .coverage htmlcov \

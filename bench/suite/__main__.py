@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from . import shapes, sketches, steps, summary, targets, training
@@ -45,7 +46,9 @@ def measure(plan: Plan, out: Path, only: Sequence[str] = SECTIONS) -> dict[str, 
     values: dict[str, float] = {}
     for name in tqdm(names, desc="sections"):
         clock.enter(name)
-        section = _RUN[name](plan, clock, out / "images")
+        with torch.random.fork_rng(devices=[]):  # layers and peers draw from it
+            torch.manual_seed(plan.seed)
+            section = _RUN[name](plan, clock, out / "images")
         clock.leave(name)
         found.append(section)
         values |= section.values

@@ -71,6 +71,8 @@ def race(
     bar = tqdm(total=len(runners), desc=title, leave=False)
     while running and time.monotonic() < end:
         for runner in shuffle.sample(running, len(running)):
+            if time.monotonic() > end:
+                break
             until = runner.seconds + turn
             while runner.seconds < until and runner.steps < most and not runner.failure:
                 _look(runner, every)

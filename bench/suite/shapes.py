@@ -136,14 +136,13 @@ def cases(plan: Plan) -> list[Case]:
         Case(
             "tall",
             f"A tall matrix, {rows} × {columns}",
-            "The maps of torch's parametrizations but `householder` would form a square matrix of "
-            "the larger size, and are left out.",
+            "geoopt's canonical metric and torch's parametrizations but `householder` form a "
+            f"matrix of {rows} × {rows}, and are left out.",
             lambda: orthonormal(rows, columns),
             [
                 _unconstrained(),
                 *_ours(),
                 _geoopt("geoopt SGD, QR"),
-                _geoopt("geoopt SGD, canonical", canonical=True),
                 Contender(Pogo("POGO"), True),
                 Contender(Parametrization("parametrization, householder", "householder"), True),
             ],

@@ -58,39 +58,32 @@ def run(plan: Plan, clock: Clock, images: Path) -> Section:
     values: dict[str, float] = {}
     pictured: dict[str, dict[float, float]] = {}
     shuffle = random.Random(plan.seed)
-    state = torch.get_rng_state()
-    try:
-        for source in sources:
-            torch.manual_seed(plan.seed)
-            found = gradients(source.task, plan.gradients, seed=plan.seed)
-            n = found[0].shape[-1]
-            ranks = [k for k in plan.ranks if k < n]
-            jobs = [(method, k) for method in methods for k in ranks]
-            shares: dict[tuple[str, int], list[float]] = {job: [] for job in jobs}
-            seconds: dict[tuple[str, int], list[float]] = {job: [] for job in jobs}
-            starts: dict[tuple[str, int], Tensor | None] = dict.fromkeys(jobs)
-            for index, g in enumerate(tqdm(found, desc=f"sketches, {source.name}", leave=False)):
-                energies = torch.linalg.svdvals(g.double()).square()
-                for method, k in shuffle.sample(jobs, len(jobs)):
-                    retraction = Retraction("exp", k, method)
-                    generator = torch.Generator().manual_seed(plan.seed + index)
-                    begin = time.perf_counter()
-                    a, b = retraction.factor(g, start=starts[method, k], generator=generator)
-                    starts[method, k] = retraction.next_start(a)
-                    seconds[method, k].append(time.perf_counter() - begin)
-                    rest = (g.double() - a.double() @ b.double().mH).square().sum()
-                    captured = (energies.sum() - rest) / energies[:k].sum()
-                    shares[method, k].append(float(captured))
-            lines += _table(source, found, n, ranks, methods, shares, seconds)
-            for (method, k), share in shares.items():
-                mean = statistics.fmean(share)
-                values[f"sketch/{source.name}/{method}/{k}"] = mean
-                if method != "svd":  # it misses nothing
-                    pictured.setdefault(f"sketch {method}, {source.name}", {})[k] = max(
-                        1 - mean, 1e-7
-                    )
-    finally:
-        torch.set_rng_state(state)
+    for source in sources:
+        found = gradients(source.task, plan.gradients, seed=plan.seed)
+        n = found[0].shape[-1]
+        ranks = [k for k in plan.ranks if k < n]
+        jobs = [(method, k) for method in methods for k in ranks]
+        shares: dict[tuple[str, int], list[float]] = {job: [] for job in jobs}
+        seconds: dict[tuple[str, int], list[float]] = {job: [] for job in jobs}
+        starts: dict[tuple[str, int], Tensor | None] = dict.fromkeys(jobs)
+        for index, g in enumerate(tqdm(found, desc=f"sketches, {source.name}", leave=False)):
+            energies = torch.linalg.svdvals(g.double()).square()
+            for method, k in shuffle.sample(jobs, len(jobs)):
+                retraction = Retraction("exp", k, method)
+                generator = torch.Generator().manual_seed(plan.seed + index)
+                begin = time.perf_counter()
+                a, b = retraction.factor(g, start=starts[method, k], generator=generator)
+                starts[method, k] = retraction.next_start(a)
+                seconds[method, k].append(time.perf_counter() - begin)
+                rest = (g.double() - a.double() @ b.double().mH).square().sum()
+                captured = (energies.sum() - rest) / energies[:k].sum()
+                shares[method, k].append(float(captured))
+        lines += _table(source, found, n, ranks, methods, shares, seconds)
+        for (method, k), share in shares.items():
+            mean = statistics.fmean(share)
+            values[f"sketch/{source.name}/{method}/{k}"] = mean
+            if method != "svd":  # it misses nothing
+                pictured.setdefault(f"sketch {method}, {source.name}", {})[k] = max(1 - mean, 1e-7)
     curves(
         images / "bench_sketches.png",
         pictured,

@@ -6,12 +6,10 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.contenders import Unconstrained
 from riemann_unn.demo.models import SequenceModel
 from riemann_unn.demo.tasks import Copy, Digits, Task
 from riemann_unn.nn import OrthogonalRNN
@@ -27,6 +25,26 @@ __all__ = ["run"]
 
 _HEAD = ["", "best rate", "steps", "seconds", "ms a step", "orthogonality error"]
 _BATCH = 16
+# All with plain gradient descent.
+_QUICK_LEARNERS = (
+    "ProjUNN-T, rank 1",
+    "ProjUNN-T, rank 8",
+    "Cayley, dense",
+    "geoopt SGD, QR",
+    "POGO",
+    "parametrization, cayley",
+)
+_LEARNERS = (
+    *_QUICK_LEARNERS,
+    "ProjUNN-D, rank 1",
+    "ProjUNN-D, rank 8",
+    "Expm, dense",
+    "geoopt SGD, canonical",
+    "parametrization, matrix_exp",
+    "geotorch, cayley",
+    "projUNN authors, T, rank 1",
+    "projUNN authors, D, rank 1",
+)
 _COPY_HIDDEN, _COPY_BATCH = 128, 32
 _COPY_RATES, _DIGIT_RATES = (1e-3, 3e-3), (1e-3, 2e-3, 4e-3)
 
@@ -71,10 +89,8 @@ def _matrices(plan: Plan, dtype: torch.dtype, seconds: float) -> tuple[list[str]
     if not dtype.is_complex:  # the two components of O(n) are not connected
         goal[:, 0] *= torch.linalg.det(start).sign() * torch.linalg.det(goal).sign()
     words = ("unitary", "complex64") if dtype.is_complex else ("orthogonal", "float32")
-    plain_sgd = [
-        c for c in CONTENDERS if not isinstance(c.column, Unconstrained) and "Adam" not in c.name
-    ]
-    contenders, absent = present(plain_sgd)
+    chosen = _LEARNERS if plan.learn else _QUICK_LEARNERS
+    contenders, absent = present([c for c in CONTENDERS if c.name in chosen])
     runners, refused = [], {}
     for c in contenders:
         for rate in plan.rates:

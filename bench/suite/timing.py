@@ -141,11 +141,11 @@ def interleave(
         for number in range(total):
             if clock is not None and number and clock.left < 0:
                 break
-            # Who takes fewer rounds than others takes them spread over all of them.
+            # Who takes fewer rounds takes them spread over all, and everyone takes the first.
             now = [
                 entry
                 for entry in running
-                if (number + 1) * counts[entry.name] // total > number * counts[entry.name] // total
+                if number * counts[entry.name] // total > (number - 1) * counts[entry.name] // total
             ]
             shuffle.shuffle(now)
             if order is not None:
