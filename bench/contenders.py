@@ -22,6 +22,7 @@ class Column:
     """A package's way to train one matrix; ``lr``, momentum and decay mean what torch says."""
 
     ours = False
+    constrained = True
     needs = "torch"
 
     def __init__(self, name: str) -> None:
@@ -65,6 +66,8 @@ class Column:
 
 class Unconstrained(Column):
     """A ``torch.optim`` class that knows no constraint."""
+
+    constrained = False
 
     def __init__(self, name: str, optimizer: str, **options: object) -> None:
         super().__init__(name)
@@ -191,7 +194,8 @@ class Separate(Column):
 
     def __init__(self, inner: Column, name: str) -> None:
         super().__init__(name)
-        self.inner, self.ours, self.needs = inner, inner.ours, inner.needs
+        self.inner, self.needs = inner, inner.needs
+        self.ours, self.constrained = inner.ours, inner.constrained
 
     def module(self, x: Tensor) -> nn.Module:
         return Many(self.inner.module(matrix) for matrix in x)

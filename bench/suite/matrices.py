@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["distance", "gradient", "orthonormal"]
+__all__ = ["distance", "gradient", "orthonormal", "weight_of"]
 
 _EXACT_UP_TO = 1024
 _PROBES = 16
 _ROWS = 512
+
+
+def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
+    """Return the constrained weight, outside of any graph."""
+    with torch.no_grad():
+        weight: Any = getattr(module, name)
+        found: Tensor = weight.detach()
+    return found
 
 
 def orthonormal(
@@ -42,7 +51,8 @@ def gradient(x: Tensor, *, seed: int = 1) -> Tensor:
     """Return a Gaussian gradient of expected length 1 for the matrices ``x``."""
     source = torch.Generator().manual_seed(seed)
     size = x.shape[-1] * x.shape[-2]
-    return torch.randn(x.shape, dtype=x.dtype, generator=source) / size**0.5
+    g: Tensor = torch.randn(x.shape, dtype=x.dtype, generator=source) / size**0.5
+    return g
 
 
 @torch.no_grad()
@@ -58,11 +68,13 @@ def distance(x: Tensor) -> float:
     if p <= _EXACT_UP_TO:
         y = x.to(wide)
         gap = y.mH @ y - torch.eye(p, dtype=wide)
-        return float(torch.linalg.matrix_norm(gap).max()) / p**0.5
+        worst: float = torch.linalg.matrix_norm(gap).max().item() / p**0.5
+        return worst
     source = torch.Generator().manual_seed(0)
     z = torch.randn(p, _PROBES, dtype=wide, generator=source)
     image = torch.zeros_like(z)
     for rows in x.split(_ROWS, dim=-2):
         block = rows.to(wide)
         image += block.mH @ (block @ z)
-    return float(torch.linalg.vector_norm(image - z)) / (_PROBES * p) ** 0.5
+    estimate: float = torch.linalg.vector_norm(image - z).item() / (_PROBES * p) ** 0.5
+    return estimate

@@ -35,7 +35,7 @@ class Plan:
         target_size: n of the target matrix.
         target: Relative squared distance to reach.
         rates: The learning rates every optimizer is tried with.
-        learn: Whether to train on digits and on copying memory.
+        full: Whether to train on digits and on copying memory, and to compare more contenders.
         digits_epochs: Most epochs on digits.
         copy_steps: Most steps on copying memory.
         seed: Seed of the order and of the data.
@@ -61,7 +61,7 @@ class Plan:
     target_size: int
     target: float
     rates: tuple[float, ...]
-    learn: bool
+    full: bool
     digits_epochs: int
     copy_steps: int
     seed: int = 0
@@ -73,7 +73,7 @@ class Plan:
 FULL = Plan(
     name="make bench",
     minutes=18,
-    shares={"steps": 6.5, "shapes": 2.0, "training": 1.0, "sketches": 0.5, "targets": 8.0},
+    shares={"steps": 6.5, "shapes": 2.5, "training": 1.0, "sketches": 0.5, "targets": 7.5},
     sizes=(64, 128, 256, 512, 1024, 2048, 4096, 8192),
     rounds=8,
     step_limit=1.0,
@@ -91,7 +91,7 @@ FULL = Plan(
     target_size=256,
     target=0.01,
     rates=(0.1, 0.3, 1.0),
-    learn=True,
+    full=True,
     digits_epochs=15,
     copy_steps=700,
 )
@@ -100,7 +100,7 @@ QUICK = replace(
     FULL,
     name='make bench ARGS="--quick"',
     minutes=2.5,
-    shares={"steps": 1.0, "shapes": 0.6, "training": 0.3, "sketches": 0.15, "targets": 0.4},
+    shares={"steps": 1.0, "shapes": 0.6, "training": 0.3, "sketches": 0.15, "targets": 0.5},
     sizes=(64, 256, 1024, 2048, 4096),
     rounds=3,
     step_limit=0.6,
@@ -111,7 +111,7 @@ QUICK = replace(
     ranks=(1, 8),
     gradients=20,
     rates=(0.3, 1.0),
-    learn=False,
+    full=False,
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
@@ -33,7 +34,7 @@ FAMILIES = {
 _STYLES = ("-", "--", ":", "-.")
 _MARKS = ("o", "s", "^", "D")
 
-Line = Mapping[float, float]
+Line = Mapping[Any, float]  # from a size
 
 
 def _family(name: str) -> str:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import riemann_unn as ru
 from riemann_unn.demo.models import SequenceModel
@@ -40,6 +40,13 @@ def _groups(model: SequenceModel, lr: float) -> list[dict[str, Any]]:
     return [{"params": slow, "lr": lr / _SLOWDOWN}, {"params": free}]
 
 
+def _untagged(model: SequenceModel) -> Tensor:
+    """Take the tag off the recurrence, for those who have a way of their own."""
+    weight = model.rnn.weight_hh_l0
+    assert isinstance(weight, Tensor)
+    return ru.untag_(weight)
+
+
 def _ours(kind: str, **options: Any) -> Callable[[SequenceModel, float], Optimizers]:
     def build(model: SequenceModel, lr: float) -> Optimizers:
         return [getattr(ru.optim, kind)(_groups(model, lr), lr=lr, **options)]
@@ -48,14 +55,14 @@ def _ours(kind: str, **options: Any) -> Callable[[SequenceModel, float], Optimiz
 
 
 def _unconstrained(model: SequenceModel, lr: float) -> Optimizers:
-    ru.untag_(model.rnn.weight_hh_l0)
+    _untagged(model)
     return [torch.optim.Adam(_groups(model, lr), lr=lr, fused=True)]
 
 
 def _geoopt(model: SequenceModel, lr: float) -> Optimizers:
     import geoopt
 
-    start = ru.untag_(model.rnn.weight_hh_l0).detach()
+    start = _untagged(model).detach()
     manifold = geoopt.Stiefel(canonical=False)
     model.rnn.weight_hh_l0 = geoopt.ManifoldParameter(start, manifold=manifold)
     return [geoopt.optim.RiemannianAdam(_groups(model, lr), lr=lr)]
@@ -65,7 +72,7 @@ def _pogo(model: SequenceModel, lr: float) -> Optimizers:
     from pogo import POGO
     from pogo.base import VectorAdam
 
-    ru.untag_(model.rnn.weight_hh_l0)
+    _untagged(model)
     slow, free = _groups(model, lr)
     constrained = POGO(
         slow["params"], VectorAdam(), lr=slow["lr"], flatten_fn=lambda x: x.unsqueeze(0)
@@ -74,7 +81,7 @@ def _pogo(model: SequenceModel, lr: float) -> Optimizers:
 
 
 def _parametrized(model: SequenceModel, lr: float) -> Optimizers:
-    ru.untag_(model.rnn.weight_hh_l0)
+    _untagged(model)
     rnn: nn.Module = model.rnn
     nn.utils.parametrizations.orthogonal(rnn, "weight_hh_l0", orthogonal_map="cayley")
     return [torch.optim.RMSprop(_groups(model, lr), lr=lr)]

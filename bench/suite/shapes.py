@@ -66,7 +66,7 @@ class Case:
     columns: int | None = None
 
 
-def _ours(dense_too: bool = True, kind: type[Ours] = Ours) -> list[Contender]:
+def _ours(kind: type[Ours] = Ours) -> list[Contender]:
     low = [
         Contender(kind("ProjUNNT", "ProjUNN-T, rank 1", rank=1), False, periodic=True),
         Contender(kind("ProjUNND", "ProjUNN-D, rank 1", rank=1), False, periodic=True),
@@ -76,7 +76,7 @@ def _ours(dense_too: bool = True, kind: type[Ours] = Ours) -> list[Contender]:
         Contender(kind("Cayley", "Cayley, dense", rank=None), True),
         Contender(kind("Expm", "Expm, dense", rank=None), True),
     ]
-    return low + (dense if dense_too else [])
+    return low + dense
 
 
 def _unconstrained() -> Contender:
@@ -96,19 +96,19 @@ def _stacked(column: Column, c: Contender) -> Contender:
     return Contender(column, c.cubic, c.lr, c.periodic)
 
 
-def _small(count: int, n: int) -> Case:
+def _small(count: int, n: int, *, full: bool) -> Case:
     def apart_and_together(make: Callable[[], Contender]) -> list[Contender]:
         return [_separate(make()), _stacked(make().column, make())]
 
     makers: list[Callable[[], Contender]] = [
         _unconstrained,
         lambda: _ours()[0],
-        lambda: _ours()[1],
         lambda: _ours()[3],
-        lambda: _ours()[4],
-        lambda: _geoopt("geoopt SGD, QR"),
         lambda: Contender(Pogo("POGO"), True),
     ]
+    if full:
+        makers[2:2] = [lambda: _ours()[1]]
+        makers[4:4] = [lambda: _ours()[4], lambda: _geoopt("geoopt SGD, QR")]
     parametrized = Contender(Parametrization("parametrization, cayley", "cayley"), True)
     return Case(
         f"small{n}",
@@ -131,8 +131,9 @@ def cases(plan: Plan) -> list[Case]:
         source = torch.Generator().manual_seed(plan.seed)
         return ru.linalg.conv_polar(torch.randn(kernel, generator=source), ndim=2)
 
+    small = [_small(count, size, full=plan.full) for count, size in plan.counts]
     return [
-        *(_small(count, size) for count, size in plan.counts),
+        *small[:1],
         Case(
             "tall",
             f"A tall matrix, {rows} × {columns}",
@@ -171,6 +172,7 @@ def cases(plan: Plan) -> list[Case]:
             _kernel_error,
             columns=channels,
         ),
+        *small[1:],
     ]
 
 

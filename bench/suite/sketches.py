@@ -7,7 +7,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -38,20 +38,20 @@ class Source:
 def gradients(task: Task, count: int, *, seed: int) -> list[Tensor]:
     """Return the gradients of the recurrence at consecutive steps of training."""
     learner = orthogonal_learner(task, hidden=task.hidden, rank=1, lr=task.lr, seed=seed)
-    weight = learner.model.rnn.weight_hh_l0
+    rnn: Any = learner.model.rnn
     source = torch.Generator().manual_seed(seed)
     found: list[Tensor] = []
     while True:
         for batch in task.train_batches(source):
             learner.step(task, *batch)
-            found.append(weight.grad.detach().clone())
+            found.append(rnn.weight_hh_l0.grad.detach().clone())
             if len(found) == count + _WARM_UP:
                 return found[_WARM_UP:]
 
 
 def run(plan: Plan, clock: Clock, images: Path) -> Section:
     sources = [Source("digits", Digits()), Source("copying memory", Copy(delay=80, batch_size=32))]
-    if not plan.learn:
+    if not plan.full:
         sources = sources[:1]
     methods: tuple[SketchMethod, ...] = get_args(SketchMethod)
     lines: list[str] = []
@@ -79,11 +79,12 @@ def run(plan: Plan, clock: Clock, images: Path) -> Section:
                 captured = (energies.sum() - rest) / energies[:k].sum()
                 shares[method, k].append(float(captured))
         lines += _table(source, found, n, ranks, methods, shares, seconds)
-        for (method, k), share in shares.items():
+        for (name, k), share in shares.items():
             mean = statistics.fmean(share)
-            values[f"sketch/{source.name}/{method}/{k}"] = mean
-            if method != "svd":  # it misses nothing
-                pictured.setdefault(f"sketch {method}, {source.name}", {})[k] = max(1 - mean, 1e-7)
+            values[f"sketch/{source.name}/{name}/{k}"] = mean
+            if name != "svd":  # it misses nothing
+                missed = pictured.setdefault(f"sketch {name}, {source.name}", {})
+                missed[k] = max(1 - mean, 1e-7)
     curves(
         images / "bench_sketches.png",
         pictured,

@@ -22,7 +22,7 @@ from bench.contenders import (
     Unconstrained,
 )
 
-from .matrices import distance, gradient, orthonormal
+from .matrices import distance, gradient, orthonormal, weight_of
 from .memory import peak_extra
 from .page import Section, figure, notes, short, table
 from .plan import Clock, Plan
@@ -134,8 +134,7 @@ class Cell:
 
 
 def weight_error(module: nn.Module) -> float:
-    with torch.no_grad():
-        return distance(module.weight.detach())
+    return distance(weight_of(module))
 
 
 def measure(
@@ -176,8 +175,8 @@ def measure(
         try:
             module = c.column.module(x)
             optimizer = c.column.optimizer(module, c.lr)
-        except Exception as error:  # a peer that refuses is a result
-            failures[c.name] = type(error).__name__
+        except Exception as refusal:  # a peer that refuses is a result
+            failures[c.name] = type(refusal).__name__
             continue
         modules[c.name] = module
         period = polish_period(min(columns or x.shape[-1], x.shape[-2])) if c.periodic else 1
@@ -186,7 +185,8 @@ def measure(
                 c.name,
                 c.column.stepper(module, optimizer, g),
                 period,
-                min(most, max(2 * seconds / period, 2e-3)),
+                # What the summary needs is measured even where a period takes long.
+                most if c.name in CORE else min(most, max(2 * seconds / period, 2e-3)),
             )
         )
     with warnings.catch_warnings():
@@ -211,7 +211,7 @@ def measure(
             if memory:
                 cell.memory = peak_extra(entry.step)
             column = next(c.column for c in contenders if c.name == entry.name)
-            if not isinstance(column, Unconstrained):
+            if column.constrained:
                 cell.error = error(modules[entry.name])
     return cells
 

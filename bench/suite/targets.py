@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from riemann_unn.demo.models import SequenceModel
 from riemann_unn.demo.tasks import Copy, Digits, Task
 from riemann_unn.nn import OrthogonalRNN
 
-from .matrices import distance
+from .matrices import distance, weight_of
 from .page import Section, notes, short, table
 from .plan import Clock, Plan
 from .race import Runner, best, outcome, race
@@ -46,6 +46,12 @@ _LEARNERS = (
     "projUNN authors, D, rank 1",
 )
 _COPY_HIDDEN, _COPY_BATCH = 128, 32
+_COPY_LEARNERS = (  # a step is a long one, so fewer take part
+    "unconstrained, Adam",
+    "ProjUNN-T, rank 1, RMSprop base",
+    "Cayley, dense, RMSprop base",
+    "geoopt Adam, QR",
+)
 _COPY_RATES, _DIGIT_RATES = (1e-3, 3e-3), (1e-3, 2e-3, 4e-3)
 
 
@@ -54,7 +60,8 @@ _COPY_RATES, _DIGIT_RATES = (1e-3, 3e-3), (1e-3, 2e-3, 4e-3)
 
 def _haar(n: int, dtype: torch.dtype, source: torch.Generator) -> Tensor:
     q, r = torch.linalg.qr(torch.randn(n, n, dtype=dtype, generator=source))
-    return q * r.diagonal().sgn()
+    haar: Tensor = q * r.diagonal().sgn()
+    return haar
 
 
 def _matrix_runner(c: Contender, start: Tensor, goal: Tensor, rate: float, seed: int) -> Runner:
@@ -71,12 +78,10 @@ def _matrix_runner(c: Contender, start: Tensor, goal: Tensor, rate: float, seed:
         c.column.descend(module, optimizer, lambda w: ((w @ z - goal @ z) / size) @ z.mH)
 
     def off() -> float:
-        with torch.no_grad():
-            return distance(module.weight.detach())
+        return distance(weight_of(module))
 
     def score() -> float:
-        with torch.no_grad():
-            gap = torch.linalg.vector_norm(module.weight - goal)
+        gap = torch.linalg.vector_norm(weight_of(module) - goal)
         return float(gap) ** 2 / (2 * goal.shape[-1])
 
     return Runner(c.name, rate, step, score, off, draw)
@@ -89,7 +94,7 @@ def _matrices(plan: Plan, dtype: torch.dtype, seconds: float) -> tuple[list[str]
     if not dtype.is_complex:  # the two components of O(n) are not connected
         goal[:, 0] *= torch.linalg.det(start).sign() * torch.linalg.det(goal).sign()
     words = ("unitary", "complex64") if dtype.is_complex else ("orthogonal", "float32")
-    chosen = _LEARNERS if plan.learn else _QUICK_LEARNERS
+    chosen = _LEARNERS if plan.full else _QUICK_LEARNERS
     contenders, absent = present([c for c in CONTENDERS if c.name in chosen])
     runners, refused = [], {}
     for c in contenders:
@@ -173,9 +178,7 @@ def _net_runner(
     def off() -> float | None:
         if recipe.name.startswith("unconstrained"):
             return None
-        rnn: nn.Module = model.rnn
-        with torch.no_grad():
-            return distance(rnn.weight_hh_l0.detach())
+        return distance(weight_of(model.rnn, "weight_hh_l0"))
 
     return Runner(recipe.name, rate, step, lambda: score(model, recent), off, lambda: next(batches))
 
@@ -184,6 +187,7 @@ def _nets(
     plan: Plan,
     task: Task,
     *,
+    learners: Sequence[str],
     hidden: int,
     rates: Sequence[float],
     score: Callable[[SequenceModel, Sequence[float]], float],
@@ -194,7 +198,7 @@ def _nets(
     title: str,
     words: str,
 ) -> list[str]:
-    recipes = [r for r in RECIPES if r.missing() is None and r.name != "ProjUNN-T, rank 1"]
+    recipes = [r for r in RECIPES if r.missing() is None and r.name in learners]
     runners = [
         _net_runner(recipe, task, _net(task, hidden, plan.seed), rate, plan.seed, score)
         for recipe in recipes
@@ -211,7 +215,9 @@ def _nets(
         title=title,
     )
     rows = ([name, *outcome(r)] for name, r in best(runners).items())
-    missing = {r.name: why for r in RECIPES if (why := r.missing()) is not None}
+    missing = {
+        r.name: why for r in RECIPES if r.name in learners and (why := r.missing()) is not None
+    }
     return [f"### {title}", "", words, "", *table(_HEAD, rows), "", *notes(missing), ""]
 
 
@@ -229,6 +235,7 @@ def _digits(plan: Plan, seconds: float) -> list[str]:
     return _nets(
         plan,
         task,
+        learners=[r.name for r in RECIPES if r.name != "ProjUNN-T, rank 1"],
         hidden=task.hidden,
         rates=_DIGIT_RATES,
         score=wrong,
@@ -248,6 +255,7 @@ def _copying(plan: Plan, seconds: float) -> list[str]:
     return _nets(
         plan,
         task,
+        learners=_COPY_LEARNERS,
         hidden=_COPY_HIDDEN,
         rates=_COPY_RATES,
         score=lambda model, recent: statistics.fmean(recent),
@@ -266,11 +274,11 @@ def _grid(rates: Sequence[float]) -> str:
 
 
 def run(plan: Plan, clock: Clock, images: Path) -> Section:
-    parts = 5 if plan.learn else 1  # the nets take longer: twice the time of both matrices
+    parts = 5 if plan.full else 1  # the nets take longer: twice the time of both matrices
     lines, values = _matrices(plan, torch.complex64, clock.left / (2 * parts))
     more, found = _matrices(plan, torch.float32, clock.left / (2 * parts - 1))
     lines, values = lines + more, values | found
-    if plan.learn:
+    if plan.full:
         lines += _digits(plan, 0.45 * clock.left)
         lines += _copying(plan, 0.95 * clock.left)
     words = (

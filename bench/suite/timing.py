@@ -162,7 +162,7 @@ def _warm_up(entry: Entry) -> float:
     first = _block(entry, 1)
     if first > min(entry.most, 0.5):
         return first
-    return min(_block(entry, 1) for _ in range(3))
+    return min(_block(entry, 1) for _ in range(1 if first > 0.1 else 3))
 
 
 def _block(entry: Entry, count: int) -> float:

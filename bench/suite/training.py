@@ -18,7 +18,7 @@ from riemann_unn.demo.models import SequenceModel
 from riemann_unn.demo.tasks import Copy
 from riemann_unn.nn import OrthogonalRNN
 
-from .matrices import distance
+from .matrices import distance, weight_of
 from .page import Section, short, table
 from .plan import Clock, Plan
 from .recipes import RECIPES, Recipe
@@ -59,7 +59,7 @@ def _prepare(recipe: Recipe, plan: Plan, task: Copy) -> Trained:
     finally:
         torch.set_rng_state(torch_state)
     optimizers = recipe.build(model, 1e-4)
-    return Trained(recipe.name, model, optimizers, lambda: rnn.weight_hh_l0.detach())
+    return Trained(recipe.name, model, optimizers, lambda: weight_of(rnn, "weight_hh_l0"))
 
 
 def run(plan: Plan, clock: Clock, images: Path) -> Section:
@@ -67,7 +67,7 @@ def run(plan: Plan, clock: Clock, images: Path) -> Section:
     task = Copy(delay=max(length - 20, 1), batch_size=batch, batches=1)
     (inputs, targets) = next(iter(task.train_batches(torch.Generator().manual_seed(plan.seed))))
     recipes = [recipe for recipe in RECIPES if recipe.missing() is None]
-    if not plan.learn:
+    if not plan.full:
         recipes = recipes[:3]
     runs = [_prepare(recipe, plan, task) for recipe in recipes]
     for trained in runs:  # sets up states
