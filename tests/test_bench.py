@@ -13,13 +13,18 @@ import torch
 from bench.contenders import Pogo
 from bench.suite import page as page_module
 from bench.suite.__main__ import main, measure
-from bench.suite.matrices import distance, orthonormal
+from bench.suite.matrices import distance, orthonormal, weight_of
 from bench.suite.memory import peak_extra
 from bench.suite.page import BEGIN, END, PAGE, short, write
 from bench.suite.plan import QUICK, SECTIONS, Clock
 from bench.suite.race import Runner, best, race
+from bench.suite.recipes import RECIPES
 from bench.suite.summary import ASKS, Ask
 from bench.suite.timing import Entry, interleave, polish_period, schedule
+from bench.suite.training import Trained
+from riemann_unn.demo.models import SequenceModel
+from riemann_unn.demo.tasks import Copy
+from riemann_unn.nn import OrthogonalRNN
 
 TINY = replace(
     QUICK,
@@ -231,3 +236,23 @@ def test_a_part_or_a_quick_run_leaves_the_documentation_alone(monkeypatch):
     assert seen[0][0] is QUICK and seen[3][0].minutes == 5
     assert random.Random(0)  # the order never touches the global source
     assert page_module.facts().count("threads on") == 1
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_every_recipe_trains_and_stays_orthogonal(recipe):
+    """Also the first step of each moves the recurrence: none is left out by a wrong group."""
+    if recipe.missing() or recipe.name.startswith("POGO"):  # whose import takes seconds
+        pytest.skip("not installed, or slow to import")
+    task = Copy(delay=5, batch_size=4)
+    torch.manual_seed(0)
+    model = SequenceModel(OrthogonalRNN(task.features, 6), 6, task)
+    before = weight_of(model.rnn, "weight_hh_l0").clone()
+    optimizers = recipe.build(model, 1e-2)
+    trained = Trained(recipe.name, model, optimizers, lambda: before)
+    trained.step(task, *next(iter(task.train_batches(torch.Generator().manual_seed(0)))))
+    after = weight_of(model.rnn, "weight_hh_l0")
+    moved = float((after - before).abs().max())
+    assert 1e-6 < moved < 0.1
+    held = sum(p.numel() for o in optimizers for g in o.param_groups for p in g["params"])
+    assert held == sum(p.numel() for p in model.parameters())
+    assert (distance(after) < 2e-6) == (not recipe.name.startswith("unconstrained"))

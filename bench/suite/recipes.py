@@ -82,8 +82,10 @@ def _pogo(model: SequenceModel, lr: float) -> Optimizers:
 
 def _parametrized(model: SequenceModel, lr: float) -> Optimizers:
     _untagged(model)
-    rnn: nn.Module = model.rnn
+    rnn: Any = model.rnn
     nn.utils.parametrizations.orthogonal(rnn, "weight_hh_l0", orthogonal_map="cayley")
+    # The layer looks its weights up by name, and torch finds no parameter by this one any more.
+    rnn.get_parameter = lambda name: getattr(rnn, name)
     return [torch.optim.RMSprop(_groups(model, lr), lr=lr)]
 
 

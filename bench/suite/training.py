@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import cached
 from tqdm import tqdm
 
 from riemann_unn.demo.models import SequenceModel
@@ -41,7 +42,9 @@ class Trained:
         begin = time.perf_counter()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        task.loss(self.model(inputs), targets).backward()
+        with cached():  # a parametrization works once in a forward pass
+            loss = task.loss(self.model(inputs), targets)
+        loss.backward()
         middle = time.perf_counter()
         for optimizer in self.optimizers:
             optimizer.step()
