@@ -60,7 +60,7 @@ def notes(reasons: Mapping[str, str]) -> list[str]:
     grouped: dict[str, list[str]] = {}
     for where, why in reasons.items():
         grouped.setdefault(why, []).append(where)
-    return [f"- {', '.join(places)}: {why}." for why, places in grouped.items()]
+    return [f"- {'; '.join(places)}: {why}." for why, places in grouped.items()]
 
 
 def figure(file: str, words: str) -> list[str]:

@@ -186,7 +186,7 @@ def measure(
                 c.column.stepper(module, optimizer, g),
                 period,
                 # What the summary needs is measured even where a period takes long.
-                most if c.name in CORE else min(most, max(2 * seconds / period, 2e-3)),
+                2 * most if c.name in CORE else min(most, max(2 * seconds / period, 2e-3)),
             )
         )
     with warnings.catch_warnings():
@@ -238,7 +238,7 @@ def run(plan: Plan, clock: Clock, images: Path) -> Section:
             foreseen = last * (n / last_n) ** (2.5 if c.cubic else 2) if last_n >= 256 else 0.0
             if n >= plan.core_from and c.name not in CORE:
                 left_out.setdefault(c.name, f"from n = {n} on: not in a quick run")
-            elif foreseen <= plan.step_limit:
+            elif foreseen <= plan.step_limit * (2 if c.name in CORE else 1):
                 now.append(c)
             else:
                 left_out.setdefault(c.name, f"from n = {n} on: about {short(foreseen)} s a step")
