@@ -65,7 +65,9 @@ def _dense(kind: str, label: str) -> Contender:
 
 
 def _adam(kind: str, label: str, rank: int) -> Contender:
-    column = Ours(kind, f"{label}, rank {rank}, Adam base", rank=rank, base=torch.optim.Adam)
+    column = Ours(
+        kind, f"{label}, rank {rank}, fused Adam base", rank=rank, base=torch.optim.Adam, fused=True
+    )
     return Contender(column, cubic=False, lr=1e-5, periodic=True)
 
 
@@ -108,7 +110,7 @@ CORE = (
     ADAM,
     "ProjUNN-T, rank 1",
     "ProjUNN-T, rank 8",
-    "ProjUNN-T, rank 1, Adam base",
+    "ProjUNN-T, rank 1, fused Adam base",
     "ProjUNN-D, rank 1",
     "geoopt SGD, QR",
 )

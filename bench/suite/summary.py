@@ -73,8 +73,8 @@ ASKS = [
         3,
     ),
     Ask(
-        f"{_T}, Adam base, over {ADAM}, n = 4096",
-        _step(f"{_T}, Adam base", 4096),
+        f"{_T}, fused Adam base, over {ADAM}, n = 4096",
+        _step(f"{_T}, fused Adam base", 4096),
         _step(ADAM, 4096),
         3.5,
         2,
