@@ -12,6 +12,7 @@ an input where none is given, and ``model`` holds the result.
 """
 
 from ..errors import GraphError
-from .model import Layer, ModelGraph, Scaling, trace
+from .model import ModelGraph, Scaling, trace
+from .propagate import Layer
 
 __all__ = ["GraphError", "Layer", "ModelGraph", "Scaling", "trace"]

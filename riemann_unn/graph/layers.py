@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .propagate import Call, Parameter, Role, Use, Walk
+from .propagate import Call, Layer, Parameter, Role, Walk
 from .spaces import Activation
 
 __all__ = ["FUNCTIONS", "MODULES"]
@@ -49,7 +49,7 @@ def _finish(
         walk.roles.setdefault(bias.name, []).append(Role((channels,), outputs, None))
     path = str(call.node.target) if call.module is not None else ""
     walk.uses.append(
-        Use(
+        Layer(
             call.node.name,
             path,
             kind,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,36 +11,12 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from ..errors import GraphError
-from .propagate import Role, Use, Walk
+from .propagate import Layer, Role, Walk
 from .shapes import candidate_inputs, placeholders
 from .spaces import Spaces, compact
 from .tracing import symbolic_trace, untouched
 
-__all__ = ["Layer", "ModelGraph", "Scaling", "trace"]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One call of a layer with a weight.
-
-    Attributes:
-        node: name of the fx node.
-        module: path of the module, or ``""`` for a call such as ``F.linear``.
-        kind: ``"linear"``, ``"conv"``, ``"conv_transpose"``, ``"norm"`` or ``"embedding"``.
-        weight: name of its weight; a shared weight has its first name everywhere.
-        bias: name of its bias, or None.
-        inputs: int64 ``(in,)``, the space of each input channel; None for norms, which close what
-            they read, and for embeddings.
-        outputs: int64 ``(out,)``, the space of each output channel.
-    """
-
-    node: str
-    module: str
-    kind: str
-    weight: str
-    bias: str | None
-    inputs: Tensor | None
-    outputs: Tensor
+__all__ = ["ModelGraph", "Scaling", "trace"]
 
 
 @dataclass(frozen=True)
@@ -294,16 +270,15 @@ def _result(
         loss = None if role.loss is None else numbered(role.loss)
         return Scaling(name, role.view, numbered(role.gain), loss)
 
-    def layer(use: Use) -> Layer:
+    def renumbered(use: Layer) -> Layer:
         read = None if use.inputs is None else numbered(use.inputs)
-        names = (use.node, use.module, use.kind, use.weight, use.bias)
-        return Layer(*names, read, numbered(use.outputs))
+        return replace(use, inputs=read, outputs=numbered(use.outputs))
 
     uses = list(walks[0].uses)
     seen = {(use.module, use.weight) for use in uses}
     for walk in walks[1:]:
         uses += [use for use in walk.uses if (use.module, use.weight) not in seen]
-    layers = tuple(layer(use) for use in uses)
+    layers = tuple(renumbered(use) for use in uses)
     scalings = {name: scaling(name, roles[0]) for name, roles in merged.roles.items()}
     reasons = tuple(spaces.reason(root) for root in number)
     return ModelGraph(

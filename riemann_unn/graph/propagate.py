@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..errors import GraphError
 from .spaces import ZERO, Activation, Spaces
 
-__all__ = ["Call", "Parameter", "Role", "Use", "Walk"]
+__all__ = ["Call", "Layer", "Parameter", "Role", "Walk"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,19 @@ class Role:
 
 
 @dataclass(frozen=True)
-class Use:
-    """A layer's call: its parameters, and the spaces of its input and output channels."""
+class Layer:
+    """One call of a layer with a weight.
+
+    Attributes:
+        node: name of the fx node.
+        module: path of the module, or ``""`` for a call such as ``F.linear``.
+        kind: ``"linear"``, ``"conv"``, ``"conv_transpose"``, ``"norm"`` or ``"embedding"``.
+        weight: name of its weight; a shared weight has its first name everywhere.
+        bias: name of its bias, or None.
+        inputs: int64 ``(in,)``, the space of each input channel; None for norms, which close what
+            they read, and for embeddings.
+        outputs: int64 ``(out,)``, the space of each output channel.
+    """
 
     node: str
     module: str
@@ -91,7 +102,7 @@ class Walk:
     rigid: Mapping[str, str]
     spaces: Spaces
     roles: dict[str, list[Role]] = field(default_factory=dict)
-    uses: list[Use] = field(default_factory=list)
+    uses: list[Layer] = field(default_factory=list)
     frozen: dict[str, str] = field(default_factory=dict)
     rules: dict[str, str] = field(default_factory=dict)
     closed: dict[str, Any] = field(default_factory=dict)

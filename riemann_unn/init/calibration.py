@@ -18,7 +18,6 @@ __all__ = [
     "Recorder",
     "batches_of",
     "in_double",
-    "inner",
     "outputs_of",
     "relative_error",
     "same_buffers",
@@ -151,11 +150,6 @@ def _is_number(t: Tensor) -> bool:
 def in_double(x: Tensor) -> Tensor:
     """Return a tensor in double precision."""
     return x.to(torch.complex128 if x.is_complex() else torch.float64)
-
-
-def inner(a: Tensor, b: Tensor) -> float:
-    """Return the real inner product of two tensors of one shape, in double precision."""
-    return float(torch.vdot(in_double(a).flatten(), in_double(b).flatten()).real)
 
 
 def relative_error(new: Iterable[Tensor], old: Iterable[Tensor], *, factor: float = 1.0) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from .calibration import same_buffers, undisturbed
 
 __all__ = ["Batches", "Rows", "gather", "split_batches"]
 
@@ -72,24 +73,6 @@ def _run(model: nn.Module, batch: Any) -> None:
         model(batch[0])
     else:
         model(batch)
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; mode and buffers are put back."""
-    modes = [(m, m.training) for m in model.modules()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    try:
-        with torch.no_grad():
-            model.eval()
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
 
 
 def _patches(x: Tensor, conv: nn.Conv2d, rows: int, generator: torch.Generator) -> Tensor:
@@ -162,7 +145,7 @@ def gather(model: nn.Module, layers: Mapping[str, nn.Module], batches: Batches) 
     Raises:
         ValueError: the model cannot be run on the batches, or an input is not finite.
     """
-    with _undisturbed(model):
+    with torch.no_grad(), undisturbed(model), same_buffers(model):
         try:
             fit = _pass(model, layers, batches.fit, _FIT_ROWS)
             held = _pass(model, layers, batches.held_out, _HELD_OUT_ROWS)

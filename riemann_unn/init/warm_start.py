@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ..diagnostics import orthogonality_error
 from ..errors import ManifoldError, ManifoldTypeError, OffManifoldError
+from ..linalg.procrustes import inner
 from ..manifolds import MatrixManifold, rounding_level
 from ..tagging import manifold_of, tagged_parameters
-from .calibration import batches_of, in_double, inner, undisturbed
+from .calibration import batches_of, in_double, undisturbed
 from .conversion import Conversion
 from .folding import Folding
 from .lie import descend

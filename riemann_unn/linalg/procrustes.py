@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["procrustes", "ridge_by_gcv"]
+__all__ = ["inner", "procrustes", "ridge_by_gcv"]
 
 Map = Callable[[Tensor], Tensor]
 
 _POWER_STEPS = 12
 
 
-def _inner(a: Tensor, b: Tensor) -> float:
-    """Real inner product, summed in double precision."""
+def inner(a: Tensor, b: Tensor) -> float:
+    """Return the real inner product of two tensors of one shape, summed in double precision."""
     if a.is_complex():
         a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
     return float((a.double() * b.double()).sum())
@@ -29,7 +29,7 @@ def _largest_eigenvalue(normal: Map, like: Tensor) -> float:
     for _ in range(_POWER_STEPS):
         v = v / torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
         w = normal(v)
-        value = max(value, _inner(v, w))
+        value = max(value, inner(v, w))
         v = w
     return 1.1 * value
 
@@ -79,7 +79,7 @@ def procrustes(
 
     def judge(u: Tensor) -> tuple[float, float, Tensor]:
         image = normal(u)
-        fit, size = _inner(u, cross), _inner(u, image)
+        fit, size = inner(u, cross), inner(u, image)
         g = gain if gain is not None else max(fit, 0.0) / size if size > 0 else 0.0
         return g * g * size - 2 * g * fit, g, image
 
