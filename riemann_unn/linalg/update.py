@@ -15,8 +15,8 @@ __all__ = ["retract_low_rank", "retract_low_rank_"]
 
 # From this size on reading X costs more than the small matrices that spare it.
 _LARGE = 256 * 256
-# Rounding of X grows at most so much where its product with Q is made from A and B.
-_WELL = 16.0
+# Rounding of the product of X with Q enters X⁺ at most so many times where A and B make it.
+_WELL = 1.0
 
 
 def _add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def _rotate_from_left_(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi, special: bo
     turn = _minus_identity(unitary_core(r[..., :k] @ r[..., k:].mH, phi=phi, special=special))
     q, back = q.to(x.dtype), None
     if x.shape[-2:].numel() > _LARGE:
-        back = _well_conditioned_inverse(r)
+        back = _harmless_inverse(r, turn)
     if back is None:
         right = turn.to(x.dtype) @ (q.mH @ x)
     else:
@@ -63,12 +63,13 @@ def _rotate_from_left_(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi, special: bo
     return _add_product_(x, q, right)
 
 
-def _well_conditioned_inverse(r: Tensor) -> Tensor | None:
-    """The inverse of a small matrix, or None if its columns are nearly dependent."""
+def _harmless_inverse(r: Tensor, turn: Tensor) -> Tensor | None:
+    """The inverse of R, or None where the turn would carry the digits that it loses into X."""
     lengths = torch.linalg.vector_norm(r, dim=-2, keepdim=True)
     inverse, _ = torch.linalg.inv_ex(r / lengths)
     # Not-a-number is not small either.
-    return inverse / lengths.mT if bool(inverse.abs().amax() <= _WELL) else None
+    harmless = bool(inverse.abs().amax() * turn.abs().amax() <= _WELL)
+    return inverse / lengths.mT if harmless else None
 
 
 def _polar_tall_(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
