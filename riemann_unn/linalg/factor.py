@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["DOUBLE", "svd", "thin_qr"]
+__all__ = ["DOUBLE", "root_of_gram", "svd", "thin_qr"]
 
 DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
@@ -26,6 +26,20 @@ def thin_qr(w: Tensor) -> tuple[Tensor, Tensor]:
         q, s, vh = torch.linalg.svd(wide, full_matrices=False)
         r = s.unsqueeze(-1) * vh
     return q, r
+
+
+def root_of_gram(gram: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return the triangular R with :math:`R^H R` = gram, and its inverse.
+
+    Not-a-number or infinity in the inverse tells that gram is not positive definite.
+
+    Args:
+        gram: inner products of unit vectors, shape ``(..., k, k)``, ones on the diagonal.
+    """
+    root, info = torch.linalg.cholesky_ex(gram)
+    r = root.masked_fill(info.ne(0)[..., None, None], torch.nan).mH
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return r, torch.linalg.solve_triangular(r, eye, upper=True)
 
 
 def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .factor import svd, thin_qr
+from .factor import DOUBLE, svd, thin_qr
+from .products import rows_times, times_columns
 
 __all__ = ["SketchMethod", "orthonormal_rows", "sketch"]
 
@@ -32,7 +33,12 @@ def orthonormal_rows(w: Tensor) -> Tensor:
     """
     if w.numel() == 0:
         return w
-    # Dividing by the largest entry first keeps the squares inside the exponent range.
+    if w.shape[-2] == 1 and w.dtype in DOUBLE:
+        # Squares of single precision stay inside the exponent range of double.
+        wide = DOUBLE[w.dtype]
+        length = torch.linalg.vector_norm(w, dim=-1, keepdim=True, dtype=wide)
+        return (w / length.clamp_min(torch.finfo(wide).tiny)).to(w.dtype)
+    # Dividing by the largest entry first keeps them there as well.
     largest = w.abs().amax(dim=(-2, -1), keepdim=True)
     w = w / largest.clamp_min(torch.finfo(w.dtype).tiny)
     if w.shape[-2] > 1:
@@ -42,7 +48,7 @@ def orthonormal_rows(w: Tensor) -> Tensor:
 
 
 def _gaussian_rows(delta: Tensor, rank: int, generator: torch.Generator | None) -> Tensor:
-    """Draw k rows of unit expected length, the same for every matrix of a batch.
+    """Draw k rows of expected squared length n, the same for every matrix of a batch.
 
     They are real for complex matrices too, so that a complex problem with zero
     imaginary part takes the steps of the real one.
@@ -50,13 +56,13 @@ def _gaussian_rows(delta: Tensor, rank: int, generator: torch.Generator | None) 
     n = delta.shape[-2]
     dtype = delta.real.dtype if delta.is_complex() else delta.dtype
     rows: Tensor = torch.randn(rank, n, dtype=dtype, device=delta.device, generator=generator)
-    return rows.div(n**0.5).to(delta.dtype)
+    return rows.to(delta.dtype)
 
 
 def _project(delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Project Δ on the row space that ``rows @ Δ`` spans."""
-    b = orthonormal_rows(rows @ delta).mH
-    return delta @ b, b
+    b = orthonormal_rows(rows_times(rows, delta)).mH
+    return times_columns(delta, b), b
 
 
 def _column_norms(delta: Tensor) -> Tensor:
@@ -149,5 +155,5 @@ def sketch(
         a, _ = _project(delta, rows)
         rows = orthonormal_rows(a.mH)
     else:
-        rows = start + _FRESH * rows
+        rows = torch.add(start, rows, alpha=_FRESH / delta.shape[-2] ** 0.5)
     return _project(delta, rows)

@@ -8,26 +8,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .factor import thin_qr
+from .factor import DOUBLE, root_of_gram, thin_qr
 from .maps import Phi, polar, unitary_core
+from .plane import turn_of_plane
+from .products import rows_times, times_columns
 
 __all__ = ["retract_low_rank", "retract_low_rank_"]
 
-# From this size on reading X costs more than the small matrices that spare it.
-_LARGE = 256 * 256
-# Rounding of the product of X with Q enters X⁺ at most so many times where A and B make it.
+# Rounding of the products of X with A and B enters X⁺ at most so many times,
 _WELL = 1.0
+# and vectors that are nearer to dependence than this are made orthonormal by reflections.
+_INDEPENDENT = 1e4
 
 
 def _add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """X += L R in place; for (n, p) and (batch, n, p) one pass over X."""
     if x.is_conj():
         return x.copy_(x + left @ right)
-    if x.ndim == 2 and left.shape[-1] <= 2 and x.numel() > _LARGE:
-        # One outer product after another takes less time than addmm_ with two columns.
-        for column, row in zip(left.mT.contiguous(), right.contiguous(), strict=True):
-            x.addr_(column, row)
-        return x
     if x.ndim == 2:
         return x.addmm_(left, right)
     if x.ndim == 3:
@@ -35,41 +32,60 @@ def _add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return x.add_(left @ right)
 
 
-def _minus_identity(core: Tensor) -> Tensor:
-    """φ - I, formed in the core's double precision."""
-    core = core.clone()
-    core.diagonal(dim1=-2, dim2=-1).sub_(1)
-    return core
+def _turn(core: Tensor, *, phi: Phi, special: bool) -> Tensor:
+    """φ(core) - I, formed in the core's double precision."""
+    turned = unitary_core(core, phi=phi, special=special)
+    return turned - torch.eye(*core.shape[-2:], dtype=turned.dtype, device=turned.device)
 
 
 def _rotate_from_left_(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi, special: bool) -> Tensor:
     """X ← (I + Q (φ(a cᴴ) - I) Qᴴ) X with Q = orth[A, C], C = X B."""
     k, n = a.shape[-1], x.shape[-2]
-    c = x @ b
+    c = times_columns(x, b)
     if 2 * k >= n:
-        turn = _minus_identity(unitary_core(a @ c.mH, phi=phi, special=special))
+        turn = _turn(a @ c.mH, phi=phi, special=special)
         return x.add_(turn.to(x.dtype) @ x)
-    q, r = thin_qr(torch.cat([a.mH, c.mH], dim=-2).mH)
-    turn = _minus_identity(unitary_core(r[..., :k] @ r[..., k:].mH, phi=phi, special=special))
-    q, back = q.to(x.dtype), None
-    if x.shape[-2:].numel() > _LARGE:
-        back = _harmless_inverse(r, turn)
-    if back is None:
-        right = turn.to(x.dtype) @ (q.mH @ x)
-    else:
-        # Qᴴ X = R⁻ᴴ [A C]ᴴ X and Cᴴ X = Bᴴ: half as many rows to multiply X with.
-        rows = torch.cat([a.mH @ x, b.mH.expand(*x.shape[:-2], *b.mH.shape[-2:])], dim=-2)
-        right = (turn @ back.mH).to(x.dtype) @ rows
-    return _add_product_(x, q, right)
+    w = torch.cat([a.mH, c.mH], dim=-2)
+    left = _left_by_gram(w, phi=phi, special=special)
+    if left is not None:
+        # [A C]ᴴ X = [AᴴX; Bᴴ] spares the product of X with half of Q.
+        thin = b.mH.expand(*x.shape[:-2], *b.mH.shape[-2:])
+        right = torch.cat([rows_times(a.mH, x), thin], dim=-2)
+        return _add_product_(x, left.to(x.dtype), right)
+    q, r = thin_qr(w.mH)
+    turn = _turn(r[..., :k] @ r[..., k:].mH, phi=phi, special=special)
+    q = q.to(x.dtype)
+    return _add_product_(x, q, turn.to(x.dtype) @ rows_times(q.mH, x))
 
 
-def _harmless_inverse(r: Tensor, turn: Tensor) -> Tensor | None:
-    """The inverse of R, or None where the turn would carry the digits that it loses into X."""
-    lengths = torch.linalg.vector_norm(r, dim=-2, keepdim=True)
-    inverse, _ = torch.linalg.inv_ex(r / lengths)
-    # Not-a-number is not small either.
-    harmless = bool(inverse.abs().amax() * turn.abs().amax() <= _WELL)
-    return inverse / lengths.mT if harmless else None
+def _left_by_gram(w: Tensor, *, phi: Phi, special: bool) -> Tensor | None:
+    """The factor L of Q (φ - I) Qᴴ = L W for the rows W of [A C]ᴴ, from their inner products.
+
+    None where rows are so nearly parallel that the turn would carry the digits
+    that this loses into X.
+    """
+    k = w.shape[-2] // 2
+    wide = w.to(DOUBLE.get(w.dtype, w.dtype))
+    if k == 1:
+        turn, lost = turn_of_plane(wide @ wide.mH, phi=phi, special=special)
+        return (turn.mH @ wide).mH if lost <= _WELL else None
+    lengths = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    # A zero row has no direction, and takes no part whichever it is given.
+    divisors = torch.where(lengths == 0, 1, lengths)
+    unit = wide / divisors
+    gram = unit @ unit.mH
+    gram.diagonal(dim1=-2, dim2=-1).fill_(1)
+    r, inverse = root_of_gram(gram)
+    condition = inverse.abs().amax(dim=(-2, -1))
+    if not bool((condition <= _INDEPENDENT).all()):  # not-a-number is not small either
+        return None
+    scaled = r * lengths.mT
+    turn = _turn(scaled[..., :k] @ scaled[..., k:].mH, phi=phi, special=special)
+    # Q = W R⁻¹ loses the square of the condition of R, and the turn takes part of it back.
+    loss = condition.square() * turn.abs().amax(dim=(-2, -1))
+    if not bool((loss <= _WELL).all()):
+        return None
+    return (((inverse @ turn.mH @ inverse.mH) / divisors) @ unit).mH
 
 
 def _polar_tall_(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -82,17 +98,17 @@ def _polar_tall_(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     n, p = x.shape[-2:]
     if 2 * k >= p or n - p < k:
         return x.copy_(polar(x + a @ b.mH))
-    m = (a.mH @ x).mH
+    m = rows_times(a.mH, x).mH
     q, r = (part.to(x.dtype) for part in thin_qr(torch.cat([b.mH, m.mH], dim=-2).mH))
     b_core, m_core = r[..., :k], r[..., k:]
-    xq = x @ q
+    xq = times_columns(x, q)
     outside = a - xq @ m_core
     basis = thin_qr(outside)[0].to(x.dtype)
     # Twice is enough: the first difference cancels digits when A is nearly inside X.
     basis = thin_qr(basis - x @ (basis.mH @ x).mH)[0].to(x.dtype)
     core = torch.cat([m_core @ b_core.mH, (basis.mH @ outside) @ b_core.mH], dim=-2)
     turn = unitary_core(core, phi="polar")
-    top = _minus_identity(turn[..., : 2 * k, :]).to(x.dtype)
+    top = (turn[..., : 2 * k, :] - torch.eye(2 * k, dtype=turn.dtype, device=turn.device)).to(x.dtype)
     left = xq @ top + basis @ turn[..., 2 * k :, :].to(x.dtype)
     return _add_product_(x, left, q.mH)
 
@@ -101,7 +117,7 @@ def retract_low_rank_(
     x: Tensor, a: Tensor, b: Tensor, *, phi: Phi, special: bool = False
 ) -> Tensor:
     """In-place form of :func:`retract_low_rank`; ``x`` may have any strides."""
-    if x.numel() == 0:
+    if x.numel() == 0 or a.shape[-1] == 0:
         return x
     if phi == "polar" and x.shape[-2] > x.shape[-1]:
         return _polar_tall_(x, a, b)

@@ -21,11 +21,14 @@ PHIS = ["exp", "cayley", "polar"]
 SHAPES = [(24, 24), (40, 12), (30, 29), (3, 10, 10), (1, 1), (7, 1)]
 
 
-@pytest.fixture(params=["small", "large"], autouse=True)
+@pytest.fixture(params=["small", "large", "dependent"], autouse=True)
 def kind(request, monkeypatch):
-    """Everything holds for the kernel of large points too, which reads them once less."""
+    """Everything holds for the products of large points too, and without inner products."""
     if request.param == "large":
-        monkeypatch.setattr("riemann_unn.linalg.update._LARGE", 0)
+        monkeypatch.setattr("riemann_unn.linalg.products._LARGE", 0)
+        monkeypatch.setattr("riemann_unn.linalg.products._BLOCKS", 2)
+    if request.param == "dependent":
+        monkeypatch.setattr("riemann_unn.linalg.update._WELL", -1.0)
 
 
 def factors(shape, k, dtype, size, seed=0):
