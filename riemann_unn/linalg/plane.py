@@ -14,7 +14,6 @@ from .maps import Phi
 __all__ = ["turn_of_plane"]
 
 
-
 class _Numbers:
     """The functions of torch that this file calls, for one Python number instead of a tensor.
 

@@ -36,8 +36,9 @@ def orthonormal_rows(w: Tensor) -> Tensor:
     if w.shape[-2] == 1 and w.dtype in DOUBLE:
         # Squares of single precision stay inside the exponent range of double.
         wide = DOUBLE[w.dtype]
-        length = torch.linalg.vector_norm(w, dim=-1, keepdim=True, dtype=wide)
-        return (w / length.clamp_min(torch.finfo(wide).tiny)).to(w.dtype)
+        length: Tensor = torch.linalg.vector_norm(w, dim=-1, keepdim=True, dtype=wide)
+        unit: Tensor = w / length.clamp_min(torch.finfo(wide).tiny)
+        return unit.to(w.dtype)
     # Dividing by the largest entry first keeps them there as well.
     largest = w.abs().amax(dim=(-2, -1), keepdim=True)
     w = w / largest.clamp_min(torch.finfo(w.dtype).tiny)
@@ -102,6 +103,7 @@ def sketch(
     method: SketchMethod = "power",
     start: Tensor | None = None,
     generator: torch.Generator | None = None,
+    rounds: int = 1,
 ) -> tuple[Tensor, Tensor]:
     r"""Return thin factors of a matrix.
 
@@ -111,10 +113,10 @@ def sketch(
     B has orthonormal columns, so A carries the size of Δ. The product is exact
     when ``rank`` is at least the rank of Δ. Methods, with their passes over Δ:
 
-    - ``"power"``: one step of subspace iteration from ``start`` plus fresh
-      Gaussian rows, :math:`B = \operatorname{orth}(\Delta^H R^H)`,
-      :math:`A = \Delta B` (2 passes; 4 without ``start``). The fresh rows find
-      what a start orthogonal to Δ would miss.
+    - ``"power"``: subspace iteration from ``start`` plus fresh Gaussian rows,
+      :math:`B = \operatorname{orth}(\Delta^H R^H)`, :math:`A = \Delta B` (2 passes
+      a round; one round more without ``start``). The fresh rows find what a start
+      orthogonal to Δ would miss.
     - ``"lsi"``: the same from Gaussian rows alone (2 passes).
     - ``"column"``: projection on columns sampled by their energy (2 passes).
     - ``"svd"``: the truncated singular value decomposition, the best there is.
@@ -125,12 +127,13 @@ def sketch(
         method: one of the above.
         start: orthonormal rows ``(..., k, n)`` near the left space of Δ, for ``"power"``.
         generator: source of the random rows; the default is the global one.
+        rounds: of ``"power"``; each reads Δ twice and comes closer to ``"svd"``.
 
     Returns:
         ``(A, B)``.
 
     Raises:
-        ValueError: ``rank`` is below 1 or ``method`` unknown.
+        ValueError: ``rank`` or ``rounds`` is below 1 or ``method`` unknown.
 
     Reference:
         Kiani et al., "projUNN" (2022), section 4.1; Halko, Martinsson and Tropp
@@ -139,6 +142,8 @@ def sketch(
     """
     if rank < 1:
         raise ValueError(f"{rank=} must be at least 1")
+    if rounds < 1:
+        raise ValueError(f"{rounds=} must be at least 1")
     if method not in get_args(SketchMethod):
         raise ValueError(f"sketch {method!r} is unknown; choose from {get_args(SketchMethod)}")
     if rank >= min(delta.shape[-2:]):
@@ -152,8 +157,10 @@ def sketch(
     if method == "lsi":
         return _project(delta, rows)
     if start is None:
-        a, _ = _project(delta, rows)
-        rows = orthonormal_rows(a.mH)
+        rounds += 1
     else:
         rows = torch.add(start, rows, alpha=_FRESH / delta.shape[-2] ** 0.5)
+    for _ in range(rounds - 1):
+        a, _ = _project(delta, rows)
+        rows = orthonormal_rows(a.mH)
     return _project(delta, rows)

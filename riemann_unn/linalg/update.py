@@ -15,6 +15,7 @@ from .products import rows_times, times_columns
 
 __all__ = ["retract_low_rank", "retract_low_rank_"]
 
+_CACHED = 512 * 512
 # Rounding of the products of X with A and B enters X⁺ at most so many times,
 _WELL = 1.0
 # and vectors that are nearer to dependence than this are made orthonormal by reflections.
@@ -32,10 +33,13 @@ def _add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return x.add_(left @ right)
 
 
+def _minus_identity(core: Tensor) -> Tensor:
+    return core - torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
+
+
 def _turn(core: Tensor, *, phi: Phi, special: bool) -> Tensor:
     """φ(core) - I, formed in the core's double precision."""
-    turned = unitary_core(core, phi=phi, special=special)
-    return turned - torch.eye(*core.shape[-2:], dtype=turned.dtype, device=turned.device)
+    return _minus_identity(unitary_core(core, phi=phi, special=special))
 
 
 def _rotate_from_left_(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi, special: bool) -> Tensor:
@@ -48,14 +52,21 @@ def _rotate_from_left_(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi, special: bo
     w = torch.cat([a.mH, c.mH], dim=-2)
     left = _left_by_gram(w, phi=phi, special=special)
     if left is not None:
-        # [A C]ᴴ X = [AᴴX; Bᴴ] spares the product of X with half of Q.
-        thin = b.mH.expand(*x.shape[:-2], *b.mH.shape[-2:])
-        right = torch.cat([rows_times(a.mH, x), thin], dim=-2)
-        return _add_product_(x, left.to(x.dtype), right)
+        return _add_product_(x, left.to(x.dtype), _times_point(w, x, b))
     q, r = thin_qr(w.mH)
     turn = _turn(r[..., :k] @ r[..., k:].mH, phi=phi, special=special)
     q = q.to(x.dtype)
     return _add_product_(x, q, turn.to(x.dtype) @ rows_times(q.mH, x))
+
+
+def _times_point(w: Tensor, x: Tensor, b: Tensor) -> Tensor:
+    """W X for the rows W of [A C]ᴴ."""
+    if x.shape[-2:].numel() <= _CACHED:
+        return w @ x
+    # Cᴴ X = Bᴴ, to the error of X, spares half of a product that would read more than the cache.
+    k = b.shape[-1]
+    thin = b.mH.expand(*x.shape[:-2], *b.mH.shape[-2:])
+    return torch.cat([rows_times(w[..., :k, :], x), thin], dim=-2)
 
 
 def _left_by_gram(w: Tensor, *, phi: Phi, special: bool) -> Tensor | None:
@@ -108,7 +119,7 @@ def _polar_tall_(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     basis = thin_qr(basis - x @ (basis.mH @ x).mH)[0].to(x.dtype)
     core = torch.cat([m_core @ b_core.mH, (basis.mH @ outside) @ b_core.mH], dim=-2)
     turn = unitary_core(core, phi="polar")
-    top = (turn[..., : 2 * k, :] - torch.eye(2 * k, dtype=turn.dtype, device=turn.device)).to(x.dtype)
+    top = _minus_identity(turn[..., : 2 * k, :]).to(x.dtype)
     left = xq @ top + basis @ turn[..., 2 * k :, :].to(x.dtype)
     return _add_product_(x, left, q.mH)
 

@@ -108,6 +108,7 @@ def _batch_key(d: Displacement, delta: Tensor, state: State) -> Any:
     return (
         id(point.group),
         shape,
+        d.retraction.rounds_for(delta.numel()),
         delta.dtype,
         point.param.dtype,
         point.param.device,
@@ -118,7 +119,7 @@ def _batch_key(d: Displacement, delta: Tensor, state: State) -> Any:
 
 
 def _factor(batch: list[tuple[Displacement, Tensor]], state: State, seeds: Seeds) -> Move:
-    first = batch[0][0]
+    first, alone = batch[0]
     kept = state.get(first.point.param, {})
     step = kept.get(STEP, 0)
     delta = _stack([matrices for _, matrices in batch])
@@ -129,7 +130,12 @@ def _factor(batch: list[tuple[Displacement, Tensor]], state: State, seeds: Seeds
     # A start of another shape is left from another rank: begin anew.
     if starts and starts[0].shape[-2:] == (first.retraction.rank, delta.shape[-2]):
         start = _stack(starts)
-    a, b = first.retraction.factor(delta, start=start, generator=seeds.generator(delta, step))
+    a, b = first.retraction.factor(
+        delta,
+        start=start,
+        generator=seeds.generator(delta, step),
+        rounds=first.retraction.rounds_for(alone.numel()),
+    )
     return Move([d.point for d, _ in batch], first.retraction, step, a * first.scale, b)
 
 
@@ -191,7 +197,9 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Tensor]) -> Non
 
 
 def _moved(a: Tensor, points: list[Point], counts: list[int]) -> Tensor:
-    """Which matrices belong to a point with a displacement, of shape ``(..., 1, 1)``."""
+    """Which matrices belong to a point with a displacement, ready to be broadcast."""
+    if a.ndim == 2:
+        return a.any()
     moved = (a != 0).any(dim=-1, keepdim=True).any(dim=-2, keepdim=True)
     if max(counts) <= 1:
         return moved
