@@ -23,6 +23,8 @@ SketchMethod = Literal["power", "lsi", "column", "svd"]
 # Weight of fresh random rows beside a warm start: enough to find new directions within a few
 # steps, too little to blur the ones that are known.
 _FRESH = 0.1
+# Lengths between this and its inverse are safe from underflow and overflow in every precision.
+_USUAL = 1e-15
 
 
 def orthonormal_rows(w: Tensor) -> Tensor:
@@ -33,6 +35,10 @@ def orthonormal_rows(w: Tensor) -> Tensor:
     """
     if w.numel() == 0:
         return w
+    if w.ndim == 2 and w.shape[0] == 1 and w.device.type == "cpu" and not w.requires_grad:
+        norm = float(torch.linalg.vector_norm(w))
+        if _USUAL < norm < 1 / _USUAL:
+            return w / norm
     if w.shape[-2] == 1 and w.dtype in DOUBLE:
         # Squares of single precision stay inside the exponent range of double.
         wide = DOUBLE[w.dtype]
@@ -44,8 +50,8 @@ def orthonormal_rows(w: Tensor) -> Tensor:
     w = w / largest.clamp_min(torch.finfo(w.dtype).tiny)
     if w.shape[-2] > 1:
         return thin_qr(w.mH)[0].to(w.dtype).mH
-    norm: Tensor = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-    return w / norm.clamp_min(0.5)
+    lengths: Tensor = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+    return w / lengths.clamp_min(0.5)
 
 
 def _gaussian_rows(delta: Tensor, rank: int, generator: torch.Generator | None) -> Tensor:
