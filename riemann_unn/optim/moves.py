@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,21 +21,24 @@ _STACK_UP_TO = 128 * 128
 STEP, START, MASTER = "retraction_step", "sketch_start", "master"
 
 State = MutableMapping[Tensor, dict[str, Any]]
+# Points, their displacements as matrices, and what is kept of each between steps.
+Batch = tuple[list[Point], list[Tensor], list[Mapping[str, Any]]]
+_NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(eq=False)
 class Displacement:
-    """What the base would add to a point, ``scale * tensor``, and how the point retracts."""
+    """What the base would add to the points of a group, ``scale`` times their tensors."""
 
-    point: Point
-    tensor: Tensor
+    points: list[Point]
+    tensors: list[Tensor]
     scale: float | Tensor
     retraction: Retraction
 
 
 @dataclass(eq=False)
 class Move:
-    """Points that move in one batched call, with the factors A and B of their displacement."""
+    """Points of one kind that move together, with the factors A and B of their displacement."""
 
     points: list[Point]
     retraction: Retraction
@@ -76,14 +79,22 @@ def plan(displacements: list[Displacement], state: State, seeds: Seeds) -> list[
     Raises:
         NonFiniteError: a displacement overflowed although its gradient is finite.
     """
-    batches: dict[Any, list[tuple[Displacement, Tensor]]] = {}
+    moves = []
     for d in displacements:
-        delta = d.point.manifold.displacement_matrices(d.tensor)
-        batches.setdefault(_batch_key(d, delta, state), []).append((d, delta))
-    whole = [d for d in displacements if not d.retraction.shows_nonfinite]
-    if nonfinite([d.point for d in whole], [d.tensor for d in whole]):
-        _refuse_overflow(displacements)
-    moves = [_factor(batch, state, seeds) for batch in batches.values()]
+        if not d.retraction.shows_nonfinite and nonfinite(d.points, d.tensors):
+            _refuse_overflow(displacements)
+        batches: dict[Hashable, Batch] = {}
+        for point, tensor in zip(d.points, d.tensors, strict=True):
+            delta = point.manifold.displacement_matrices(tensor)
+            kept = state.get(point.param, _NOTHING)
+            key = _batch_key(point, delta, kept)
+            batch = batches.get(key)
+            if batch is None:
+                batch = batches[key] = ([], [], [])
+            batch[0].append(point)
+            batch[1].append(delta)
+            batch[2].append(kept)
+        moves += [_factor(batch, d, seeds) for batch in batches.values()]
     # In the others not-a-number anywhere in Δ reaches A, so the thin factor tells.
     if nonfinite([move.points[0] for move in moves], [move.a for move in moves]):
         _refuse_overflow(displacements)
@@ -91,162 +102,137 @@ def plan(displacements: list[Displacement], state: State, seeds: Seeds) -> list[
 
 
 def _refuse_overflow(displacements: list[Displacement]) -> None:
-    bad = nonfinite([d.point for d in displacements], [d.tensor * d.scale for d in displacements])
-    names = ", ".join(point.name for point in bad) or "a tagged parameter"
+    bad = [
+        point.name
+        for d in displacements
+        for point in nonfinite(d.points, [tensor * d.scale for tensor in d.tensors])
+    ]
+    names = ", ".join(bad) or "a tagged parameter"
     raise NonFiniteError(
         f"the step of {names} overflows to NaN or infinity although the gradient is finite; "
         "lower the learning rate. No tagged parameter was moved"
     )
 
 
-def _batch_key(d: Displacement, delta: Tensor, state: State) -> Any:
-    point = d.point
-    shape = delta.shape[-2:]
-    if shape.numel() > _STACK_UP_TO:
+def _batch_key(point: Point, delta: Tensor, kept: Mapping[str, Any]) -> Hashable:
+    if delta.shape[-2] * delta.shape[-1] > _STACK_UP_TO:
         return id(point)
-    kept = state.get(point.param, {})
-    return (
-        id(point.group),
-        shape,
-        d.retraction.rounds_for(delta.numel()),
-        delta.dtype,
-        point.param.dtype,
-        point.param.device,
-        point.manifold.det,
-        kept.get(STEP, 0),
-        _start_rows(kept[START], delta).shape[-2:] if START in kept else None,
-    )
+    start = kept.get(START)
+    return point.kind, kept.get(STEP, 0), None if start is None else start.shape
 
 
-def _factor(batch: list[tuple[Displacement, Tensor]], state: State, seeds: Seeds) -> Move:
-    first, alone = batch[0]
-    kept = state.get(first.point.param, {})
-    step = kept.get(STEP, 0)
-    delta = _stack([matrices for _, matrices in batch])
-    starts = []
-    if START in kept:
-        starts = [_start_rows(state[d.point.param][START], m) for d, m in batch]
-    start = None
-    # A start of another shape is left from another rank: begin anew.
-    if starts and starts[0].shape[-2:] == (first.retraction.rank, delta.shape[-2]):
-        start = _stack(starts)
-    a, b = first.retraction.factor(
+def _factor(batch: Batch, displacement: Displacement, seeds: Seeds) -> Move:
+    points, deltas, kept = batch
+    retraction = displacement.retraction
+    step = kept[0].get(STEP, 0)
+    delta, start = _stack(deltas), None
+    if START in kept[0]:
+        start = _stack([_start_rows(state[START], deltas[0]) for state in kept])
+        # A start of another shape is left from another rank: begin anew.
+        if start.shape[-2:] != (retraction.rank, delta.shape[-2]):
+            start = None
+    a, b = retraction.factor(
         delta,
         start=start,
         generator=seeds.generator(delta, step),
-        rounds=first.retraction.rounds_for(alone.numel()),
+        rounds=retraction.rounds_for(deltas[0].numel()),
     )
-    return Move([d.point for d, _ in batch], first.retraction, step, a * first.scale, b)
-
-
-# A real parameter may have complex matrices, but its state has to be real: torch casts a state
-# to the parameter's dtype when it is loaded.
+    return Move(points, retraction, step, a * displacement.scale, b)
 
 
 def _start_rows(kept: Tensor, delta: Tensor) -> Tensor:
-    as_stored = kept.is_complex() == delta.is_complex()
-    return kept if as_stored else torch.view_as_complex(kept)
+    # A real parameter may have complex matrices, but its state has to be real: torch casts a
+    # state to the parameter's dtype when it is loaded.
+    return kept if kept.is_complex() == delta.is_complex() else torch.view_as_complex(kept)
 
 
-def _start_to_keep(rows: Tensor, param: Tensor) -> Tensor:
-    return rows if rows.is_complex() == param.is_complex() else torch.view_as_real(rows)
-
-
-def apply_(move: Move, state: State, *, polish: bool, rough: set[Tensor]) -> None:
+def apply_(move: Move, state: State, *, polish: bool, rough: set[Point]) -> None:
     """Move the points in place and note what their next step needs.
 
     Args:
         move: from :func:`plan`.
         state: the optimizer's state.
         polish: mend the block of columns whose turn it is.
-        rough: parameters whose error is above rounding, to be mended whole; emptied of them.
+        rough: points whose error is above rounding, to be mended whole; emptied of them.
     """
-    params = [point.param for point in move.points]
-    views = [point.matrices(point.value) for point in move.points]
-    counts = [view.shape[:-2].numel() for view in views]
-    moved = _moved(move.a, move.points, counts)
+    points, retraction = move.points, move.retraction
+    views = [point.matrices(point.value) for point in points]
+    is_dense = retraction.is_dense_for(views[0].shape)
+    moved = _moved(move)
     # Zero displacements leave their points bit for bit as they are.
     if bool(moved.any()):
-        shared = _shares(views[0], move.points[0].value)
+        shared = _shares(views[0], points[0].value)
         # One matrix that is a view of its parameter moves in place; others as a copy.
-        in_place = len(params) == 1 and views[0].ndim == 2 and shared
+        in_place = len(points) == 1 and views[0].ndim == 2 and shared
         all_moved = bool(moved.all())
         old = views[0] if in_place else _stack(views)
-        is_copy = len(params) > 1 or not shared
+        is_copy = len(points) > 1 or not shared
         x = old if in_place or (is_copy and all_moved) else old.clone()
-        move.retraction.apply_(x, move.a, move.b, special=move.points[0].manifold.det is not None)
+        retraction.apply_(x, move.a, move.b, special=points[0].manifold.det is not None)
         if polish:
-            if not move.retraction.is_dense_for(x.shape):
+            if not is_dense:
                 polish_(x, step=move.step)
-            elif not move.retraction.is_intrinsic_for(x.shape):  # which polish as they move
+            elif not retraction.is_intrinsic_for(x.shape):  # which polish as they move
                 newton_schulz_(x)  # costs no more than the step itself did
-            if not rough.isdisjoint(params):
+            if not rough.isdisjoint(points):
                 newton_schulz_(newton_schulz_(x))
-        rough.difference_update(params)
+        rough.difference_update(points)
         if not in_place:
-            _unstack(x if all_moved else torch.where(moved, x, old), move.points, views, counts)
-    for point, part in zip(move.points, _parts(move.a, counts), strict=True):
-        state[point.param][STEP] = move.step + 1
-        if point.is_half and bool(part.any()):
-            state[point.param][MASTER] = point.value
+            _unstack(x if all_moved else torch.where(moved, x, old), points, views[0].shape)
+    halves = points[0].is_half and _parts(move.a, len(points), views[0].shape[:-2])
+    for i, point in enumerate(points):
+        kept = state[point.param]
+        kept[STEP] = move.step + 1
+        if halves and bool(halves[i].any()):
+            kept[MASTER] = point.value
             point.param.copy_(point.value)
-    if not move.retraction.is_dense_for(views[0].shape):
-        starts = move.retraction.next_start(move.a)
-        if starts is not None:
-            _keep_starts(starts, move.points, views, counts, state)
+    starts = None if is_dense else retraction.next_start(move.a)
+    if starts is not None:
+        _keep_starts(starts, points, views[0].shape[:-2], state)
 
 
-def _moved(a: Tensor, points: list[Point], counts: list[int]) -> Tensor:
+def _moved(move: Move) -> Tensor:
     """Which matrices belong to a point with a displacement, ready to be broadcast."""
-    if a.ndim == 2:
-        return a.any()
-    moved = (a != 0).any(dim=-1, keepdim=True).any(dim=-2, keepdim=True)
-    if max(counts) <= 1:
+    if move.a.ndim == 2:
+        return move.a.any()
+    moved = (move.a != 0).any(dim=-1, keepdim=True).any(dim=-2, keepdim=True)
+    if moved.numel() == 0:
         return moved
-    for point, part in zip(points, _parts(moved, counts), strict=True):
-        batch = point.value.shape[: point.value.ndim - point.manifold.point_dims(point.value)]
-        if part.shape[:-2].numel() > batch.numel():
-            # A kernel's matrices are written, and so rounded, together.
-            together = part.view(*batch, -1, 1, 1)
-            together.copy_(together.any(dim=-3, keepdim=True))
-    return moved
+    value, manifold = move.points[0].value, move.points[0].manifold
+    # A kernel's matrices are written, and so rounded, together.
+    batch = value.shape[: value.ndim - manifold.point_dims(value)].numel()
+    apart = moved.view(len(move.points) * batch, -1, 1, 1)
+    return apart.any(dim=1, keepdim=True).expand_as(apart).reshape(moved.shape)
 
 
-def _keep_starts(
-    starts: Tensor, points: list[Point], views: list[Tensor], counts: list[int], state: State
-) -> None:
+def _keep_starts(starts: Tensor, points: list[Point], batch: torch.Size, state: State) -> None:
     starts = starts.clone(memory_format=torch.contiguous_format).resolve_conj()
-    for point, view, rows in zip(points, views, _parts(starts, counts), strict=True):
-        if rows.shape[:-2] != view.shape[:-2]:
-            rows = rows.reshape(*view.shape[:-2], *rows.shape[-2:])
-        state[point.param][START] = _start_to_keep(rows, point.param)
+    if starts.is_complex() != points[0].param.is_complex():
+        starts = torch.view_as_real(starts)
+    for point, rows in zip(points, _parts(starts, len(points), batch), strict=True):
+        state[point.param][START] = rows
 
 
 def _stack(views: list[Tensor]) -> Tensor:
-    if len(views) == 1 and views[0].ndim <= 3:
-        return views[0]
-    if all(view.ndim == 2 for view in views):
-        return torch.stack(views)
-    return torch.cat([view.reshape(-1, *view.shape[-2:]) for view in views])
+    """Return one matrix, or all matrices as one batch of them."""
+    x = views[0] if len(views) == 1 else torch.stack(views)
+    return x if x.ndim <= 3 else x.reshape(-1, *x.shape[-2:])
 
 
-def _parts(x: Tensor, counts: list[int]) -> Sequence[Tensor]:
-    """Cut a stack into the matrices of each point, those of single matrices without a batch."""
-    if x.ndim == 2:
-        return (x,)
-    return x.unbind(0) if max(counts) == min(counts) == 1 else x.split(counts)
+def _parts(x: Tensor, count: int, batch: torch.Size) -> Sequence[Tensor]:
+    """Cut a stack of matrices, or of what belongs to them, into that of each point."""
+    if not batch:
+        return (x,) if count == 1 else x.unbind(0)
+    parts: Sequence[Tensor] = x.unflatten(0, (count, *batch)).unbind(0)
+    return parts
 
 
-def _unstack(x: Tensor, points: list[Point], views: list[Tensor], counts: list[int]) -> None:
-    """Write a stack of matrices back to the parameters it was made from."""
+def _unstack(x: Tensor, points: list[Point], shape: torch.Size) -> None:
+    """Write a stack of matrices back to the parameters whose views of this shape it holds."""
     values = [point.value for point in points]
-    news = [
-        point.manifold.from_matrices(
-            part if part.shape == view.shape else part.reshape(view.shape), value.shape
-        )
-        for point, part, view, value in zip(points, _parts(x, counts), views, values, strict=True)
-    ]
-    torch._foreach_copy_(values, news)
+    parts = _parts(x, len(points), shape[:-2])
+    manifold, size = points[0].manifold, values[0].shape
+    torch._foreach_copy_(values, [manifold.from_matrices(part, size) for part in parts])
 
 
 def _shares(view: Tensor, value: Tensor) -> bool:

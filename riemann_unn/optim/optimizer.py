@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import chain
 from typing import Any, Literal, cast
@@ -19,11 +18,13 @@ from ..retractions import Retraction
 from .moves import MASTER, Displacement, Move, Seeds, apply_, plan
 from .points import (
     Point,
+    Roster,
     as_groups,
     check_duplicates,
     check_kind,
+    full_precision,
     nonfinite,
-    tagged_points,
+    without,
 )
 
 __all__ = ["ManifoldOptimizer"]
@@ -121,13 +122,12 @@ class ManifoldOptimizer(Optimizer):
             check_duplicates(group["params"])
         inner: Any = base
         self._link(inner(groups, lr=lr, **base_kwargs))
-        points = list(tagged_points(self.param_groups))
-        if not points:
+        if not self._roster.points():
             raise ManifoldError(
                 "no parameter is tagged, so every one would be trained unconstrained; tag "
                 f"some with riemann_unn.tag_, or use torch.optim.{base.__name__} itself"
             )
-        self._admit(points)
+        self._admit_new()
 
     # The base, its groups and its state are ours ---------------------------
 
@@ -136,8 +136,8 @@ class ManifoldOptimizer(Optimizer):
         for group in base.param_groups:
             self._complete(group)
         self._workspace: dict[Tensor, Tensor] = {}
-        self._versions: dict[Tensor, int] = {}
-        self._rough: set[Tensor] = set()
+        self._roster = Roster(base.param_groups)
+        self._rough: set[Point] = set()
         self._seeds = Seeds(self._seed)
         super().__setstate__(
             {"defaults": base.defaults, "state": base.state, "param_groups": base.param_groups}
@@ -177,7 +177,7 @@ class ManifoldOptimizer(Optimizer):
         super().load_state_dict(state_dict)
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         ours = chain.from_iterable(group["params"] for group in self.param_groups)
-        half = {point.param for point in tagged_points(self.param_groups) if point.is_half}
+        half = {point.param for point in self._roster.points() if point.is_half}
         for key, p in zip(saved, ours, strict=True):
             if p in half:
                 for name, value in state_dict["state"].get(key, {}).items():
@@ -199,25 +199,30 @@ class ManifoldOptimizer(Optimizer):
         self._complete(group)
         self.base.add_param_group(group)
         try:
-            self._admit(list(tagged_points([group])))
+            self._admit_new()
         except ManifoldError:
             self.param_groups.pop()
             raise
 
     # Who takes part, and whether it may ------------------------------------
 
+    def _admit_new(self) -> None:
+        points = [point for point in self._roster.points() if point.version is None]
+        for point in points:
+            check_kind(point)
+        self._admit(points)
+
     def _admit(self, points: list[Point]) -> None:
         """Check that points are on their manifolds; mend or refuse those that are not."""
         off: list[tuple[Point, str]] = []
         for point in points:
-            check_kind(point)
             error = point.manifold.estimated_error(point.param)
             if not error <= acceptance_level(point.param.dtype):
                 off.append((point, f"is {error:.1e} off {point.manifold!r}"))
             elif not point.manifold.has_det(point.param):
                 off.append((point, f"has the other determinant than {point.manifold!r}"))
             elif error > rounding_level(point.param.dtype):
-                self._rough.add(point.param)
+                self._rough.add(point)
         for point, reason in off:
             finite = bool(torch.isfinite(point.param).all())
             if self._off_manifold == "raise" or not finite:
@@ -231,19 +236,25 @@ class ManifoldOptimizer(Optimizer):
             for point, _ in off:
                 point.param.copy_(point.manifold.projx(point.param.detach()))
         for point in points:
-            self._versions[point.param] = point.param._version
+            point.version = point.param._version
 
-    def _with_gradients(self) -> list[Point]:
-        points = [p for p in tagged_points(self.param_groups) if p.param.grad is not None]
-        for point in points:
-            if point.grad.layout != torch.strided:
+    def _with_gradients(self) -> list[list[Point]]:
+        """Return the points that have a gradient, those of each group together."""
+        groups: dict[int, list[Point]] = {}
+        for point in self._roster.points():
+            grad = point.param.grad
+            if grad is None:
+                continue
+            if grad.layout is not torch.strided:
                 raise ManifoldTypeError(
                     f"{point.name} has a sparse gradient, and a manifold step is dense; "
                     "use sparse=False in its module. Nothing was changed"
                 )
-            if self._versions.get(point.param) != point.param._version:
+            point.refresh()
+            if point.version != point.param._version:
                 check_kind(point)
-        return points
+            groups.setdefault(id(point.group), []).append(point)
+        return list(groups.values())
 
     def _check_gradients(self, bad: list[Point]) -> None:
         if bad and self._nonfinite == "raise":
@@ -252,12 +263,13 @@ class ManifoldOptimizer(Optimizer):
                 'rescale the loss, or pass nonfinite="skip". Nothing was changed'
             )
 
-    def _ready(self, points: list[Point]) -> None:
+    def _ready(self, groups: list[list[Point]]) -> None:
         """Check the points that were written to since their last step, and find what moves."""
-        self._admit([p for p in points if self._versions.get(p.param) != p.param._version])
-        for point in points:
-            if point.is_half:
-                point.value = self._master(point)
+        for points in groups:
+            self._admit([p for p in points if p.version != p.param._version])
+            for point in points:
+                if point.is_half:
+                    point.value = self._master(point)
 
     def _master(self, point: Point) -> Tensor:
         """Return the point in single precision that the stored parameter is the rounding of."""
@@ -288,101 +300,108 @@ class ManifoldOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        points = self._with_gradients()
-        early: list[Point] = []
-        late: list[Point] = []
-        for point in points:
-            (early if self._needs_no_base(point) else late).append(point)
-        with _full_precision(points):
+        groups = self._with_gradients()
+        early: list[list[Point]] = []
+        late: list[list[Point]] = []
+        for points in groups:
+            (early if self._needs_no_base(points[0].group) else late).append(points)
+        with full_precision(groups):
             moves, bad = self._plan_early(early)
-            bad += nonfinite(late, [point.grad for point in late])
+            for points in late:
+                bad += nonfinite(points, [point.grad for point in points])
             self._check_gradients(bad)
             if bad:
-                late = [point for point in late if point not in bad]
-                early = [point for point in early if point not in bad]
+                early, late = without(bad, early), without(bad, late)
             self._ready(early + late)
-            moves += plan(self._displace(late, early + bad), self.state, self._seeds)
+            hidden = [*chain.from_iterable(early), *bad]
+            moves += plan(self._displace(late, hidden), self.state, self._seeds)
             for move in moves:
                 apply_(move, self.state, polish=self._polish, rough=self._rough)
-        for point in early + late:
-            self._versions[point.param] = point.param._version
+        for point in chain.from_iterable(early + late):
+            point.version = point.param._version
         return loss
 
-    def _needs_no_base(self, point: Point) -> bool:
+    def _needs_no_base(self, group: dict[str, Any]) -> bool:
         """Tell whether the gradient is the displacement, and its sketch shows if it is finite."""
-        retraction = self._retraction(point.group)
+        retraction = self._retraction(group)
         return (
-            self._is_plain_sgd(point.group)
-            and retraction.shows_nonfinite
-            and not retraction.is_intrinsic
+            self._is_plain_sgd(group) and retraction.shows_nonfinite and not retraction.is_intrinsic
         )
 
-    def _plan_early(self, points: list[Point]) -> tuple[list[Move], list[Point]]:
+    def _plan_early(self, groups: list[list[Point]]) -> tuple[list[Move], list[Point]]:
         """Factor gradients before anything changes; return those with NaN or infinity too.
 
         This saves the pass over each gradient that a check on its own would take.
         """
         try:
-            return plan(self._by_gradient(points), self.state, self._seeds), []
+            return plan(self._by_gradient(groups), self.state, self._seeds), []
         except NonFiniteError:
+            points = list(chain.from_iterable(groups))
             bad = nonfinite(points, [point.grad for point in points])
             if not bad:
                 raise  # it is the displacement that overflows
         if self._nonfinite == "raise":
             return [], bad
-        good = [point for point in points if point not in bad]
-        return plan(self._by_gradient(good), self.state, self._seeds), bad
+        return plan(self._by_gradient(without(bad, groups)), self.state, self._seeds), bad
 
     def _is_plain_sgd(self, group: dict[str, Any]) -> bool:
         return type(self.base) is SGD and group["momentum"] == 0
 
-    def _by_gradient(self, points: list[Point]) -> list[Displacement]:
+    def _by_gradient(self, groups: list[list[Point]]) -> list[Displacement]:
         """Plain SGD moves by -lr times the gradient: no tensor needs to be written for that."""
         return [
             Displacement(
-                point,
-                self._gradient_at(point),
-                point.group["lr"] * (1 if point.group.get("maximize") else -1),
-                self._retraction(point.group),
+                points,
+                self._gradients_at(points),
+                group["lr"] * (1 if group.get("maximize") else -1),
+                self._retraction(group),
             )
-            for point in points
+            for points in groups
+            for group in (points[0].group,)
         ]
 
-    def _displace(self, points: list[Point], hidden: list[Point]) -> list[Displacement]:
+    def _displace(self, groups: list[list[Point]], hidden: list[Point]) -> list[Displacement]:
         """Run the base and return what it would add to each point; the points stay.
 
         The hidden ones have gradients that the base is not to see.
         """
-        swapped = [point for point in points if not self._is_plain_sgd(point.group)]
-        result = self._by_gradient([p for p in points if self._is_plain_sgd(p.group)])
-        shown = {point: self._gradient_at(point) for point in swapped}
-        tagged = {point.param for point in points + hidden}
-        if tagged and not swapped and not self._has_gradients(tagged):
+        swapped = [points for points in groups if not self._is_plain_sgd(points[0].group)]
+        plain = [points for points in groups if self._is_plain_sgd(points[0].group)]
+        result = self._by_gradient(plain)
+        shown = [self._gradients_at(points) for points in swapped]
+        points = [*chain.from_iterable(groups), *hidden]
+        if points and not swapped and not self._has_gradients({point.param for point in points}):
             return result  # the base has nothing to do
-        kept = [(point.param, point.param.data, point.grad) for point in points + hidden]
-        written: dict[Point, Tensor] = {}
+        kept = [(point.param, point.param.data, point.grad) for point in points]
+        for members in swapped:
+            zeros = [self._zeros(point) for point in members]
+            result.append(Displacement(members, zeros, 1.0, self._retraction(members[0].group)))
         try:
             for p, _, _ in kept:
                 p.grad = None
-            for point in swapped:
-                point.param.data = written[point] = self._zeros(point)
-                point.param.grad = shown[point]
+            for displacement, grads in zip(result[len(plain) :], shown, strict=True):
+                for point, zeros_, grad in zip(
+                    displacement.points, displacement.tensors, grads, strict=True
+                ):
+                    point.param.data = zeros_
+                    point.param.grad = grad
             _unhooked_step(self.base)
         finally:
-            for p, value, grad in kept:
+            for p, value, grad_ in kept:
                 p.grad = None
                 p.data = value
-                p.grad = grad
-        for point, tensor in written.items():
-            result.append(Displacement(point, tensor, 1.0, self._retraction(point.group)))
+                p.grad = grad_
         return result
 
-    def _gradient_at(self, point: Point) -> Tensor:
-        """Return the gradient as the base is to see it: as it is, or in Lie coordinates."""
+    def _gradients_at(self, points: list[Point]) -> list[Tensor]:
+        """Return gradients as the base is to see them: as they are, or in Lie coordinates."""
+        retraction = self._retraction(points[0].group)
+        if retraction.is_intrinsic:
+            return [self._pulled_back(point, retraction) for point in points]
+        return [point.grad.float() if point.is_half else point.grad for point in points]
+
+    def _pulled_back(self, point: Point, retraction: Retraction) -> Tensor:
         grad = point.grad.float() if point.is_half else point.grad
-        retraction = self._retraction(point.group)
-        if not retraction.is_intrinsic:
-            return grad
         x = point.matrices(point.value)
         if not retraction.is_intrinsic_for(x.shape):
             return grad
@@ -408,16 +427,6 @@ class ManifoldOptimizer(Optimizer):
 
 
 # Small helpers -----------------------------------------------------------------
-
-
-@contextmanager
-def _full_precision(points: list[Point]) -> Iterator[None]:
-    """Switch autocast off on the points' devices."""
-    with ExitStack() as stack:
-        for device in {point.param.device.type for point in points}:
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield
 
 
 # Options are read from the groups at every step, since users may change them there.

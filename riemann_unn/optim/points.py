@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import cmath
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import geoopt
@@ -15,27 +16,55 @@ from ..errors import ManifoldError, ManifoldTypeError
 from ..manifolds import MatrixManifold, Stiefel
 from ..tagging import manifold_of
 
-__all__ = ["Point", "as_groups", "check_duplicates", "check_kind", "nonfinite", "tagged_points"]
+__all__ = [
+    "Point",
+    "Roster",
+    "as_groups",
+    "check_duplicates",
+    "check_kind",
+    "full_precision",
+    "nonfinite",
+    "without",
+]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Point:
     """A tagged parameter in its group, under the name that messages give it.
 
     ``value`` is what moves: the parameter's own memory, or the master copy in
-    single precision of a parameter that is stored in half.
+    single precision of a parameter that is stored in half. ``version`` counts
+    the writes to the parameter when it was last found on its manifold, and
+    points of one ``kind`` can move together.
     """
 
     name: str
     param: Tensor
     group: dict[str, Any]
+    tag: object
     manifold: MatrixManifold
-    value: Tensor
+    value: Tensor = field(init=False)
+    version: int | None = field(init=False)
+    kind: Hashable = field(init=False)
+    dtype: torch.dtype = field(init=False)
+    is_half: bool = field(init=False)
 
-    @property
-    def is_half(self) -> bool:
-        """Whether the parameter is stored too coarsely to be a point itself."""
-        return self.param.dtype in (torch.float16, torch.bfloat16)
+    def __post_init__(self) -> None:
+        self._meet(self.param.detach())
+
+    def _meet(self, value: Tensor) -> None:
+        self.value, self.version, self.dtype = value, None, value.dtype
+        self.kind = (id(self.group), self.manifold, value.shape, value.dtype, value.device)
+        # Stored too coarsely to be a point itself.
+        self.is_half = value.dtype in (torch.float16, torch.bfloat16)
+
+    def refresh(self) -> None:
+        """See the parameter's memory as it is now: its user may have given it another."""
+        value, old = self.param.detach(), self.value
+        if value.shape == old.shape and value.dtype is self.dtype and value.device == old.device:
+            self.value = value
+        else:
+            self._meet(value)
 
     @property
     def grad(self) -> Tensor:
@@ -48,26 +77,59 @@ class Point:
         return self.manifold.to_matrices(x)
 
 
-def tagged_points(groups: list[dict[str, Any]]) -> Iterator[Point]:
-    """Go through the tagged parameters of some groups.
+class Roster:
+    """The points of some groups, kept between steps for as long as nobody changes them."""
 
-    Raises:
-        ManifoldTypeError: a parameter is on a manifold this package does not
-            know, so that it would be trained as if it were on none.
-    """
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        self._groups = groups
+        self._seen: list[tuple[Tensor, object, dict[str, Any]]] = []
+        self._points: list[Point] = []
+
+    def points(self) -> list[Point]:
+        """Return the tagged parameters in their order.
+
+        Raises:
+            ManifoldTypeError: a parameter is on a manifold this package does not
+                know, so that it would be trained as if it were on none.
+        """
+        if not self._is_current():
+            known = {(id(point.param), id(point.group)): point for point in self._points}
+            found = []
+            for point in _tagged(self._groups):
+                old = known.get((id(point.param), id(point.group)))
+                found.append(point if old is None or old.tag is not point.tag else old)
+            self._points = found
+            self._seen = [
+                (p, getattr(p, "manifold", None), group)
+                for group in self._groups
+                for p in group["params"]
+            ]
+        return self._points
+
+    def _is_current(self) -> bool:
+        seen = iter(self._seen)
+        for group in self._groups:
+            for p in group["params"]:
+                was, tag, owner = next(seen, (None, None, None))
+                if was is not p or owner is not group or tag is not getattr(p, "manifold", None):
+                    return False
+        return next(seen, None) is None
+
+
+def _tagged(groups: list[dict[str, Any]]) -> Iterator[Point]:
     for index, group in enumerate(groups):
         names = group.get("param_names")
         for i, p in enumerate(group["params"]):
-            manifold = manifold_of(p) or _same_as(getattr(p, "manifold", None))
+            tag = getattr(p, "manifold", None)
+            manifold = manifold_of(p) or _same_as(tag)
             if manifold is not None:
                 given = names[i] if names else getattr(p, "tagged_as", None)
                 where = f"param_groups[{index}]['params'][{i}] of shape {tuple(p.shape)}"
-                yield Point(where if given is None else repr(given), p, group, manifold, p.detach())
-                continue
-            foreign = getattr(p, "manifold", None)
-            if isinstance(foreign, geoopt.Manifold) and not isinstance(foreign, geoopt.Euclidean):
+                name = where if given is None else repr(given)
+                yield Point(name, p, group, tag, manifold)
+            elif isinstance(tag, geoopt.Manifold) and not isinstance(tag, geoopt.Euclidean):
                 raise ManifoldTypeError(
-                    f"a parameter of shape {tuple(p.shape)} is on {foreign!r}, which is not a "
+                    f"a parameter of shape {tuple(p.shape)} is on {tag!r}, which is not a "
                     "manifold of this package, so it would be trained unconstrained; tag it with "
                     "riemann_unn.tag_"
                 )
@@ -135,3 +197,19 @@ def nonfinite(points: list[Point], tensors: list[Tensor]) -> list[Point]:
     if all(cmath.isfinite(t.item()) for t in sums):
         return []
     return [point for point, t in pairs if not bool(torch.isfinite(t).all())]
+
+
+def without(bad: list[Point], groups: list[list[Point]]) -> list[list[Point]]:
+    """Leave points out, and groups that have no others."""
+    kept = ([point for point in points if point not in bad] for points in groups)
+    return [points for points in kept if points]
+
+
+@contextmanager
+def full_precision(groups: list[list[Point]]) -> Iterator[None]:
+    """Switch autocast off on the points' devices."""
+    with ExitStack() as stack:
+        for device in {point.value.device.type for points in groups for point in points}:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
