@@ -15,6 +15,7 @@ from ..errors import ManifoldError, ManifoldTypeError, NonFiniteError, OffManifo
 from ..linalg import Phi, SketchMethod
 from ..manifolds import acceptance_level, rounding_level
 from ..retractions import Retraction
+from .bases import check_base, unhooked_step
 from .moves import MASTER, Displacement, Move, Seeds, apply_, plan
 from .points import (
     Point,
@@ -26,13 +27,9 @@ from .points import (
     nonfinite,
     without,
 )
+from .stacks import START, Stacks
 
 __all__ = ["ManifoldOptimizer"]
-
-_REFUSED = {
-    "LBFGS": "it evaluates the loss several times in a step, away from the manifold",
-    "SparseAdam": "it takes sparse gradients only, and a manifold step is dense",
-}
 
 
 class ManifoldOptimizer(Optimizer):
@@ -107,7 +104,7 @@ class ManifoldOptimizer(Optimizer):
         polish: bool = True,
         **base_kwargs: Any,
     ) -> None:
-        _check_base(base)
+        check_base(base, ManifoldOptimizer)
         if nonfinite not in ("raise", "skip"):
             raise ManifoldError(f"{nonfinite=} is unknown; choose 'raise' or 'skip'")
         if off_manifold not in ("raise", "project"):
@@ -136,7 +133,7 @@ class ManifoldOptimizer(Optimizer):
         for group in base.param_groups:
             self._complete(group)
         self._workspace: dict[Tensor, Tensor] = {}
-        self._roster = Roster(base.param_groups)
+        self._roster, self._stacks = Roster(base.param_groups), Stacks()
         self._rough: set[Point] = set()
         self._seeds = Seeds(self._seed)
         super().__setstate__(
@@ -177,7 +174,11 @@ class ManifoldOptimizer(Optimizer):
         super().load_state_dict(state_dict)
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         ours = chain.from_iterable(group["params"] for group in self.param_groups)
-        half = {point.param for point in self._roster.points() if point.is_half}
+        points = self._roster.points()
+        for kept in (self.state.get(point.param, {}) for point in points):
+            if START in kept:  # which is written in place, and may be another optimizer's too
+                kept[START] = kept[START].clone()
+        half = {point.param for point in points if point.is_half}
         for key, p in zip(saved, ours, strict=True):
             if p in half:
                 for name, value in state_dict["state"].get(key, {}).items():
@@ -314,7 +315,7 @@ class ManifoldOptimizer(Optimizer):
                 early, late = without(bad, early), without(bad, late)
             self._ready(early + late)
             hidden = [*chain.from_iterable(early), *bad]
-            moves += plan(self._displace(late, hidden), self.state, self._seeds)
+            moves += plan(self._displace(late, hidden), self.state, self._seeds, self._stacks)
             for move in moves:
                 apply_(move, self.state, polish=self._polish, rough=self._rough)
         for point in chain.from_iterable(early + late):
@@ -334,7 +335,7 @@ class ManifoldOptimizer(Optimizer):
         This saves the pass over each gradient that a check on its own would take.
         """
         try:
-            return plan(self._by_gradient(groups), self.state, self._seeds), []
+            return plan(self._by_gradient(groups), self.state, self._seeds, self._stacks), []
         except NonFiniteError:
             points = list(chain.from_iterable(groups))
             bad = nonfinite(points, [point.grad for point in points])
@@ -342,7 +343,9 @@ class ManifoldOptimizer(Optimizer):
                 raise  # it is the displacement that overflows
         if self._nonfinite == "raise":
             return [], bad
-        return plan(self._by_gradient(without(bad, groups)), self.state, self._seeds), bad
+        return plan(
+            self._by_gradient(without(bad, groups)), self.state, self._seeds, self._stacks
+        ), bad
 
     def _is_plain_sgd(self, group: dict[str, Any]) -> bool:
         return type(self.base) is SGD and group["momentum"] == 0
@@ -370,7 +373,7 @@ class ManifoldOptimizer(Optimizer):
         result = self._by_gradient(plain)
         shown = [self._gradients_at(points) for points in swapped]
         points = [*chain.from_iterable(groups), *hidden]
-        if points and not swapped and not self._has_gradients({point.param for point in points}):
+        if points and not swapped and all(p.grad is None for p in self._roster.others):
             return result  # the base has nothing to do
         kept = [(point.param, point.param.data, point.grad) for point in points]
         for members in swapped:
@@ -385,7 +388,7 @@ class ManifoldOptimizer(Optimizer):
                 ):
                     point.param.data = zeros_
                     point.param.grad = grad
-            _unhooked_step(self.base)
+            unhooked_step(self.base)
         finally:
             for p, value, grad_ in kept:
                 p.grad = None
@@ -408,11 +411,6 @@ class ManifoldOptimizer(Optimizer):
         coordinates = retraction.pull_back(x, point.matrices(grad))
         return point.manifold.from_matrices(coordinates, grad.shape)
 
-    def _has_gradients(self, tagged: set[Tensor]) -> bool:
-        """Whether a parameter that is not among these has a gradient."""
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        return any(p not in tagged and p.grad is not None for p in params)
-
     def _zeros(self, point: Point) -> Tensor:
         # Kept between steps: allocating and faulting in fresh pages costs more than clearing.
         zeros, value = self._workspace.get(point.param), point.value
@@ -431,21 +429,3 @@ class ManifoldOptimizer(Optimizer):
 
 # Options are read from the groups at every step, since users may change them there.
 _make_retraction = lru_cache(maxsize=64, typed=True)(Retraction)
-
-
-def _check_base(base: object) -> None:
-    if not (isinstance(base, type) and issubclass(base, Optimizer)):
-        raise ManifoldTypeError(f"{base=} must be a class of torch.optim, such as torch.optim.Adam")
-    if issubclass(base, ManifoldOptimizer):
-        raise ManifoldTypeError(f"base={base.__name__} is a manifold optimizer already")
-    if base.__name__ in _REFUSED:
-        raise ManifoldTypeError(
-            f"base={base.__name__} cannot be used: {_REFUSED[base.__name__]}; "
-            "use another class of torch.optim, such as Adam"
-        )
-
-
-def _unhooked_step(base: Optimizer) -> None:
-    """Call the base's own step; torch's hooks and profiling belong to the outer optimizer."""
-    step = type(base).step
-    getattr(step, "__wrapped__", step)(base) if getattr(step, "hooked", False) else base.step()

@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 
+# Matrices up to this size are cheaper to move together than one by one.
+_STACK_UP_TO = 128 * 128
+
+
 @dataclass(eq=False, slots=True)
 class Point:
     """A tagged parameter in its group, under the name that messages give it.
@@ -35,7 +39,7 @@ class Point:
     ``value`` is what moves: the parameter's own memory, or the master copy in
     single precision of a parameter that is stored in half. ``version`` counts
     the writes to the parameter when it was last found on its manifold, and
-    points of one ``kind`` can move together.
+    points of one ``kind``, numbered in ``kinds``, can move together.
     """
 
     name: str
@@ -43,9 +47,11 @@ class Point:
     group: dict[str, Any]
     tag: object
     manifold: MatrixManifold
+    kinds: dict[Hashable, int]
     value: Tensor = field(init=False)
     version: int | None = field(init=False)
-    kind: Hashable = field(init=False)
+    kind: int = field(init=False)
+    is_small: bool = field(init=False)
     dtype: torch.dtype = field(init=False)
     is_half: bool = field(init=False)
 
@@ -54,13 +60,24 @@ class Point:
 
     def _meet(self, value: Tensor) -> None:
         self.value, self.version, self.dtype = value, None, value.dtype
-        self.kind = (id(self.group), self.manifold, value.shape, value.dtype, value.device)
+        kind = (id(self.group), self.manifold, value.shape, value.dtype, value.device)
+        self.kind = self.kinds.setdefault(kind, len(self.kinds))
+        reason = self.manifold.why_not(value.shape, value.dtype)
+        self.is_small = reason is None and _is_small(self.matrices(value))
         # Stored too coarsely to be a point itself.
         self.is_half = value.dtype in (torch.float16, torch.bfloat16)
 
     def refresh(self) -> None:
         """See the parameter's memory as it is now: its user may have given it another."""
-        value, old = self.param.detach(), self.value
+        p, old = self.param, self.value
+        if (
+            p.data_ptr() == old.data_ptr()
+            and p.shape == old.shape
+            and p.stride() == old.stride()
+            and p.dtype is old.dtype
+        ):
+            return
+        value = p.detach()
         if value.shape == old.shape and value.dtype is self.dtype and value.device == old.device:
             self.value = value
         else:
@@ -77,6 +94,10 @@ class Point:
         return self.manifold.to_matrices(x)
 
 
+def _is_small(matrices: Tensor) -> bool:
+    return matrices.shape[-2:].numel() <= _STACK_UP_TO
+
+
 class Roster:
     """The points of some groups, kept between steps for as long as nobody changes them."""
 
@@ -84,6 +105,8 @@ class Roster:
         self._groups = groups
         self._seen: list[tuple[Tensor, object, dict[str, Any]]] = []
         self._points: list[Point] = []
+        self._others: list[Tensor] = []
+        self._kinds: dict[Hashable, int] = {}
 
     def points(self) -> list[Point]:
         """Return the tagged parameters in their order.
@@ -95,16 +118,24 @@ class Roster:
         if not self._is_current():
             known = {(id(point.param), id(point.group)): point for point in self._points}
             found = []
-            for point in _tagged(self._groups):
+            for point in _tagged(self._groups, self._kinds):
                 old = known.get((id(point.param), id(point.group)))
                 found.append(point if old is None or old.tag is not point.tag else old)
-            self._points = found
+            self._points, tagged = found, {id(point.param) for point in found}
+            self._others = [
+                p for group in self._groups for p in group["params"] if id(p) not in tagged
+            ]
             self._seen = [
                 (p, getattr(p, "manifold", None), group)
                 for group in self._groups
                 for p in group["params"]
             ]
         return self._points
+
+    @property
+    def others(self) -> list[Tensor]:
+        """The parameters without a tag when the points were last asked for."""
+        return self._others
 
     def _is_current(self) -> bool:
         seen = iter(self._seen)
@@ -116,7 +147,7 @@ class Roster:
         return next(seen, None) is None
 
 
-def _tagged(groups: list[dict[str, Any]]) -> Iterator[Point]:
+def _tagged(groups: list[dict[str, Any]], kinds: dict[Hashable, int]) -> Iterator[Point]:
     for index, group in enumerate(groups):
         names = group.get("param_names")
         for i, p in enumerate(group["params"]):
@@ -126,7 +157,7 @@ def _tagged(groups: list[dict[str, Any]]) -> Iterator[Point]:
                 given = names[i] if names else getattr(p, "tagged_as", None)
                 where = f"param_groups[{index}]['params'][{i}] of shape {tuple(p.shape)}"
                 name = where if given is None else repr(given)
-                yield Point(name, p, group, tag, manifold)
+                yield Point(name, p, group, tag, manifold, kinds)
             elif isinstance(tag, geoopt.Manifold) and not isinstance(tag, geoopt.Euclidean):
                 raise ManifoldTypeError(
                     f"a parameter of shape {tuple(p.shape)} is on {tag!r}, which is not a "

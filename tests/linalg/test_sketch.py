@@ -150,3 +150,33 @@ def test_exactly_equal_columns(method, scale):
             a, b = sketch(delta, rank=2, method=method, generator=generator(seed))
             gap = torch.linalg.matrix_norm(a / scale @ b.mH - delta / scale)
             assert gap <= rounding(dtype, 15, factor=100)
+
+
+def test_rounds_come_closer_to_the_best():
+    spectrum = torch.logspace(0, -1, 40, dtype=torch.float64)
+    means = []
+    for rounds in (1, 2, 3):
+        shares = []
+        for seed in range(20):
+            delta = point(60, 40, seed=seed) * spectrum @ point(40, 40, seed=seed + 50)
+            start = orthonormal_rows(gaussian(1, 60, seed=seed))
+            factors = sketch(delta, rank=1, start=start, rounds=rounds, generator=generator(seed))
+            shares.append(captured(delta, factors))
+        means.append(sum(shares) / len(shares))
+    assert means[0] + 0.1 < means[1] and means[1] + 0.05 < means[2]
+    with pytest.raises(ValueError, match="rounds=0 must be at least 1"):
+        sketch(gaussian(3, 3), rank=1, rounds=0)
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e30, 1e38])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_one_row_of_any_length_becomes_a_unit_vector(scale, batch):
+    w = torch.full((*batch, 1, 7), scale)
+    w[..., 3] = -scale
+    unit = orthonormal_rows(w)
+    assert unit.dtype == torch.float32
+    assert (unit.square().sum(-1) - 1).abs().max() <= 1e-6
+    assert (unit[..., 0] + unit[..., 3]).abs().max() <= 1e-6
+    assert not orthonormal_rows(0 * w).any()
+    w[..., 2] = float("nan")
+    assert orthonormal_rows(w).isnan().all()

@@ -1,0 +1,52 @@
+"""Products cut in blocks of rows, against the plain ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from riemann_unn.linalg.products import rows_times, times_columns
+from tests.support import DTYPES, gaussian, rounding
+
+SHAPES = [(32, 12), (48, 48), (31, 20), (3, 16, 8)]
+
+
+@pytest.fixture(autouse=True)
+def everything_is_large(monkeypatch):
+    monkeypatch.setattr("riemann_unn.linalg.products._LARGE", 0)
+
+
+def layouts(x):
+    yield x
+    yield x.mT.contiguous().mT
+    yield x.mH.contiguous().mH
+    yield torch.cat([x, x], dim=-1)[..., ::2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_against_the_plain_products(dtype, shape, k):
+    n, p = shape[-2:]
+    limit = rounding(dtype, n, factor=100)
+    for x in layouts(gaussian(*shape, dtype=dtype)):
+        for rows in layouts(gaussian(*shape[:-2], k, n, dtype=dtype, seed=1)):
+            assert (rows_times(rows, x) - rows @ x).abs().max() <= limit
+        for columns in layouts(gaussian(*shape[:-2], p, k, dtype=dtype, seed=2)):
+            assert (times_columns(x, columns) - x @ columns).abs().max() <= limit
+
+
+def test_large_matrices_go_block_by_block_and_others_do_not(monkeypatch):
+    blocks = []
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: blocks.append(a.shape[0]) or bmm(a, b))
+    x = gaussian(64, 32)
+    for y in (x, x.mT.contiguous().mT):
+        rows_times(gaussian(2, 64), y)
+        times_columns(y, gaussian(32, 2))
+    assert blocks == [16] * 4
+    rows_times(gaussian(40, 64), x)  # so many rows are for BLAS
+    times_columns(gaussian(33, 31), gaussian(31, 1))  # no 16 equal blocks
+    monkeypatch.setattr("riemann_unn.linalg.products._LARGE", 64 * 32)
+    rows_times(gaussian(2, 64), x)
+    assert len(blocks) == 4
