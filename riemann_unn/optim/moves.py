@@ -155,7 +155,7 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Point]) -> None
     if bool(moved.any()):
         x = stack.gather(views)
         in_place = x.data_ptr() == points[0].value.data_ptr()
-        old = None if bool(moved.all()) else x.clone()
+        old = None if moved.ndim == 0 or bool(moved.all()) else x.clone()
         retraction.apply_(x, move.a, move.b, special=points[0].manifold.det is not None)
         if polish:
             if not is_dense:

@@ -242,11 +242,12 @@ class ManifoldOptimizer(Optimizer):
     def _with_gradients(self) -> list[list[Point]]:
         """Return the points that have a gradient, those of each group together."""
         groups: dict[int, list[Point]] = {}
+        strided = torch.strided
         for point in self._roster.points():
             grad = point.param.grad
             if grad is None:
                 continue
-            if grad.layout is not torch.strided:
+            if grad.layout is not strided:
                 raise ManifoldTypeError(
                     f"{point.name} has a sparse gradient, and a manifold step is dense; "
                     "use sparse=False in its module. Nothing was changed"

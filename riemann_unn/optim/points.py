@@ -52,33 +52,29 @@ class Point:
     version: int | None = field(init=False)
     kind: int = field(init=False)
     is_small: bool = field(init=False)
-    dtype: torch.dtype = field(init=False)
     is_half: bool = field(init=False)
+    memory: tuple[int, torch.Size, tuple[int, ...], torch.dtype] = field(init=False)
 
     def __post_init__(self) -> None:
         self._meet(self.param.detach())
 
     def _meet(self, value: Tensor) -> None:
-        self.value, self.version, self.dtype = value, None, value.dtype
+        self.value, self.version = value, None
         kind = (id(self.group), self.manifold, value.shape, value.dtype, value.device)
         self.kind = self.kinds.setdefault(kind, len(self.kinds))
         reason = self.manifold.why_not(value.shape, value.dtype)
         self.is_small = reason is None and _is_small(self.matrices(value))
         # Stored too coarsely to be a point itself.
         self.is_half = value.dtype in (torch.float16, torch.bfloat16)
+        self.memory = _memory(value)
 
     def refresh(self) -> None:
         """See the parameter's memory as it is now: its user may have given it another."""
-        p, old = self.param, self.value
-        if (
-            p.data_ptr() == old.data_ptr()
-            and p.shape == old.shape
-            and p.stride() == old.stride()
-            and p.dtype is old.dtype
-        ):
+        memory, old = _memory(self.param), self.memory
+        if memory == old:
             return
-        value = p.detach()
-        if value.shape == old.shape and value.dtype is self.dtype and value.device == old.device:
+        self.memory, value = memory, self.param.detach()
+        if value.shape == old[1] and value.dtype is old[3] and value.device == self.value.device:
             self.value = value
         else:
             self._meet(value)
@@ -92,6 +88,10 @@ class Point:
     def matrices(self, x: Tensor) -> Tensor:
         """Return the manifold's matrix view of a tensor of the parameter's shape."""
         return self.manifold.to_matrices(x)
+
+
+def _memory(x: Tensor) -> tuple[int, torch.Size, tuple[int, ...], torch.dtype]:
+    return x.data_ptr(), x.shape, x.stride(), x.dtype
 
 
 def _is_small(matrices: Tensor) -> bool:

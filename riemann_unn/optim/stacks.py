@@ -27,7 +27,7 @@ class Stack:
 
     def __init__(self, points: list[Point]) -> None:
         self.points = points
-        self._values: tuple[Tensor, Sequence[Tensor]] | None = None
+        self._values: tuple[Tensor, list[Tensor]] | None = None
         self._starts: tuple[Tensor, Sequence[Tensor]] | None = None
 
     def gather(self, views: list[Tensor]) -> Tensor:
@@ -37,18 +37,22 @@ class Stack:
         whole = views[0].new_empty((0,)) if self._values is None else self._values[0]
         if whole.shape[1:] != views[0].shape or not _can_hold(whole, views[0]):
             whole = views[0].new_empty((len(views), *views[0].shape))
-            self._values = whole, whole.unbind(0)
+            self._values = whole, self._as_values(whole)
         return _flat(torch.stack(views, out=whole))
 
     def scatter(self, x: Tensor, views: list[Tensor]) -> None:
         """Write such matrices back to the points that have these views."""
-        if self._values is not None and x.data_ptr() == self._values[0].data_ptr():
-            parts = self._values[1]
+        if self._values is not None and _shares(x, self._values[0]):
+            whole, news = self._values
+            if not _shares(news[0], whole):  # tensors that were made from it, not views
+                news = self._as_values(whole)
         else:
-            parts = x.reshape(len(views), *views[0].shape).unbind(0)
-        values = [point.value for point in self.points]
-        manifold, shape = self.points[0].manifold, values[0].shape
-        torch._foreach_copy_(values, [manifold.from_matrices(part, shape) for part in parts])
+            news = self._as_values(x.reshape(len(views), *views[0].shape))
+        torch._foreach_copy_([point.value for point in self.points], news)
+
+    def _as_values(self, whole: Tensor) -> list[Tensor]:
+        manifold, shape = self.points[0].manifold, self.points[0].value.shape
+        return [manifold.from_matrices(part, shape) for part in whole.unbind(0)]
 
     def starts(self, kept: Sequence[Mapping[str, Any]], delta: Tensor) -> Tensor | None:
         """Return the rows that start the sketches of displacements, from what is kept of each."""
@@ -100,6 +104,10 @@ class Stacks:
 
 def _flat(x: Tensor) -> Tensor:
     return x if x.ndim <= 3 else x.reshape(-1, *x.shape[-2:])
+
+
+def _shares(some: Tensor, other: Tensor) -> bool:
+    return some.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _can_hold(x: Tensor, other: Tensor) -> bool:
