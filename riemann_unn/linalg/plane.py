@@ -126,7 +126,7 @@ def turn_of_plane(gram: Tensor, *, phi: Phi, special: bool = False) -> tuple[Ten
         (aa, across), (_, cc) = gram.tolist()
         try:
             entries, loss = _turn(_Numbers, aa.real, cc.real, across, **options)
-        except ArithmeticError:
+        except (ArithmeticError, ValueError):  # beyond the range of numbers
             return torch.full_like(gram, math.nan), math.nan
         return torch.tensor(entries, dtype=gram.dtype).view(2, 2), loss
     diagonal = gram.diagonal(dim1=-2, dim2=-1).real

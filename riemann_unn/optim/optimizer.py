@@ -307,7 +307,7 @@ class ManifoldOptimizer(Optimizer):
         late: list[list[Point]] = []
         for points in groups:
             (early if self._needs_no_base(points[0].group) else late).append(points)
-        with full_precision(groups):
+        with full_precision(self._roster.device_types):
             moves, bad = self._plan_early(early)
             for points in late:
                 bad += nonfinite(points, [point.grad for point in points])
@@ -423,9 +423,6 @@ class ManifoldOptimizer(Optimizer):
             return zeros.zero_()
         zeros = self._workspace[point.param] = torch.zeros_like(value)
         return zeros
-
-
-# Small helpers -----------------------------------------------------------------
 
 
 # Options are read from the groups at every step, since users may change them there.

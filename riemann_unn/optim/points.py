@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import cmath
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 
+# What points must have in common to move together: group, manifold, shape, dtype and device.
+Kind = tuple[int, MatrixManifold, torch.Size, torch.dtype, torch.device]
 # Matrices up to this size are cheaper to move together than one by one.
 _STACK_UP_TO = 128 * 128
 
@@ -47,7 +49,7 @@ class Point:
     group: dict[str, Any]
     tag: object
     manifold: MatrixManifold
-    kinds: dict[Hashable, int]
+    kinds: dict[Kind, int]
     value: Tensor = field(init=False)
     version: int | None = field(init=False)
     kind: int = field(init=False)
@@ -106,7 +108,7 @@ class Roster:
         self._seen: list[tuple[Tensor, object, dict[str, Any]]] = []
         self._points: list[Point] = []
         self._others: list[Tensor] = []
-        self._kinds: dict[Hashable, int] = {}
+        self._kinds: dict[Kind, int] = {}
 
     def points(self) -> list[Point]:
         """Return the tagged parameters in their order.
@@ -133,6 +135,11 @@ class Roster:
         return self._points
 
     @property
+    def device_types(self) -> set[str]:
+        """The types of the devices that points are, or once were, on."""
+        return {kind[-1].type for kind in self._kinds}
+
+    @property
     def others(self) -> list[Tensor]:
         """The parameters without a tag when the points were last asked for."""
         return self._others
@@ -147,7 +154,7 @@ class Roster:
         return next(seen, None) is None
 
 
-def _tagged(groups: list[dict[str, Any]], kinds: dict[Hashable, int]) -> Iterator[Point]:
+def _tagged(groups: list[dict[str, Any]], kinds: dict[Kind, int]) -> Iterator[Point]:
     for index, group in enumerate(groups):
         names = group.get("param_names")
         for i, p in enumerate(group["params"]):
@@ -237,10 +244,10 @@ def without(bad: list[Point], groups: list[list[Point]]) -> list[list[Point]]:
 
 
 @contextmanager
-def full_precision(groups: list[list[Point]]) -> Iterator[None]:
-    """Switch autocast off on the points' devices."""
+def full_precision(device_types: Iterable[str]) -> Iterator[None]:
+    """Switch autocast off on some types of devices."""
     with ExitStack() as stack:
-        for device in {point.value.device.type for points in groups for point in points}:
+        for device in device_types:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield

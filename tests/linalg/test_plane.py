@@ -64,7 +64,8 @@ def test_degenerate_pairs(phi, dtype):
         turn, loss = turn_of_plane(gram, phi=phi)
         assert not turn.any() and loss == 0
         # Parallel vectors, and numbers beyond all range, are told by the loss.
-        for bad in (torch.ones(2, 2, dtype=dtype), torch.full((2, 2), math.inf, dtype=dtype)):
+        beyond = torch.tensor([[math.inf, 1.0], [1.0, 1.0]], dtype=dtype)
+        for bad in (torch.ones(2, 2, dtype=dtype), beyond, math.inf * beyond):
             assert not turn_of_plane(bad.expand(*batch, 2, 2), phi=phi)[1] <= 1e6
         assert not turn_of_plane(torch.zeros(*batch, 2, 2, dtype=dtype), phi=phi)[1] <= 1e6
 

@@ -1,0 +1,107 @@
+"""What each part of the fast step gives: the time of a step without it over that with all of them.
+
+Run from the repository: ``python bench/levers.py``; two minutes. Every case takes its turns, with
+all and without one after the other, in shuffled rounds of whole polish periods, and the table
+holds ratios of means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import riemann_unn as ru
+from riemann_unn import retractions
+from riemann_unn.linalg import products, update
+from riemann_unn.optim import points, stacks
+
+_PERIOD = 32  # steps, a multiple of every polish period
+module = importlib.import_module("riemann_unn.optim.optimizer")
+
+LEVERS: dict[str, list[tuple[Any, str, Any]]] = {
+    "thin products as batches of row blocks": [(products, "_LARGE", math.inf)],
+    "inner products and closed forms in the place of QR": [(update, "_WELL", -1.0)],
+    "Cᴴ X = Bᴴ, half of a product": [(update, "_CACHED", math.inf)],
+    "the gradient's check by its sketch": [
+        (module.ManifoldOptimizer, "_needs_no_base", lambda *_: False)
+    ],
+    "points and stacks kept between steps": [
+        (points.Roster, "_is_current", lambda _: False),
+        (stacks.Stacks, "of", lambda _, members: stacks.Stack(members)),
+    ],
+    "three rounds of the sketch, which cost": [(retractions, "_ROUNDS", 1)],
+}
+
+
+@contextmanager
+def without(lever: str | None) -> Iterator[None]:
+    """Run as if the lever had not been built."""
+    changes = LEVERS[lever] if lever else []
+    kept = [(owner, name, vars(owner)[name]) for owner, name, _ in changes]
+    try:
+        for owner, name, value in changes:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in kept:
+            setattr(owner, name, value)
+
+
+def make(n: int, count: int, rank: int) -> torch.optim.Optimizer:
+    """Return ProjUNN-T over matrices that have a gradient."""
+    source = torch.Generator().manual_seed(n)
+    params = []
+    for _ in range(count):
+        drawn = torch.randn(n, n, generator=source)
+        # A permutation is orthogonal too, and quick to make.
+        x = torch.linalg.qr(drawn)[0] if n <= 1024 else torch.eye(n)[torch.randperm(n)]
+        p = ru.tag_(torch.nn.Parameter(x.contiguous()), ru.Orthogonal())
+        p.grad = torch.randn(n, n, generator=source) / n
+        params.append(p)
+    return ru.optim.ProjUNNT(params, lr=1e-2, rank=rank)
+
+
+def ratios(n: int, count: int, rank: int, rounds: int) -> tuple[float, dict[str, float]]:
+    """Return the mean step with all levers, in ms, and the ratio for each lever left out."""
+    optimizer, names = make(n, count, rank), [None, *LEVERS]
+    steps = _PERIOD if count == 1 else 4
+    times: dict[str | None, list[float]] = {name: [] for name in names}
+    for turn in tqdm(range(rounds + 1), desc=f"{count} of n = {n}, rank {rank}", leave=False):
+        for name in random.Random(turn).sample(names, len(names)):
+            with without(name):
+                optimizer.step()
+                begin = time.perf_counter()
+                for _ in range(steps):
+                    optimizer.step()
+                if turn > 0:  # the first is for warming up
+                    times[name].append((time.perf_counter() - begin) / steps)
+    mean = {name: statistics.fmean(values) for name, values in times.items()}
+    return 1e3 * mean[None], {name: mean[name] / mean[None] for name in LEVERS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=8)
+    args = parser.parse_args()
+    cases = [(128, 1, 1), (1024, 1, 1), (2048, 1, 1), (4096, 1, 1), (4096, 1, 8), (16, 1024, 1)]
+    columns = [ratios(*case, args.rounds) for case in cases]
+    heads = [f"n={n}, rank {k}" if c == 1 else f"{c} of n={n}" for n, c, k in cases]
+    print("| without | " + " | ".join(heads) + " |")
+    print("|---" * (len(cases) + 1) + "|")
+    for lever in LEVERS:
+        print(f"| {lever} | " + " | ".join(f"{column[1][lever]:.2f}" for column in columns) + " |")
+    print("| mean ms with all | " + " | ".join(f"{column[0]:.3g}" for column in columns) + " |")
+
+
+if __name__ == "__main__":
+    main()
