@@ -118,6 +118,19 @@ def test_layer_trains_survives_copies_and_states():
     assert torch.equal(layer(x), other(x))
 
 
+def test_kernels_of_few_channels_are_exact_after_every_step():
+    for seed in range(12):
+        torch.manual_seed(seed)
+        layer = nn.Sequential(CircularConv2d(2, 4, 6), nn.ReLU(), CircularConv2d(4, 4, 6, 2))
+        optimizer = ru.optim.ProjUNNT(layer.parameters(), lr=0.05)
+        for step in range(10):
+            optimizer.zero_grad()
+            layer(gaussian(3, 2, 6, 6, seed=step).float()).sum().backward()
+            optimizer.step()
+            assert_on_manifold(layer[0].weight)
+            assert_on_manifold(layer[2].weight)
+
+
 def test_real_signals_enter_complex_layers_and_halves_stay_half():
     complex_layer = CircularConv1d(2, 2, 6, dtype=torch.complex64)
     assert complex_layer(gaussian(3, 2, 6).float()).dtype == torch.complex64

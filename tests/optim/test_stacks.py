@@ -157,6 +157,9 @@ def test_a_state_with_starts_of_several_ranks_begins_anew():
     train(optimizer, params, 2)
     optimizer.state[params[1]][START] = torch.eye(6, dtype=torch.float64)[:2]
     train(optimizer, params, 2)
+    for i in (0, 2):
+        del optimizer.state[params[i]][START]
+        train(optimizer, params, 2)
     assert {tuple(optimizer.state[p][START].shape) for p in params} == {(1, 6)}
 
 
