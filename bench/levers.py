@@ -1,6 +1,6 @@
 """What each part of the fast step gives: the time of a step without it over that with all of them.
 
-Run from the repository: ``python bench/levers.py``; two minutes. Every case takes its turns, with
+Run from the repository: ``python bench/levers.py``; three minutes. Every case takes its turns, with
 all and without one after the other, in shuffled rounds of whole polish periods, and the table
 holds ratios of means.
 """
@@ -64,7 +64,11 @@ def make(n: int, count: int, rank: int) -> torch.optim.Optimizer:
     for _ in range(count):
         drawn = torch.randn(n, n, generator=source)
         # A permutation is orthogonal too, and quick to make.
-        x = torch.linalg.qr(drawn)[0] if n <= 1024 else torch.eye(n)[torch.randperm(n)]
+        x = (
+            torch.linalg.qr(drawn)[0]
+            if n <= 1024
+            else torch.eye(n)[torch.randperm(n, generator=source)]
+        )
         p = ru.tag_(torch.nn.Parameter(x.contiguous()), ru.Orthogonal())
         p.grad = torch.randn(n, n, generator=source) / n
         params.append(p)

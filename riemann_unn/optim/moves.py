@@ -13,7 +13,7 @@ from ..errors import NonFiniteError
 from ..linalg import newton_schulz_, polish_
 from ..retractions import Retraction
 from .points import Point, nonfinite
-from .stacks import START, Stack, Stacks, State
+from .stacks import START, Stack, Stacks, State, flat
 
 __all__ = ["Displacement", "Move", "Seeds", "apply_", "plan"]
 
@@ -118,7 +118,7 @@ def _factor(batch: Batch, displacement: Displacement, seeds: Seeds, stacks: Stac
     points, deltas, kept = batch
     retraction, stack = displacement.retraction, stacks.of(points)
     step = kept[0].get(STEP, 0)
-    delta = _together(deltas)
+    delta = flat(deltas[0] if len(deltas) == 1 else torch.stack(deltas))
     start = stack.starts(kept, delta)
     # A start of another shape is left from another rank: begin anew.
     if start is not None and start.shape[-2:] != (retraction.rank, delta.shape[-2]):
@@ -130,11 +130,6 @@ def _factor(batch: Batch, displacement: Displacement, seeds: Seeds, stacks: Stac
         rounds=retraction.rounds_for(deltas[0].numel()),
     )
     return Move(stack, retraction, step, a * displacement.scale, b, kept)
-
-
-def _together(deltas: list[Tensor]) -> Tensor:
-    delta = deltas[0] if len(deltas) == 1 else torch.stack(deltas)
-    return delta if delta.ndim <= 3 else delta.reshape(-1, *delta.shape[-2:])
 
 
 def apply_(move: Move, state: State, *, polish: bool, rough: set[Point]) -> None:

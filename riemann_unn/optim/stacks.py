@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .points import Point
 
-__all__ = ["START", "Stack", "Stacks", "State"]
+__all__ = ["START", "Stack", "Stacks", "State", "flat"]
 
 START = "sketch_start"
 
@@ -33,12 +33,12 @@ class Stack:
     def gather(self, views: list[Tensor]) -> Tensor:
         """Return the matrices of all points, ``(..., n, p)`` with at most one batch dimension."""
         if len(views) == 1:
-            return _flat(views[0])
+            return flat(views[0])
         whole = views[0].new_empty((0,)) if self._values is None else self._values[0]
         if whole.shape[1:] != views[0].shape or not _can_hold(whole, views[0]):
             whole = views[0].new_empty((len(views), *views[0].shape))
             self._values = whole, self._as_values(whole)
-        return _flat(torch.stack(views, out=whole))
+        return flat(torch.stack(views, out=whole))
 
     def scatter(self, x: Tensor, views: list[Tensor]) -> None:
         """Write such matrices back to the points that have these views."""
@@ -57,6 +57,7 @@ class Stack:
     def starts(self, kept: Sequence[Mapping[str, Any]], delta: Tensor) -> Tensor | None:
         """Return the rows that start the sketches of displacements, from what is kept of each."""
         if START not in kept[0]:
+            self._starts = None  # taken out of the state, so to be put there anew
             return None
         rows: list[Tensor] = [state[START] for state in kept]
         if self._starts is not None and _are_same(rows, self._starts[1]):
@@ -68,7 +69,7 @@ class Stack:
             whole = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
         whole = whole if whole.is_complex() == delta.is_complex() else torch.view_as_complex(whole)
         whole = whole.to(delta.device, delta.dtype)
-        return whole[0] if delta.ndim == 2 else _flat(whole)
+        return whole[0] if delta.ndim == 2 else flat(whole)
 
     def keep_starts(self, starts: Tensor, views: list[Tensor], kept: list[dict[str, Any]]) -> None:
         """Note the rows that start the next sketches in what is kept of each point."""
@@ -102,7 +103,8 @@ class Stacks:
         return stack
 
 
-def _flat(x: Tensor) -> Tensor:
+def flat(x: Tensor) -> Tensor:
+    """Return matrices with at most one batch dimension."""
     return x if x.ndim <= 3 else x.reshape(-1, *x.shape[-2:])
 
 

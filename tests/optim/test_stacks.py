@@ -163,6 +163,16 @@ def test_a_state_with_starts_of_several_ranks_begins_anew():
     assert {tuple(optimizer.state[p][START].shape) for p in params} == {(1, 6)}
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_state_that_was_cleared_fills_again(count):
+    params = parameters(count)
+    optimizer = OPTIMIZERS["T"](params)
+    train(optimizer, params, 2)
+    optimizer.state.clear()
+    train(optimizer, params, 1)
+    assert all(START in optimizer.state[p] for p in params)
+
+
 def test_small_points_make_no_view_of_every_parameter_in_later_steps(monkeypatch):
     params = parameters(50)
     optimizer = OPTIMIZERS["T"](params)
