@@ -112,11 +112,14 @@ class Retraction:
             rounds=self.rounds_for(delta.numel()) if rounds is None else rounds,
         )
 
-    def next_start(self, a: Tensor) -> Tensor | None:
-        """Return the rows ``(..., k, n)`` that start the sketch of the next displacement."""
+    def next_start(self, a: Tensor, *, length: float | None = None) -> Tensor | None:
+        """Return the rows ``(..., k, n)`` that start the sketch of the next displacement.
+
+        The Frobenius norm of ``a`` may be given if it is known.
+        """
         if self.sketch != "power":
             return None
-        return orthonormal_rows(a.mH)
+        return orthonormal_rows(a.mH, length=length)
 
     def apply_(self, x: Tensor, a: Tensor, b: Tensor, *, special: bool) -> Tensor:
         """Move ``x``, shape ``(..., n, p)``, in place."""

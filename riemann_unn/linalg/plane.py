@@ -128,7 +128,7 @@ def turn_of_plane(gram: Tensor, *, phi: Phi, special: bool = False) -> tuple[Ten
             entries, loss = _turn(_Numbers, aa.real, cc.real, across, **options)
         except (ArithmeticError, ValueError):  # beyond the range of numbers
             return torch.full_like(gram, math.nan), math.nan
-        return torch.tensor(entries, dtype=gram.dtype).view(2, 2), loss
+        return torch.tensor([entries[:2], entries[2:]], dtype=gram.dtype), loss
     diagonal = gram.diagonal(dim1=-2, dim2=-1).real
     entries, loss = _turn(torch, diagonal[..., 0], diagonal[..., 1], gram[..., 0, 1], **options)
     stacked = torch.stack(entries, dim=-1).unflatten(-1, (2, 2))

@@ -44,12 +44,11 @@ def polish_block_(x: Tensor, start: int, stop: int) -> Tensor:
         stop: one past the last column.
     """
     block = x[..., start:stop]
-    # Rows times a row-major matrix is the fast order for a thin product.
-    error = block.mH.contiguous() @ x
-    inside = error[..., start:stop]
+    error = x.mH @ block
+    inside = error[..., start:stop, :]
     inside.diagonal(dim1=-2, dim2=-1).sub_(1)
     inside.mul_(0.5)
-    block.sub_(x @ error.mH)
+    block.sub_(x @ error)
     return x
 
 

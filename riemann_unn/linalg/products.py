@@ -1,7 +1,7 @@
-"""Products of a large matrix with a few rows or columns, by every core at once.
+"""Products of a large matrix with a few rows or columns, as fast as memory gives the matrix.
 
-A product with one row or column is limited by reading the matrix. BLAS libraries give it, and
-products with few, to one core; as a batch of blocks of rows all cores read.
+BLAS libraries are made for products with many. With few they leave cores idle or copy what they
+read; as a batch of blocks of rows the same products run at the speed of reading.
 """
 
 from __future__ import annotations
@@ -9,25 +9,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["rows_times", "times_columns"]
+__all__ = ["add_product_", "rows_times", "times_columns"]
 
 # Smaller matrices are read from cache before another core has begun.
 _LARGE = 512 * 512
 _BLOCKS = 16
 # From this many rows on BLAS uses all cores by itself.
 _FEW = 32
+# Up to this many columns a product is added fastest strip of long rows by strip.
+_THIN, _STRIP, _LONG = 8, 8, 1024
 
 
-def _is_cut(x: Tensor, count: int) -> bool:
+def _is_large(x: Tensor) -> bool:
+    """Whether rows of a matrix can be taken as blocks, and are worth it."""
     return (
         x.ndim == 2
         and x.numel() > _LARGE
-        and count <= _FEW
-        and x.shape[0] % _BLOCKS == 0
         and x.stride(1) == 1
         and not x.is_conj()
         and x.device.type == "cpu"
     )
+
+
+def _is_cut(x: Tensor, count: int) -> bool:
+    return count <= _FEW and x.shape[-2] % _BLOCKS == 0 and _is_large(x)
+
+
+def _is_stripped(x: Tensor, count: int) -> bool:
+    rows, length = x.shape
+    fits = count <= _THIN and rows % _STRIP == 0 and length >= _LONG
+    return fits and _is_large(x) and not x.is_complex()
 
 
 def rows_times(rows: Tensor, x: Tensor) -> Tensor:
@@ -41,8 +52,8 @@ def rows_times(rows: Tensor, x: Tensor) -> Tensor:
         Shape ``(..., k, p)``.
     """
     if _is_cut(x, rows.shape[-2]):
-        blocks = rows.unflatten(-1, (_BLOCKS, -1)).movedim(-2, 0)
-        return torch.bmm(blocks, x.unflatten(0, (_BLOCKS, -1))).sum(dim=0)
+        blocks = rows.unflatten(-1, (_BLOCKS, -1)).transpose(0, 1)
+        return torch.bmm(blocks, x.view(_BLOCKS, -1, x.shape[1])).sum(dim=0)
     if x.ndim == 2 and _is_cut(x.mT, rows.shape[-2]):
         return times_columns(x.mT, rows.mT).mT
     return rows @ x
@@ -60,8 +71,32 @@ def times_columns(x: Tensor, columns: Tensor) -> Tensor:
     """
     if _is_cut(x, columns.shape[-1]):
         rows = columns.mT.expand(_BLOCKS, -1, -1)
-        blocks = torch.bmm(rows, x.unflatten(0, (_BLOCKS, -1)).mT)
+        blocks = torch.bmm(rows, x.view(_BLOCKS, -1, x.shape[1]).mT)
         return blocks.movedim(0, 1).flatten(1).mT
     if x.ndim == 2 and _is_cut(x.mT, columns.shape[-1]):
         return rows_times(columns.mT, x.mT).mT
     return x @ columns
+
+
+def add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    r"""Add a product of thin factors, :math:`X \leftarrow X + L R`, in one pass over X.
+
+    Args:
+        x: X, shape ``(..., n, p)``; it may have any strides.
+        left: L, shape ``(..., n, k)``, k small.
+        right: R, shape ``(..., k, p)``.
+    """
+    if x.is_conj():
+        return x.copy_(x + left @ right)
+    if x.ndim == 2:
+        if _is_stripped(x, left.shape[-1]):
+            strips = x.view(-1, _STRIP, x.shape[1])
+            strips.baddbmm_(left.unflatten(0, (-1, _STRIP)), right.expand(len(strips), -1, -1))
+            return x
+        if _is_stripped(x.mT, left.shape[-1]):
+            add_product_(x.mT, right.mT, left.mT)
+            return x
+        return x.addmm_(left, right)
+    if x.ndim == 3:
+        return x.baddbmm_(left, right)
+    return x.add_(left @ right)

@@ -27,23 +27,24 @@ _FRESH = 0.1
 _USUAL = 1e-15
 
 
-def orthonormal_rows(w: Tensor) -> Tensor:
+def orthonormal_rows(w: Tensor, *, length: float | None = None) -> Tensor:
     """Return rows that are orthonormal and span the rows of ``w``, shape ``(..., k, p)``, k <= p.
 
     Where rows of ``w`` are dependent, others complete the set; a single zero
-    row stays zero. Not-a-number spreads to the result.
+    row stays zero. Not-a-number spreads to the result. The Frobenius norm of a
+    matrix may be given as its ``length`` if it is known.
     """
     if w.numel() == 0:
         return w
     if w.ndim == 2 and w.shape[0] == 1 and w.device.type == "cpu" and not w.requires_grad:
-        norm = float(torch.linalg.vector_norm(w))
+        norm = float(torch.linalg.vector_norm(w)) if length is None else length
         if _USUAL < norm < 1 / _USUAL:
             return w / norm
     if w.shape[-2] == 1 and w.dtype in DOUBLE:
         # Squares of single precision stay inside the exponent range of double.
         wide = DOUBLE[w.dtype]
-        length: Tensor = torch.linalg.vector_norm(w, dim=-1, keepdim=True, dtype=wide)
-        unit: Tensor = w / length.clamp_min(torch.finfo(wide).tiny)
+        norms: Tensor = torch.linalg.vector_norm(w, dim=-1, keepdim=True, dtype=wide)
+        unit: Tensor = w / norms.clamp_min(torch.finfo(wide).tiny)
         return unit.to(w.dtype)
     # Dividing by the largest entry first keeps them there as well.
     largest = w.abs().amax(dim=(-2, -1), keepdim=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .factor import DOUBLE, root_of_gram, thin_qr
 from .maps import Phi, polar, unitary_core
 from .plane import turn_of_plane
-from .products import rows_times, times_columns
+from .products import add_product_, rows_times, times_columns
 
 __all__ = ["retract_low_rank", "retract_low_rank_"]
 
@@ -20,17 +20,6 @@ _CACHED = 512 * 512
 _WELL = 1.0
 # and vectors that are nearer to dependence than this are made orthonormal by reflections.
 _INDEPENDENT = 1e4
-
-
-def _add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """X += L R in place; for (n, p) and (batch, n, p) one pass over X."""
-    if x.is_conj():
-        return x.copy_(x + left @ right)
-    if x.ndim == 2:
-        return x.addmm_(left, right)
-    if x.ndim == 3:
-        return x.baddbmm_(left, right)
-    return x.add_(left @ right)
 
 
 def _minus_identity(core: Tensor) -> Tensor:
@@ -52,11 +41,11 @@ def _rotate_from_left_(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi, special: bo
     w = torch.cat([a.mH, c.mH], dim=-2)
     left = _left_by_gram(w, phi=phi, special=special)
     if left is not None:
-        return _add_product_(x, left.to(x.dtype), _times_point(w, x, b))
+        return add_product_(x, left.to(x.dtype), _times_point(w, x, b))
     q, r = thin_qr(w.mH)
     turn = _turn(r[..., :k] @ r[..., k:].mH, phi=phi, special=special)
     q = q.to(x.dtype)
-    return _add_product_(x, q, turn.to(x.dtype) @ rows_times(q.mH, x))
+    return add_product_(x, q, turn.to(x.dtype) @ rows_times(q.mH, x))
 
 
 def _times_point(w: Tensor, x: Tensor, b: Tensor) -> Tensor:
@@ -64,9 +53,10 @@ def _times_point(w: Tensor, x: Tensor, b: Tensor) -> Tensor:
     if x.shape[-2:].numel() <= _CACHED:
         return w @ x
     # Cᴴ X = Bᴴ, to the error of X, spares half of a product that would read more than the cache.
-    k = b.shape[-1]
-    thin = b.mH.expand(*x.shape[:-2], *b.mH.shape[-2:])
-    return torch.cat([rows_times(w[..., :k, :], x), thin], dim=-2)
+    thin = b.mH
+    if x.ndim > 2:
+        thin = thin.expand(*x.shape[:-2], *thin.shape[-2:])
+    return torch.cat([rows_times(w[..., : b.shape[-1], :], x), thin], dim=-2)
 
 
 def _left_by_gram(w: Tensor, *, phi: Phi, special: bool) -> Tensor | None:
@@ -121,7 +111,7 @@ def _polar_tall_(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     turn = unitary_core(core, phi="polar")
     top = _minus_identity(turn[..., : 2 * k, :]).to(x.dtype)
     left = xq @ top + basis @ turn[..., 2 * k :, :].to(x.dtype)
-    return _add_product_(x, left, q.mH)
+    return add_product_(x, left, q.mH)
 
 
 def retract_low_rank_(

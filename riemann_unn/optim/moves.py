@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,11 @@ class Displacement:
 
 @dataclass(eq=False)
 class Move:
-    """Points of one kind that move together, with the factors A and B of their displacement."""
+    """Points of one kind that move together, with the factors A and B of their displacement.
+
+    ``shortest`` and ``longest`` are the least and the greatest Frobenius norm of a matrix in A, to
+    single precision: zero and infinity can be underflow and overflow.
+    """
 
     stack: Stack
     retraction: Retraction
@@ -44,6 +49,8 @@ class Move:
     a: Tensor
     b: Tensor
     kept: list[dict[str, Any]]
+    shortest: float = 0.0
+    longest: float = 0.0
 
 
 class Seeds:
@@ -96,9 +103,26 @@ def plan(
             batch[2].append(kept)
         moves += [_factor(batch, d, seeds, stacks) for batch in batches.values()]
     # In the others not-a-number anywhere in Δ reaches A, so the thin factor tells.
-    if nonfinite([move.stack.points[0] for move in moves], [move.a for move in moves]):
+    _measure(moves)
+    suspects = [move for move in moves if not math.isfinite(move.longest)]
+    if nonfinite([move.stack.points[0] for move in suspects], [move.a for move in suspects]):
         _refuse_overflow(displacements)
     return moves
+
+
+def _measure(moves: list[Move]) -> None:
+    """Find the lengths of moves, after one look at all that are on one device."""
+    found = [move for move in moves if move.a.numel() > 0]
+    norms = [torch.linalg.vector_norm(move.a, dim=(-2, -1)) for move in found]
+    if all(norm.ndim == 0 and norm.device.type == "cpu" for norm in norms):
+        for move, norm in zip(found, norms, strict=True):
+            move.shortest = move.longest = float(norm)
+        return
+    ends = [torch.stack(norm.aminmax()) for norm in norms]
+    together = len({(pair.device, pair.dtype) for pair in ends}) == 1
+    read = torch.stack(ends).tolist() if together else [pair.tolist() for pair in ends]
+    for move, (shortest, longest) in zip(found, read, strict=True):
+        move.shortest, move.longest = shortest, longest
 
 
 def _refuse_overflow(displacements: list[Displacement]) -> None:
@@ -145,12 +169,12 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Point]) -> None
     points = stack.points
     views = [point.matrices(point.value) for point in points]
     is_dense = retraction.is_dense_for(views[0].shape)
-    moved = _moved(move)
     # Zero displacements leave their points bit for bit as they are.
-    if bool(moved.any()):
+    moved = None if move.shortest > 0 else _moved(move)
+    if moved is None or bool(moved.any()):
         x = stack.gather(views)
         in_place = x.data_ptr() == points[0].value.data_ptr()
-        old = None if moved.ndim == 0 or bool(moved.all()) else x.clone()
+        old = None if moved is None or moved.ndim == 0 or bool(moved.all()) else x.clone()
         retraction.apply_(x, move.a, move.b, special=points[0].manifold.det is not None)
         if polish:
             if not is_dense:
@@ -160,7 +184,7 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Point]) -> None
             if not rough.isdisjoint(points):
                 newton_schulz_(newton_schulz_(x))
         rough.difference_update(points)
-        if old is not None:
+        if moved is not None and old is not None:
             x.copy_(torch.where(moved, x, old))
         if not in_place:
             stack.scatter(x, views)
@@ -170,7 +194,11 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Point]) -> None
         kept[STEP] = move.step + 1
     if points[0].is_half:
         _round_masters(move)
-    starts = None if is_dense else retraction.next_start(move.a)
+    starts = (
+        None
+        if is_dense
+        else retraction.next_start(move.a, length=move.longest if move.a.ndim == 2 else None)
+    )
     if starts is not None:
         stack.keep_starts(starts, views, move.kept)
 

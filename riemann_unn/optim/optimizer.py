@@ -268,7 +268,9 @@ class ManifoldOptimizer(Optimizer):
     def _ready(self, groups: list[list[Point]]) -> None:
         """Check the points that were written to since their last step, and find what moves."""
         for points in groups:
-            self._admit([p for p in points if p.version != p.param._version])
+            written = [p for p in points if p.version != p.param._version]
+            if written:
+                self._admit(written)
             for point in points:
                 if point.is_half:
                     point.value = self._master(point)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cmath
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -243,11 +243,12 @@ def without(bad: list[Point], groups: list[list[Point]]) -> list[list[Point]]:
     return [points for points in kept if points]
 
 
-@contextmanager
-def full_precision(device_types: Iterable[str]) -> Iterator[None]:
+def full_precision(device_types: Iterable[str]) -> AbstractContextManager[object]:
     """Switch autocast off on some types of devices."""
-    with ExitStack() as stack:
-        for device in device_types:
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield
+    active = [device for device in device_types if torch.is_autocast_enabled(device)]
+    if not active:
+        return nullcontext()
+    stack = ExitStack()
+    for device in active:
+        stack.enter_context(torch.autocast(device, enabled=False))
+    return stack

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from riemann_unn.linalg.products import rows_times, times_columns
+from riemann_unn.linalg.products import add_product_, rows_times, times_columns
 from tests.support import DTYPES, gaussian, rounding
 
+PAIR = [(64, 2), (2, 32)]
 SHAPES = [(32, 12), (48, 48), (31, 20), (3, 16, 8)]
 
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch):
     monkeypatch.setattr("riemann_unn.linalg.products._LARGE", 0)
+    monkeypatch.setattr("riemann_unn.linalg.products._LONG", 0)
 
 
 def layouts(x):
@@ -34,6 +36,38 @@ def test_against_the_plain_products(dtype, shape, k):
             assert (rows_times(rows, x) - rows @ x).abs().max() <= limit
         for columns in layouts(gaussian(*shape[:-2], p, k, dtype=dtype, seed=2)):
             assert (times_columns(x, columns) - x @ columns).abs().max() <= limit
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 16, 8)])
+@pytest.mark.parametrize("k", [1, 2, 9])
+def test_a_product_is_added_in_place(dtype, shape, k):
+    n, p = shape[-2:]
+    for number in range(4):
+        for left in layouts(gaussian(*shape[:-2], n, k, dtype=dtype, seed=1)):
+            for right in layouts(gaussian(*shape[:-2], k, p, dtype=dtype, seed=2)):
+                x = list(layouts(gaussian(*shape, dtype=dtype)))[number]
+                expected, memory = x + left @ right, x.data_ptr()
+                assert add_product_(x, left, right) is x and x.data_ptr() == memory
+                assert (x - expected).abs().max() <= rounding(dtype, n, factor=100)
+
+
+def test_thin_products_are_added_in_strips_of_long_rows(monkeypatch):
+    strips = []
+    baddbmm_ = torch.Tensor.baddbmm_
+    monkeypatch.setattr(
+        torch.Tensor, "baddbmm_", lambda x, a, b: strips.append(x.shape) or baddbmm_(x, a, b)
+    )
+    x = gaussian(64, 32)
+    add_product_(x, gaussian(64, 8), gaussian(8, 32))
+    add_product_(x.mT, gaussian(32, 2), gaussian(2, 64))
+    assert strips == [(8, 8, 32)] * 2
+    add_product_(x, gaussian(64, 9), gaussian(9, 32))
+    add_product_(gaussian(63, 32), gaussian(63, 2), gaussian(2, 32))
+    add_product_(x.to(torch.complex64), *(gaussian(*s, dtype=torch.complex64) for s in PAIR))
+    monkeypatch.setattr("riemann_unn.linalg.products._LONG", 33)
+    add_product_(x, *(gaussian(*shape) for shape in PAIR))
+    assert len(strips) == 2
 
 
 def test_large_matrices_go_block_by_block_and_others_do_not(monkeypatch):

@@ -27,6 +27,7 @@ def kind(request, monkeypatch):
     if request.param == "large":
         monkeypatch.setattr("riemann_unn.linalg.products._LARGE", 0)
         monkeypatch.setattr("riemann_unn.linalg.products._BLOCKS", 2)
+        monkeypatch.setattr("riemann_unn.linalg.products._LONG", 0)
         monkeypatch.setattr("riemann_unn.linalg.update._CACHED", 0)
     if request.param == "dependent":
         monkeypatch.setattr("riemann_unn.linalg.update._WELL", -1.0)
