@@ -29,9 +29,9 @@ _PERIOD = 32  # steps, a multiple of every polish period
 module = importlib.import_module("riemann_unn.optim.optimizer")
 
 LEVERS: dict[str, list[tuple[Any, str, Any]]] = {
-    "thin products as batches of row blocks": [(products, "_LARGE", math.inf)],
+    "thin products as batches of row blocks": [(products, "CACHED", math.inf)],
     "inner products and closed forms in the place of QR": [(update, "_WELL", -1.0)],
-    "Cᴴ X = Bᴴ, half of a product": [(update, "_CACHED", math.inf)],
+    "Cᴴ X = Bᴴ, half of a product": [(update, "CACHED", math.inf)],
     "the gradient's check by its sketch": [
         (module.ManifoldOptimizer, "_needs_no_base", lambda *_: False)
     ],

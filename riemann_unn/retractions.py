@@ -18,12 +18,13 @@ from .linalg import (
     sketch,
     skew,
 )
+from .linalg.products import CACHED
 
 __all__ = ["Retraction"]
 
-# What has so many numbers stays in cache, where reading it again costs little, and more rounds
-# find nine tenths of the best energy between gradients that differ much.
-_CACHED, _ROUNDS = 512 * 512, 3
+# Of what stays in cache more rounds find nine tenths of the best energy, also between gradients
+# that differ much.
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Retraction:
 
     def rounds_for(self, numel: int) -> int:
         """Return the rounds of the sketch of a displacement of so many numbers."""
-        return _ROUNDS if numel <= _CACHED else 1
+        return _ROUNDS if numel <= CACHED else 1
 
     def factor(
         self,

@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from .factor import DOUBLE, svd
 from .hermitian import hermitian_function
+from .products import CACHED
+from .solve import times_inverse
 
 __all__ = ["Phi", "cayley", "exp_skew", "polar", "rotate_by", "skew", "unitary_core"]
 
@@ -21,6 +23,8 @@ Scalar = Callable[[Tensor], Tensor]
 
 # Above this 1-norm scaling and squaring, or a solve, loses digits that eigenvectors keep.
 _LARGE = 64.0
+# From this size on elimination by blocks is faster than a solve, and below this norm as exact.
+_WIDE, _NEAR = 512, 4.0
 # A few small matrices are faster by eigendecomposition than by matrix_exp's fixed overhead.
 _SMALL, _FEW = 64, 8
 # Up to this size double precision costs little; a core of rank k has 2k.
@@ -54,7 +58,10 @@ def _by_eigenvectors(k: Tensor, angle: Scalar, slope: Scalar) -> Tensor:
 
 def skew(z: Tensor) -> Tensor:
     r"""Return the skew-Hermitian part, :math:`\tfrac12 (Z - Z^H)`, of shape ``(..., n, n)``."""
-    return 0.5 * (z - z.mH)
+    if z.ndim > 2 or z.numel() <= CACHED:
+        return 0.5 * (z - z.mH)
+    # A transposed copy is made block by block, and a sum with a transposed matrix is not.
+    return z.mH.clone(memory_format=torch.contiguous_format).sub_(z).mul_(-0.5)
 
 
 def _norm(k: Tensor) -> float:
@@ -266,8 +273,16 @@ def rotate_by(x: Tensor, z: Tensor, *, phi: Phi) -> Tensor:
     """
     if phi == "cayley" and z.shape[-1] > _CORE:
         k = skew(z)
-        if _norm(k) <= _LARGE:
-            eye = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
-            moved: Tensor = torch.linalg.solve(eye - 0.5 * k, x, left=False)
+        # Both norms bound the spectral one, and this one is found in a tenth of the time.
+        size = float(torch.linalg.vector_norm(k))
+        if size <= _LARGE or _norm(k) <= _LARGE:
+            divisor = k.mul_(-0.5)
+            divisor.diagonal(dim1=-2, dim2=-1).add_(1)
+            is_near_identity = size <= _NEAR and k.shape[-1] >= _WIDE
+            moved: Tensor = (
+                times_inverse(x, divisor)
+                if is_near_identity
+                else torch.linalg.solve(divisor, x, left=False)
+            )
             return moved.mul_(2).sub_(x)
     return x @ unitary_core(z, phi=phi, refine=False).to(x.dtype)

@@ -9,11 +9,25 @@ __all__ = ["newton_schulz_", "polish_", "polish_block_"]
 # One block of columns every few steps. Wide blocks make efficient matrix products, and the
 # period keeps their share of a rank-1 step below 15 % (bench/polish_drift.py measures it).
 _BLOCK = 64
+_WIDE, _STRIPS = 512, 4
 
 
 def _period(p: int) -> int:
     # In a few columns the roundings of single steps do not average out.
     return 1 if p <= 4 else 4 if p <= _BLOCK else 16 if p <= 512 else 32
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Xᴴ X; for large matrices the strips above the diagonal alone, and their adjoints."""
+    p = x.shape[-1]
+    if x.ndim > 2 or p < _WIDE:
+        return x.mH @ x
+    gram, step = x.new_empty(p, p), -(-p // _STRIPS)
+    for start in range(0, p, step):
+        stop = min(start + step, p)
+        gram[start:stop, start:] = x[:, start:stop].mH @ x[:, start:]
+        gram[stop:, start:stop] = gram[start:stop, stop:].mH
+    return gram
 
 
 def newton_schulz_(x: Tensor) -> Tensor:
@@ -24,7 +38,7 @@ def newton_schulz_(x: Tensor) -> Tensor:
     Args:
         x: shape ``(..., n, p)``, ``p <= n``, error well below 1; cost O(n p²).
     """
-    gram = x.mH @ x
+    gram = _gram(x)
     gram.diagonal(dim1=-2, dim2=-1).sub_(1)
     return x.sub_(x @ gram, alpha=0.5)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["add_product_", "rows_times", "times_columns"]
+__all__ = ["CACHED", "add_product_", "rows_times", "times_columns"]
 
-# Smaller matrices are read from cache before another core has begun.
-_LARGE = 512 * 512
+# What has so many numbers stays in cache, where reading it again costs little.
+CACHED = 512 * 512
 _BLOCKS = 16
 # From this many rows on BLAS uses all cores by itself.
 _FEW = 32
@@ -24,7 +24,7 @@ def _is_large(x: Tensor) -> bool:
     """Whether rows of a matrix can be taken as blocks, and are worth it."""
     return (
         x.ndim == 2
-        and x.numel() > _LARGE
+        and x.numel() > CACHED
         and x.stride(1) == 1
         and not x.is_conj()
         and x.device.type == "cpu"

@@ -11,11 +11,10 @@ from torch import Tensor
 from .factor import DOUBLE, root_of_gram, thin_qr
 from .maps import Phi, polar, unitary_core
 from .plane import turn_of_plane
-from .products import add_product_, rows_times, times_columns
+from .products import CACHED, add_product_, rows_times, times_columns
 
 __all__ = ["retract_low_rank", "retract_low_rank_"]
 
-_CACHED = 512 * 512
 # Rounding of the products of X with A and B enters X⁺ at most so many times,
 _WELL = 1.0
 # and vectors that are nearer to dependence than this are made orthonormal by reflections.
@@ -50,7 +49,7 @@ def _rotate_from_left_(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi, special: bo
 
 def _times_point(w: Tensor, x: Tensor, b: Tensor) -> Tensor:
     """W X for the rows W of [A C]ᴴ."""
-    if x.shape[-2:].numel() <= _CACHED:
+    if x.shape[-2:].numel() <= CACHED:
         return w @ x
     # Cᴴ X = Bᴴ, to the error of X, spares half of a product that would read more than the cache.
     thin = b.mH

@@ -14,7 +14,7 @@ SHAPES = [(32, 12), (48, 48), (31, 20), (3, 16, 8)]
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch):
-    monkeypatch.setattr("riemann_unn.linalg.products._LARGE", 0)
+    monkeypatch.setattr("riemann_unn.linalg.products.CACHED", 0)
     monkeypatch.setattr("riemann_unn.linalg.products._LONG", 0)
 
 
@@ -81,6 +81,6 @@ def test_large_matrices_go_block_by_block_and_others_do_not(monkeypatch):
     assert blocks == [16] * 4
     rows_times(gaussian(40, 64), x)  # so many rows are for BLAS
     times_columns(gaussian(33, 31), gaussian(31, 1))  # no 16 equal blocks
-    monkeypatch.setattr("riemann_unn.linalg.products._LARGE", 64 * 32)
+    monkeypatch.setattr("riemann_unn.linalg.products.CACHED", 64 * 32)
     rows_times(gaussian(2, 64), x)
     assert len(blocks) == 4

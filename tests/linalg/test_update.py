@@ -25,10 +25,10 @@ SHAPES = [(24, 24), (40, 12), (30, 29), (3, 10, 10), (1, 1), (7, 1)]
 def kind(request, monkeypatch):
     """Everything holds for the products of large points too, and without inner products."""
     if request.param == "large":
-        monkeypatch.setattr("riemann_unn.linalg.products._LARGE", 0)
+        monkeypatch.setattr("riemann_unn.linalg.products.CACHED", 0)
         monkeypatch.setattr("riemann_unn.linalg.products._BLOCKS", 2)
         monkeypatch.setattr("riemann_unn.linalg.products._LONG", 0)
-        monkeypatch.setattr("riemann_unn.linalg.update._CACHED", 0)
+        monkeypatch.setattr("riemann_unn.linalg.update.CACHED", 0)
     if request.param == "dependent":
         monkeypatch.setattr("riemann_unn.linalg.update._WELL", -1.0)
 
