@@ -16,7 +16,7 @@ from ..retractions import Retraction
 from .points import Point, nonfinite
 from .stacks import START, Stack, Stacks, State, flat
 
-__all__ = ["Displacement", "Move", "Seeds", "apply_", "plan"]
+__all__ = ["Displacement", "Move", "Seeds", "apply_", "plan", "pulled_back"]
 
 STEP, MASTER = "retraction_step", "master"
 
@@ -91,23 +91,33 @@ def plan(
     for d in displacements:
         if not d.retraction.shows_nonfinite and nonfinite(d.points, d.tensors):
             _refuse_overflow(displacements)
-        batches: dict[Hashable, Batch] = {}
-        for point, tensor in zip(d.points, d.tensors, strict=True):
-            kept = state.get(point.param, _NOTHING)
-            key = (point.kind, kept.get(STEP, 0), START in kept) if point.is_small else id(point)
-            batch = batches.get(key)
-            if batch is None:
-                batch = batches[key] = ([], [], [])
-            batch[0].append(point)
-            batch[1].append(point.manifold.displacement_matrices(tensor))
-            batch[2].append(kept)
-        moves += [_factor(batch, d, seeds, stacks) for batch in batches.values()]
+        moves += [_factor(batch, d, seeds, stacks) for batch in _batches(d, state)]
     # In the others not-a-number anywhere in Δ reaches A, so the thin factor tells.
     _measure(moves)
     suspects = [move for move in moves if not math.isfinite(move.longest)]
     if nonfinite([move.stack.points[0] for move in suspects], [move.a for move in suspects]):
         _refuse_overflow(displacements)
     return moves
+
+
+def _batches(displacement: Displacement, state: State) -> list[Batch]:
+    """Put what can move together together."""
+    points, tensors = displacement.points, displacement.tensors
+    deltas = [p.manifold.displacement_matrices(t) for p, t in zip(points, tensors, strict=True)]
+    kept = [state.get(point.param, _NOTHING) for point in points]
+    keys: list[Hashable] = [
+        (point.kind, known.get(STEP, 0), START in known) if point.is_small else id(point)
+        for point, known in zip(points, kept, strict=True)
+    ]
+    if len(set(keys)) == 1:
+        return [(points, deltas, kept)]
+    batches: dict[Hashable, Batch] = {}
+    for key, point, delta, known in zip(keys, points, deltas, kept, strict=True):
+        batch = batches.setdefault(key, ([], [], []))
+        batch[0].append(point)
+        batch[1].append(delta)
+        batch[2].append(known)
+    return list(batches.values())
 
 
 def _measure(moves: list[Move]) -> None:
@@ -123,6 +133,27 @@ def _measure(moves: list[Move]) -> None:
     read = torch.stack(ends).tolist() if together else [pair.tolist() for pair in ends]
     for move, (shortest, longest) in zip(found, read, strict=True):
         move.shortest, move.longest = shortest, longest
+
+
+def pulled_back(points: list[Point], grads: list[Tensor], retraction: Retraction) -> list[Tensor]:
+    """Return gradients in Lie-algebra coordinates, small ones of one kind together."""
+    alike: dict[Hashable, list[int]] = {}
+    for i, point in enumerate(points):
+        alike.setdefault(point.kind if point.is_small else id(point), []).append(i)
+    result = list(grads)
+    for members in alike.values():
+        first, shape = points[members[0]], grads[members[0]].shape
+        x = [points[i].matrices(points[i].value) for i in members]
+        if not retraction.is_intrinsic_for(x[0].shape):
+            continue
+        g = [first.matrices(grads[i]) for i in members]
+        if len(members) == 1:
+            coordinates = [retraction.pull_back(x[0], g[0])]
+        else:
+            coordinates = list(retraction.pull_back(torch.stack(x), torch.stack(g)).unbind(0))
+        for i, one in zip(members, coordinates, strict=True):
+            result[i] = first.manifold.from_matrices(one, shape)
+    return result
 
 
 def _refuse_overflow(displacements: list[Displacement]) -> None:

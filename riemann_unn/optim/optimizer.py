@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from ..errors import ManifoldError, ManifoldTypeError, NonFiniteError, OffManifoldError
+from ..errors import ManifoldError, NonFiniteError, OffManifoldError
 from ..linalg import Phi, SketchMethod
 from ..manifolds import acceptance_level, rounding_level
 from ..retractions import Retraction
 from .bases import check_base, unhooked_step
-from .moves import MASTER, Displacement, Move, Seeds, apply_, plan
+from .moves import MASTER, Displacement, Move, Seeds, apply_, plan, pulled_back
 from .points import (
+    Members,
     Point,
     Roster,
     as_groups,
@@ -239,25 +240,6 @@ class ManifoldOptimizer(Optimizer):
         for point in points:
             point.version = point.param._version
 
-    def _with_gradients(self) -> list[list[Point]]:
-        """Return the points that have a gradient, those of each group together."""
-        groups: dict[int, list[Point]] = {}
-        strided = torch.strided
-        for point in self._roster.points():
-            grad = point.param.grad
-            if grad is None:
-                continue
-            if grad.layout is not strided:
-                raise ManifoldTypeError(
-                    f"{point.name} has a sparse gradient, and a manifold step is dense; "
-                    "use sparse=False in its module. Nothing was changed"
-                )
-            point.refresh()
-            if point.version != point.param._version:
-                check_kind(point)
-            groups.setdefault(id(point.group), []).append(point)
-        return list(groups.values())
-
     def _check_gradients(self, bad: list[Point]) -> None:
         if bad and self._nonfinite == "raise":
             raise NonFiniteError(
@@ -265,13 +247,12 @@ class ManifoldOptimizer(Optimizer):
                 'rescale the loss, or pass nonfinite="skip". Nothing was changed'
             )
 
-    def _ready(self, groups: list[list[Point]]) -> None:
+    def _ready(self, groups: list[Members], written: list[Point]) -> None:
         """Check the points that were written to since their last step, and find what moves."""
-        for points in groups:
-            written = [p for p in points if p.version != p.param._version]
-            if written:
-                self._admit(written)
-            for point in points:
+        if written:
+            self._admit(written)
+        for members in groups:
+            for point in members.points:
                 if point.is_half:
                     point.value = self._master(point)
 
@@ -304,25 +285,27 @@ class ManifoldOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = self._with_gradients()
-        early: list[list[Point]] = []
-        late: list[list[Point]] = []
-        for points in groups:
-            (early if self._needs_no_base(points[0].group) else late).append(points)
+        groups, written = self._roster.with_gradients()
+        early: list[Members] = []
+        late: list[Members] = []
+        for members in groups:
+            (early if self._needs_no_base(members.points[0].group) else late).append(members)
         with full_precision(self._roster.device_types):
             moves, bad = self._plan_early(early)
-            for points in late:
-                bad += nonfinite(points, [point.grad for point in points])
+            for members in late:
+                bad += nonfinite(members.points, members.grads)
             self._check_gradients(bad)
             if bad:
                 early, late = without(bad, early), without(bad, late)
-            self._ready(early + late)
-            hidden = [*chain.from_iterable(early), *bad]
+                written = [point for point in written if point not in bad]
+            self._ready(early + late, written)
+            hidden = [*chain.from_iterable(members.points for members in early), *bad]
             moves += plan(self._displace(late, hidden), self.state, self._seeds, self._stacks)
             for move in moves:
                 apply_(move, self.state, polish=self._polish, rough=self._rough)
-        for point in chain.from_iterable(early + late):
-            point.version = point.param._version
+        for members in early + late:
+            for point in members.points:
+                point.version = point.param._version
         return loss
 
     def _needs_no_base(self, group: dict[str, Any]) -> bool:
@@ -332,7 +315,7 @@ class ManifoldOptimizer(Optimizer):
             self._is_plain_sgd(group) and retraction.shows_nonfinite and not retraction.is_intrinsic
         )
 
-    def _plan_early(self, groups: list[list[Point]]) -> tuple[list[Move], list[Point]]:
+    def _plan_early(self, groups: list[Members]) -> tuple[list[Move], list[Point]]:
         """Factor gradients before anything changes; return those with NaN or infinity too.
 
         This saves the pass over each gradient that a check on its own would take.
@@ -340,8 +323,7 @@ class ManifoldOptimizer(Optimizer):
         try:
             return plan(self._by_gradient(groups), self.state, self._seeds, self._stacks), []
         except NonFiniteError:
-            points = list(chain.from_iterable(groups))
-            bad = nonfinite(points, [point.grad for point in points])
+            bad = [p for members in groups for p in nonfinite(members.points, members.grads)]
             if not bad:
                 raise  # it is the displacement that overflows
         if self._nonfinite == "raise":
@@ -353,35 +335,36 @@ class ManifoldOptimizer(Optimizer):
     def _is_plain_sgd(self, group: dict[str, Any]) -> bool:
         return type(self.base) is SGD and group["momentum"] == 0
 
-    def _by_gradient(self, groups: list[list[Point]]) -> list[Displacement]:
+    def _by_gradient(self, groups: list[Members]) -> list[Displacement]:
         """Plain SGD moves by -lr times the gradient: no tensor needs to be written for that."""
         return [
             Displacement(
-                points,
-                self._gradients_at(points),
+                members.points,
+                self._gradients_at(members),
                 group["lr"] * (1 if group.get("maximize") else -1),
                 self._retraction(group),
             )
-            for points in groups
-            for group in (points[0].group,)
+            for members in groups
+            for group in (members.points[0].group,)
         ]
 
-    def _displace(self, groups: list[list[Point]], hidden: list[Point]) -> list[Displacement]:
+    def _displace(self, groups: list[Members], hidden: list[Point]) -> list[Displacement]:
         """Run the base and return what it would add to each point; the points stay.
 
         The hidden ones have gradients that the base is not to see.
         """
-        swapped = [points for points in groups if not self._is_plain_sgd(points[0].group)]
-        plain = [points for points in groups if self._is_plain_sgd(points[0].group)]
+        swapped = [m for m in groups if not self._is_plain_sgd(m.points[0].group)]
+        plain = [m for m in groups if self._is_plain_sgd(m.points[0].group)]
         result = self._by_gradient(plain)
-        shown = [self._gradients_at(points) for points in swapped]
-        points = [*chain.from_iterable(groups), *hidden]
+        shown = [self._gradients_at(members) for members in swapped]
+        points = [*chain.from_iterable(members.points for members in groups), *hidden]
         if points and not swapped and all(p.grad is None for p in self._roster.others):
             return result  # the base has nothing to do
-        kept = [(point.param, point.param.data, point.grad) for point in points]
+        kept = [(point.param, point.param.data, point.param.grad) for point in points]
         for members in swapped:
-            zeros = [self._zeros(point) for point in members]
-            result.append(Displacement(members, zeros, 1.0, self._retraction(members[0].group)))
+            zeros = [self._zeros(point) for point in members.points]
+            retraction = self._retraction(members.points[0].group)
+            result.append(Displacement(members.points, zeros, 1.0, retraction))
         try:
             for p, _, _ in kept:
                 p.grad = None
@@ -399,20 +382,13 @@ class ManifoldOptimizer(Optimizer):
                 p.grad = grad_
         return result
 
-    def _gradients_at(self, points: list[Point]) -> list[Tensor]:
+    def _gradients_at(self, members: Members) -> list[Tensor]:
         """Return gradients as the base is to see them: as they are, or in Lie coordinates."""
+        points, grads = members.points, members.grads
+        if any(point.is_half for point in points):
+            grads = [g.float() if p.is_half else g for p, g in zip(points, grads, strict=True)]
         retraction = self._retraction(points[0].group)
-        if retraction.is_intrinsic:
-            return [self._pulled_back(point, retraction) for point in points]
-        return [point.grad.float() if point.is_half else point.grad for point in points]
-
-    def _pulled_back(self, point: Point, retraction: Retraction) -> Tensor:
-        grad = point.grad.float() if point.is_half else point.grad
-        x = point.matrices(point.value)
-        if not retraction.is_intrinsic_for(x.shape):
-            return grad
-        coordinates = retraction.pull_back(x, point.matrices(grad))
-        return point.manifold.from_matrices(coordinates, grad.shape)
+        return pulled_back(points, grads, retraction) if retraction.is_intrinsic else grads
 
     def _zeros(self, point: Point) -> Tensor:
         # Kept between steps: allocating and faulting in fresh pages costs more than clearing.

@@ -17,6 +17,7 @@ from ..manifolds import MatrixManifold, Stiefel
 from ..tagging import manifold_of
 
 __all__ = [
+    "Members",
     "Point",
     "Roster",
     "as_groups",
@@ -38,10 +39,11 @@ _STACK_UP_TO = 128 * 128
 class Point:
     """A tagged parameter in its group, under the name that messages give it.
 
-    ``value`` is what moves: the parameter's own memory, or the master copy in
-    single precision of a parameter that is stored in half. ``version`` counts
-    the writes to the parameter when it was last found on its manifold, and
-    points of one ``kind``, numbered in ``kinds``, can move together.
+    ``value`` is what moves: the parameter itself, or the master copy in single
+    precision of a parameter that is stored in half. ``version`` counts the
+    writes to the parameter when it was last found on its manifold, and points
+    of one ``kind``, numbered in ``kinds``, can move together. Both hold for the
+    memory that begins at ``address``.
     """
 
     name: str
@@ -55,49 +57,45 @@ class Point:
     kind: int = field(init=False)
     is_small: bool = field(init=False)
     is_half: bool = field(init=False)
-    memory: tuple[int, torch.Size, tuple[int, ...], torch.dtype] = field(init=False)
+    address: int = field(init=False)
+    numel: int = field(init=False)
+    dtype: torch.dtype = field(init=False)
 
     def __post_init__(self) -> None:
-        self._meet(self.param.detach())
+        self.meet()
 
-    def _meet(self, value: Tensor) -> None:
-        self.value, self.version = value, None
+    def meet(self) -> None:
+        """See the parameter's memory as it is now; nothing is known of its values."""
+        self.value, self.version = self.param, None
+        value = self.param.detach()
+        self.address, self.numel, self.dtype = value.data_ptr(), value.numel(), value.dtype
         kind = (id(self.group), self.manifold, value.shape, value.dtype, value.device)
         self.kind = self.kinds.setdefault(kind, len(self.kinds))
         reason = self.manifold.why_not(value.shape, value.dtype)
         self.is_small = reason is None and _is_small(self.matrices(value))
         # Stored too coarsely to be a point itself.
         self.is_half = value.dtype in (torch.float16, torch.bfloat16)
-        self.memory = _memory(value)
-
-    def refresh(self) -> None:
-        """See the parameter's memory as it is now: its user may have given it another."""
-        memory, old = _memory(self.param), self.memory
-        if memory == old:
-            return
-        self.memory, value = memory, self.param.detach()
-        if value.shape == old[1] and value.dtype is old[3] and value.device == self.value.device:
-            self.value = value
-        else:
-            self._meet(value)
-
-    @property
-    def grad(self) -> Tensor:
-        """The parameter's gradient, which the caller knows to be there."""
-        assert self.param.grad is not None
-        return self.param.grad
 
     def matrices(self, x: Tensor) -> Tensor:
         """Return the manifold's matrix view of a tensor of the parameter's shape."""
         return self.manifold.to_matrices(x)
 
 
-def _memory(x: Tensor) -> tuple[int, torch.Size, tuple[int, ...], torch.dtype]:
-    return x.data_ptr(), x.shape, x.stride(), x.dtype
-
-
 def _is_small(matrices: Tensor) -> bool:
     return matrices.shape[-2:].numel() <= _STACK_UP_TO
+
+
+@dataclass(eq=False)
+class Members:
+    """Points of one group that have a gradient, and their gradients."""
+
+    points: list[Point]
+    grads: list[Tensor]
+
+    def without(self, bad: list[Point]) -> Members:
+        """Leave points out."""
+        kept = [pair for pair in zip(self.points, self.grads, strict=True) if pair[0] not in bad]
+        return Members([point for point, _ in kept], [grad for _, grad in kept])
 
 
 class Roster:
@@ -109,6 +107,43 @@ class Roster:
         self._points: list[Point] = []
         self._others: list[Tensor] = []
         self._kinds: dict[Kind, int] = {}
+
+    def with_gradients(self) -> tuple[list[Members], list[Point]]:
+        """Return the points that have a gradient, and those that were written to since they moved.
+
+        Raises:
+            ManifoldTypeError: a gradient is sparse, or see :meth:`points`.
+            ManifoldError: a parameter has become one that its manifold does not take.
+        """
+        groups: list[Members] = []
+        written: list[Point] = []
+        group, strided = None, torch.strided
+        # One loop: with many points most of its time goes by until each is in cache.
+        for point in self.points():
+            param = point.param
+            grad = param.grad
+            if grad is None:
+                continue
+            if grad.layout is not strided:
+                raise ManifoldTypeError(
+                    f"{point.name} has a sparse gradient, and a manifold step is dense; "
+                    "use sparse=False in its module. Nothing was changed"
+                )
+            if (
+                param.data_ptr() != point.address
+                or param.numel() != point.numel
+                or param.dtype is not point.dtype
+            ):
+                point.meet()
+            if point.version != param._version:
+                check_kind(point)
+                written.append(point)
+            if point.group is not group:
+                group, members = point.group, Members([], [])
+                groups.append(members)
+            members.points.append(point)
+            members.grads.append(grad)
+        return groups, written
 
     def points(self) -> list[Point]:
         """Return the tagged parameters in their order.
@@ -237,10 +272,9 @@ def nonfinite(points: list[Point], tensors: list[Tensor]) -> list[Point]:
     return [point for point, t in pairs if not bool(torch.isfinite(t).all())]
 
 
-def without(bad: list[Point], groups: list[list[Point]]) -> list[list[Point]]:
+def without(bad: list[Point], groups: list[Members]) -> list[Members]:
     """Leave points out, and groups that have no others."""
-    kept = ([point for point in points if point not in bad] for points in groups)
-    return [points for points in kept if points]
+    return [kept for kept in (members.without(bad) for members in groups) if kept.points]
 
 
 def full_precision(device_types: Iterable[str]) -> AbstractContextManager[object]:
