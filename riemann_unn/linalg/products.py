@@ -98,5 +98,8 @@ def add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
             return x
         return x.addmm_(left, right)
     if x.ndim == 3:
+        if x.stride(-1) != 1 and x.stride(-2) == 1:  # stored column by column, as from a QR
+            x.mT.baddbmm_(right.mT, left.mT)
+            return x
         return x.baddbmm_(left, right)
     return x.add_(left @ right)
