@@ -48,6 +48,8 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
     ndim = 2
     reversible = True
     det: int | None = None
+    # Whether the view of several points side by side is that of each.
+    takes_batches = False
 
     # The view -------------------------------------------------------------
 

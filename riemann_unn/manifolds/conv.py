@@ -15,6 +15,8 @@ __all__ = ["OrthogonalConv", "UnitaryConv"]
 class _ConvManifold(MatrixManifold):
     """What the two have in common: the view of a kernel as the matrices of its spectrum."""
 
+    takes_batches = True
+
     def __init__(self, ndim: int = 2) -> None:
         super().__init__()
         if isinstance(ndim, bool) or not isinstance(ndim, int) or ndim < 1:

@@ -47,6 +47,7 @@ class Stiefel(MatrixManifold):
     def __init__(self, *, flatten: bool = False) -> None:
         super().__init__()
         self.flatten = flatten
+        self.takes_batches = not flatten
 
     def extra_repr(self) -> str:
         """Return the arguments as they were given."""
@@ -92,6 +93,7 @@ class Orthogonal(MatrixManifold):
     """
 
     name = "Orthogonal"
+    takes_batches = True
 
     def __init__(self, *, det: int | None = None) -> None:
         super().__init__()
@@ -128,6 +130,7 @@ class Unitary(MatrixManifold):
     """
 
     name = "Unitary"
+    takes_batches = True
 
     def __init__(self) -> None:
         super().__init__()

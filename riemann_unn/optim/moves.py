@@ -14,13 +14,13 @@ from ..errors import NonFiniteError
 from ..linalg import newton_schulz_, polish_
 from ..retractions import Retraction
 from .points import Point, nonfinite
-from .stacks import START, Stack, Stacks, State, flat
+from .stacks import START, Stack, Stacks, State
 
 __all__ = ["Displacement", "Move", "Seeds", "apply_", "plan", "pulled_back"]
 
 STEP, MASTER = "retraction_step", "master"
 
-# Points, their displacements as matrices, and what is kept of each between steps.
+# Points, their displacements, and what is kept of each between steps.
 Batch = tuple[list[Point], list[Tensor], list[dict[str, Any]]]
 _NOTHING: dict[str, Any] = {}
 
@@ -103,19 +103,18 @@ def plan(
 def _batches(displacement: Displacement, state: State) -> list[Batch]:
     """Put what can move together together."""
     points, tensors = displacement.points, displacement.tensors
-    deltas = [p.manifold.displacement_matrices(t) for p, t in zip(points, tensors, strict=True)]
     kept = [state.get(point.param, _NOTHING) for point in points]
     keys: list[Hashable] = [
         (point.kind, known.get(STEP, 0), START in known) if point.is_small else id(point)
         for point, known in zip(points, kept, strict=True)
     ]
     if len(set(keys)) == 1:
-        return [(points, deltas, kept)]
+        return [(points, tensors, kept)]
     batches: dict[Hashable, Batch] = {}
-    for key, point, delta, known in zip(keys, points, deltas, kept, strict=True):
+    for key, point, tensor, known in zip(keys, points, tensors, kept, strict=True):
         batch = batches.setdefault(key, ([], [], []))
         batch[0].append(point)
-        batch[1].append(delta)
+        batch[1].append(tensor)
         batch[2].append(known)
     return list(batches.values())
 
@@ -170,10 +169,10 @@ def _refuse_overflow(displacements: list[Displacement]) -> None:
 
 
 def _factor(batch: Batch, displacement: Displacement, seeds: Seeds, stacks: Stacks) -> Move:
-    points, deltas, kept = batch
+    points, tensors, kept = batch
     retraction, stack = displacement.retraction, stacks.of(points)
     step = kept[0].get(STEP, 0)
-    delta = flat(deltas[0] if len(deltas) == 1 else torch.stack(deltas))
+    delta = stack.displacement(tensors)
     start = stack.starts(kept, delta)
     # A start of another shape is left from another rank: begin anew.
     if start is not None and start.shape[-2:] != (retraction.rank, delta.shape[-2]):
@@ -182,7 +181,7 @@ def _factor(batch: Batch, displacement: Displacement, seeds: Seeds, stacks: Stac
         delta,
         start=start,
         generator=seeds.generator(delta, step),
-        rounds=retraction.rounds_for(deltas[0].numel()),
+        rounds=retraction.rounds_for(delta.numel() // len(points)),
     )
     return Move(stack, retraction, step, a * displacement.scale, b, kept)
 
@@ -198,13 +197,11 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Point]) -> None
     """
     stack, retraction = move.stack, move.retraction
     points = stack.points
-    views = [point.matrices(point.value) for point in points]
-    is_dense = retraction.is_dense_for(views[0].shape)
+    is_dense = retraction.is_dense_for(torch.Size((move.a.shape[-2], move.b.shape[-2])))
     # Zero displacements leave their points bit for bit as they are.
     moved = None if move.shortest > 0 else _moved(move)
     if moved is None or bool(moved.any()):
-        x = stack.gather(views)
-        in_place = x.data_ptr() == points[0].value.data_ptr()
+        x = stack.gather()
         old = None if moved is None or moved.ndim == 0 or bool(moved.all()) else x.clone()
         retraction.apply_(x, move.a, move.b, special=points[0].manifold.det is not None)
         if polish:
@@ -217,8 +214,7 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Point]) -> None
         rough.difference_update(points)
         if moved is not None and old is not None:
             x.copy_(torch.where(moved, x, old))
-        if not in_place:
-            stack.scatter(x, views)
+        stack.scatter(x, None if old is None else moved)
     if any(kept is _NOTHING for kept in move.kept):
         move.kept = [state[point.param] for point in points]
     for kept in move.kept:
@@ -231,7 +227,7 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Point]) -> None
         else retraction.next_start(move.a, length=move.longest if move.a.ndim == 2 else None)
     )
     if starts is not None:
-        stack.keep_starts(starts, views, move.kept)
+        stack.keep_starts(starts, move.kept)
 
 
 def _round_masters(move: Move) -> None:

@@ -58,7 +58,7 @@ class Point:
     is_small: bool = field(init=False)
     is_half: bool = field(init=False)
     address: int = field(init=False)
-    numel: int = field(init=False)
+    shape: torch.Size = field(init=False)
     dtype: torch.dtype = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class Point:
         """See the parameter's memory as it is now; nothing is known of its values."""
         self.value, self.version = self.param, None
         value = self.param.detach()
-        self.address, self.numel, self.dtype = value.data_ptr(), value.numel(), value.dtype
+        self.address, self.shape, self.dtype = value.data_ptr(), value.shape, value.dtype
         kind = (id(self.group), self.manifold, value.shape, value.dtype, value.device)
         self.kind = self.kinds.setdefault(kind, len(self.kinds))
         reason = self.manifold.why_not(value.shape, value.dtype)
@@ -131,7 +131,7 @@ class Roster:
                 )
             if (
                 param.data_ptr() != point.address
-                or param.numel() != point.numel
+                or param.shape != point.shape
                 or param.dtype is not point.dtype
             ):
                 point.meet()

@@ -27,32 +27,71 @@ class Stack:
 
     def __init__(self, points: list[Point]) -> None:
         self.points = points
+        self._manifold = points[0].manifold
+        self._together = len(points) > 1 and self._manifold.takes_batches
+        # All values side by side, and each of them.
         self._values: tuple[Tensor, list[Tensor]] | None = None
         self._starts: tuple[Tensor, Sequence[Tensor]] | None = None
+        self._shape = torch.Size()
 
-    def gather(self, views: list[Tensor]) -> Tensor:
+    def displacement(self, tensors: list[Tensor]) -> Tensor:
+        """Return the matrices of all displacements, with at most one batch dimension."""
+        view = self._manifold.displacement_matrices
+        if len(tensors) == 1:
+            return self._flat(view(tensors[0]))
+        if self._together:
+            return self._flat(view(torch.stack(tensors)))
+        return self._flat(torch.stack([view(tensor) for tensor in tensors]))
+
+    def gather(self) -> Tensor:
         """Return the matrices of all points, ``(..., n, p)`` with at most one batch dimension."""
-        if len(views) == 1:
-            return flat(views[0])
-        whole = views[0].new_empty((0,)) if self._values is None else self._values[0]
-        if whole.shape[1:] != views[0].shape or not _can_hold(whole, views[0]):
-            whole = views[0].new_empty((len(views), *views[0].shape))
-            self._values = whole, self._as_values(whole)
-        return flat(torch.stack(views, out=whole))
+        values, view = [point.value for point in self.points], self._manifold.to_matrices
+        if len(values) == 1:
+            return self._flat(view(values[0]))
+        if self._together:
+            return self._flat(view(torch.stack(values, out=self._room(values[0]))))
+        return self._flat(torch.stack([view(value) for value in values]))
 
-    def scatter(self, x: Tensor, views: list[Tensor]) -> None:
-        """Write such matrices back to the points that have these views."""
-        if self._values is not None and _shares(x, self._values[0]):
+    def scatter(self, x: Tensor, moved: Tensor | None) -> None:
+        """Write such matrices back to the points; to those that have moved if not all have."""
+        values, back = [point.value for point in self.points], self._manifold.from_matrices
+        parts, first = x.reshape(self._shape), values[0]
+        if self._together and self._values is not None:
             whole, news = self._values
-            if not _shares(news[0], whole):  # tensors that were made from it, not views
-                news = self._as_values(whole)
-        else:
-            news = self._as_values(x.reshape(len(views), *views[0].shape))
-        torch._foreach_copy_([point.value for point in self.points], news)
+            if not _shares(x, whole):
+                whole.copy_(self._kept(moved, whole, back(parts, whole.shape)))
+            torch._foreach_copy_(values, news)
+        elif len(values) > 1:
+            fresh = torch.stack([back(part, first.shape) for part in parts.unbind(0)])
+            old = fresh if moved is None else torch.stack(values)
+            torch._foreach_copy_(values, list(self._kept(moved, old, fresh).unbind(0)))
+        elif not _shares(x, first):
+            fresh = back(parts[0], first.shape).unsqueeze(0)
+            first.copy_(self._kept(moved, first.unsqueeze(0), fresh)[0])
 
-    def _as_values(self, whole: Tensor) -> list[Tensor]:
-        manifold, shape = self.points[0].manifold, self.points[0].value.shape
-        return [manifold.from_matrices(part, shape) for part in whole.unbind(0)]
+    def _kept(self, moved: Tensor | None, old: Tensor, fresh: Tensor) -> Tensor:
+        """Keep the old values of what has not moved, which come back with other roundings."""
+        if moved is None:
+            return fresh
+        inner = self._manifold.point_dims(self.points[0].value)
+        outer = fresh.ndim - inner
+        flags = moved.reshape(self._shape[:-2])
+        if flags.ndim > outer:  # the matrices of a kernel move together
+            flags = flags.flatten(outer)[..., 0]
+        return torch.where(flags.reshape(*flags.shape, *[1] * inner), fresh, old)
+
+    def _room(self, value: Tensor) -> Tensor:
+        whole = None if self._values is None else self._values[0]
+        if whole is None or whole.shape[1:] != value.shape or not _can_hold(whole, value):
+            whole = value.new_empty((len(self.points), *value.shape))
+            self._values = whole, list(whole.unbind(0))
+        return whole
+
+    def _flat(self, matrices: Tensor) -> Tensor:
+        """Join the batch dimensions, before which that of the points is one more."""
+        shape = matrices.shape
+        self._shape = torch.Size((1, *shape)) if len(self.points) == 1 else shape
+        return flat(matrices)
 
     def starts(self, kept: Sequence[Mapping[str, Any]], delta: Tensor) -> Tensor | None:
         """Return the rows that start the sketches of displacements, from what is kept of each."""
@@ -71,9 +110,9 @@ class Stack:
         whole = whole.to(delta.device, delta.dtype)
         return whole[0] if delta.ndim == 2 else flat(whole)
 
-    def keep_starts(self, starts: Tensor, views: list[Tensor], kept: list[dict[str, Any]]) -> None:
+    def keep_starts(self, starts: Tensor, kept: list[dict[str, Any]]) -> None:
         """Note the rows that start the next sketches in what is kept of each point."""
-        starts = starts.reshape(len(views), *views[0].shape[:-2], *starts.shape[-2:])
+        starts = starts.reshape(*self._shape[:-2], *starts.shape[-2:])
         # A real parameter may have complex matrices, but its state has to be real: torch casts a
         # state to the parameter's dtype when it is loaded.
         if starts.is_complex() != self.points[0].param.is_complex():

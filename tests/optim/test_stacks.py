@@ -10,7 +10,7 @@ from torch import nn
 
 import riemann_unn as ru
 from riemann_unn.optim.stacks import START
-from tests.support import assert_on_manifold, gaussian, point
+from tests.support import assert_on_manifold, gaussian, generator, point
 
 
 def parameters(count, n=6, dtype=torch.float64, manifold=None):
@@ -97,6 +97,74 @@ def test_a_parameter_given_other_memory_moves_there(count, change):
     train(twin, other, 2, first=2)
     assert gap(params, other) == 0
     assert [p.data_ptr() for p in params] == memory
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_memory_given_by_data_is_checked(count):
+    """Assigning to ``data`` does not count as a write for autograd."""
+    params = parameters(count)
+    optimizer = OPTIMIZERS["T"](params)
+    train(optimizer, params, 2)
+    kept = [p.detach().clone() for p in params]
+    params[-1].data = 2 * params[-1].data
+    with pytest.raises(ru.OffManifoldError, match=rf"\['params'\]\[{count - 1}\]"):
+        train(optimizer, params, 1)
+    assert gap(params[:-1], kept[:-1]) == 0 if count > 1 else True
+    assert torch.equal(params[-1], 2 * kept[-1])
+
+
+def test_memory_read_in_another_shape_is_refused():
+    for count in (1, 3):
+        params = parameters(count)
+        optimizer = OPTIMIZERS["T"](params)
+        train(optimizer, params, 2)
+        for p in params:
+            p.grad, p.data = None, p.data.view(6, 3, 2)
+        with pytest.raises(ru.ManifoldError, match=r"\['params'\]\[0\].* is tagged Orthogonal"):
+            train(optimizer, params, 1)
+
+
+KERNELS = [
+    (ru.Stiefel(flatten=True), (4, 2, 3, 3)),
+    (ru.Stiefel(), (3, 7)),
+    (ru.Stiefel(), (2, 7, 3)),
+    (ru.OrthogonalConv(1), (3, 3, 5)),
+    (ru.OrthogonalConv(2), (2, 2, 3, 4, 4)),
+    (ru.OrthogonalConv(1), (2, 4, 5)),
+    (ru.UnitaryConv(1), (3, 3, 5)),
+]
+
+
+@pytest.mark.parametrize(("manifold", "shape"), KERNELS)
+@pytest.mark.parametrize("name", ["T", "D"])
+def test_kernels_that_move_together(manifold, shape, name):
+    """They take the steps that they take alone, and without a gradient none, bit for bit."""
+    dtype = torch.complex128 if isinstance(manifold, ru.UnitaryConv) else torch.float64
+    together, alone = (
+        [
+            ru.tag_(nn.Parameter(x.as_subclass(torch.Tensor)), manifold)
+            for seed in range(3)
+            for x in [manifold.random(*shape, dtype=dtype, generator=generator(seed))]
+        ]
+        for _ in range(2)
+    )
+    optimizer, singles = OPTIMIZERS[name](together), [OPTIMIZERS[name]([p]) for p in alone]
+    for step in range(4):
+        for params in (together, alone):
+            give_gradients(params, step)
+            params[1].grad.zero_()
+            if len(shape) - manifold.point_dims(params[0]) > 0:
+                params[2].grad[1].zero_()
+        before = [p.detach().clone() for p in together]
+        optimizer.step()
+        for single in singles:
+            single.step()
+        assert gap(together, alone) < 1e-12
+        assert torch.equal(together[1], before[1]) and not torch.equal(together[0], before[0])
+        if len(shape) - manifold.point_dims(together[0]) > 0:
+            for params in (together, alone):
+                assert torch.equal(params[2][1], before[2][1])
+            assert not torch.equal(together[2][0], before[2][0])
 
 
 def test_another_precision_is_noticed_and_checked():
