@@ -30,10 +30,6 @@ class _Numbers:
     def conj(number: complex) -> complex:
         return number.conjugate()
 
-    @staticmethod
-    def zeros_like(_: float) -> float:
-        return 0.0
-
 
 def _skew_turn(xp: Any, corner: Any, beside: Any, phi: Phi) -> tuple[Any, ...]:
     """The entries of φ(K) - I for K = ½ [[2 i corner, beside], [-beside, 0]], two real numbers.
@@ -55,6 +51,16 @@ def _skew_turn(xp: Any, corner: Any, beside: Any, phi: Phi) -> tuple[Any, ...]:
     phase = xp.exp(1j * drift)
     rise = 2j * xp.sin(0.5 * drift) * xp.exp(0.5j * drift)  # the phase minus one
     return phase * (fall + lean) + rise, -phase * below, phase * below, phase * (fall - lean) + rise
+
+
+def _real_turn(xp: Any, beside: Any, phi: Phi) -> tuple[Any, ...]:
+    """The same where corner is zero: the turn of a real plane by one angle."""
+    angle = 0.5 * beside
+    if phi == "cayley":
+        angle = 2 * xp.arctan(0.5 * angle)
+    half, sine = xp.sin(0.5 * angle), xp.sin(angle)
+    fall = -2 * half * half  # the cosine minus one, without cancellation
+    return fall, sine, -sine, fall
 
 
 def _polar_turn(xp: Any, corner: Any, beside: Any, special: bool) -> tuple[Any, ...]:
@@ -83,7 +89,7 @@ def _turn(
     cosine = across / (a_unit * c)
     size = abs(cosine)
     rest = 1 - size * size
-    sine = xp.sqrt(xp.where(rest > 0, rest, math.nan))
+    sine = xp.sqrt(xp.where((rest > 0) & (aa < math.inf), rest, math.nan))
     # In the orthonormal basis of the plane a is (a, 0), and c is (c cosine, c sine).
     corner, beside = a * c * xp.conj(cosine), a * c * sine
     if phi == "polar":
@@ -91,7 +97,7 @@ def _turn(
     elif is_complex:
         entries = _skew_turn(xp, corner.imag, beside, phi)
     else:
-        entries = tuple(entry.real for entry in _skew_turn(xp, xp.zeros_like(beside), beside, phi))
+        entries = _real_turn(xp, beside, phi)
     t00, t01, t10, t11 = entries
     # Back to the basis of a and c themselves.
     p, q = cosine / sine, 1 / sine

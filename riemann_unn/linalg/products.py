@@ -41,6 +41,13 @@ def _is_stripped(x: Tensor, count: int) -> bool:
     return fits and _is_large(x) and not x.is_complex()
 
 
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    # A call of matmul is six of other operations.
+    if left.ndim == right.ndim == 3 and left.shape[0] == right.shape[0]:
+        return torch.bmm(left, right)
+    return left @ right
+
+
 def rows_times(rows: Tensor, x: Tensor) -> Tensor:
     r"""Return :math:`R X`, the sum over blocks of rows of X.
 
@@ -56,7 +63,7 @@ def rows_times(rows: Tensor, x: Tensor) -> Tensor:
         return torch.bmm(blocks, x.view(_BLOCKS, -1, x.shape[1])).sum(dim=0)
     if x.ndim == 2 and _is_cut(x.mT, rows.shape[-2]):
         return times_columns(x.mT, rows.mT).mT
-    return rows @ x
+    return _product(rows, x)
 
 
 def times_columns(x: Tensor, columns: Tensor) -> Tensor:
@@ -75,7 +82,7 @@ def times_columns(x: Tensor, columns: Tensor) -> Tensor:
         return blocks.movedim(0, 1).flatten(1).mT
     if x.ndim == 2 and _is_cut(x.mT, columns.shape[-1]):
         return rows_times(columns.mT, x.mT).mT
-    return x @ columns
+    return _product(x, columns)
 
 
 def add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:

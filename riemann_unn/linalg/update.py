@@ -50,7 +50,7 @@ def _rotate_from_left_(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi, special: bo
 def _times_point(w: Tensor, x: Tensor, b: Tensor) -> Tensor:
     """W X for the rows W of [A C]ᴴ."""
     if x.shape[-2:].numel() <= CACHED:
-        return w @ x
+        return rows_times(w, x)
     # Cᴴ X = Bᴴ, to the error of X, spares half of a product that would read more than the cache.
     thin = b.mH
     if x.ndim > 2:

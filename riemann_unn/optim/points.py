@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import cmath
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -264,7 +264,11 @@ def nonfinite(points: list[Point], tensors: list[Tensor]) -> list[Point]:
     if not pairs:
         return []
     # The sum of a finite tensor can overflow, so it only clears, never accuses.
-    sums = [t.sum() for _, t in pairs]
+    alike: dict[Hashable, list[Tensor]] = {}
+    for i, (point, t) in enumerate(pairs):
+        key = (point.kind, t.shape, t.dtype) if point.is_small else i
+        alike.setdefault(key, []).append(t)
+    sums = [(ts[0] if len(ts) == 1 else torch.stack(ts)).sum() for ts in alike.values()]
     if len(sums) > 4 and len({(t.device, t.dtype) for t in sums}) == 1:
         sums = [torch.stack(sums).sum()]
     if all(cmath.isfinite(t.item()) for t in sums):
