@@ -39,11 +39,11 @@ _STACK_UP_TO = 128 * 128
 class Point:
     """A tagged parameter in its group, under the name that messages give it.
 
-    ``value`` is what moves: the parameter itself, or the master copy in single
+    ``value`` is what moves: the parameter's memory, or the master copy in single
     precision of a parameter that is stored in half. ``version`` counts the
     writes to the parameter when it was last found on its manifold, and points
     of one ``kind``, numbered in ``kinds``, can move together. Both hold for the
-    memory that begins at ``address``.
+    memory at ``address``.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Point:
     is_half: bool = field(init=False)
     address: int = field(init=False)
     shape: torch.Size = field(init=False)
+    stride: tuple[int, ...] = field(init=False)
     dtype: torch.dtype = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,9 +67,10 @@ class Point:
 
     def meet(self) -> None:
         """See the parameter's memory as it is now; nothing is known of its values."""
-        self.value, self.version = self.param, None
-        value = self.param.detach()
-        self.address, self.shape, self.dtype = value.data_ptr(), value.shape, value.dtype
+        # A plain tensor: torch asks of each parameter in a list whether it overrides functions.
+        self.value = value = self.param.detach()
+        self.version, self.dtype = None, value.dtype
+        self.address, self.shape, self.stride = value.data_ptr(), value.shape, value.stride()
         kind = (id(self.group), self.manifold, value.shape, value.dtype, value.device)
         self.kind = self.kinds.setdefault(kind, len(self.kinds))
         reason = self.manifold.why_not(value.shape, value.dtype)
@@ -132,6 +134,7 @@ class Roster:
             if (
                 param.data_ptr() != point.address
                 or param.shape != point.shape
+                or param.stride() != point.stride
                 or param.dtype is not point.dtype
             ):
                 point.meet()
