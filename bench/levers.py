@@ -1,6 +1,6 @@
 """What each part of the fast step gives: the time of a step without it over that with all of them.
 
-Run from the repository: ``python bench/levers.py``; three minutes. Every case takes its turns, with
+Run from the repository: ``python bench/levers.py``; four minutes. Every case takes its turns, with
 all and without one after the other, in shuffled rounds of whole polish periods, and the table
 holds ratios of means.
 """
@@ -22,14 +22,15 @@ from tqdm import tqdm
 
 import riemann_unn as ru
 from riemann_unn import retractions
-from riemann_unn.linalg import products, update
+from riemann_unn.linalg import maps, polish, products, update
 from riemann_unn.optim import points, stacks
 
 _PERIOD = 32  # steps, a multiple of every polish period
 module = importlib.import_module("riemann_unn.optim.optimizer")
 
 LEVERS: dict[str, list[tuple[Any, str, Any]]] = {
-    "thin products as batches of row blocks": [(products, "CACHED", math.inf)],
+    "thin products as batches of row blocks": [(products, "_FEW", 0)],
+    "thin products added in strips of eight rows": [(products, "_THIN", 0)],
     "inner products and closed forms in the place of QR": [(update, "_WELL", -1.0)],
     "Cᴴ X = Bᴴ, half of a product": [(update, "CACHED", math.inf)],
     "the gradient's check by its sketch": [
@@ -41,12 +42,16 @@ LEVERS: dict[str, list[tuple[Any, str, Any]]] = {
     ],
     "three rounds of the sketch, which cost": [(retractions, "_ROUNDS", 1)],
 }
+DENSE_LEVERS: dict[str, list[tuple[Any, str, Any]]] = {
+    "elimination by blocks in the place of a solve": [(maps, "_NEAR", -1.0)],
+    "half of the Gram matrix": [(polish, "_WIDE", math.inf)],
+}
 
 
 @contextmanager
 def without(lever: str | None) -> Iterator[None]:
     """Run as if the lever had not been built."""
-    changes = LEVERS[lever] if lever else []
+    changes = (LEVERS | DENSE_LEVERS)[lever] if lever else []
     kept = [(owner, name, vars(owner)[name]) for owner, name, _ in changes]
     try:
         for owner, name, value in changes:
@@ -57,8 +62,8 @@ def without(lever: str | None) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def make(n: int, count: int, rank: int) -> torch.optim.Optimizer:
-    """Return ProjUNN-T over matrices that have a gradient."""
+def make(n: int, count: int, rank: int | None) -> torch.optim.Optimizer:
+    """Return ProjUNN-T, or dense Cayley without a rank, over matrices that have a gradient."""
     source = torch.Generator().manual_seed(n)
     params = []
     for _ in range(count):
@@ -72,13 +77,16 @@ def make(n: int, count: int, rank: int) -> torch.optim.Optimizer:
         p = ru.tag_(torch.nn.Parameter(x.contiguous()), ru.Orthogonal())
         p.grad = torch.randn(n, n, generator=source) / n
         params.append(p)
+    if rank is None:
+        return ru.optim.Cayley(params, lr=1e-2)
     return ru.optim.ProjUNNT(params, lr=1e-2, rank=rank)
 
 
-def ratios(n: int, count: int, rank: int, rounds: int) -> tuple[float, dict[str, float]]:
+def ratios(n: int, count: int, rank: int | None, rounds: int) -> tuple[float, dict[str, float]]:
     """Return the mean step with all levers, in ms, and the ratio for each lever left out."""
-    optimizer, names = make(n, count, rank), [None, *LEVERS]
-    steps = _PERIOD if count == 1 else 4
+    levers = DENSE_LEVERS if rank is None else LEVERS
+    optimizer, names = make(n, count, rank), [None, *levers]
+    steps = _PERIOD if count == 1 and rank is not None else 2
     times: dict[str | None, list[float]] = {name: [] for name in names}
     for turn in tqdm(range(rounds + 1), desc=f"{count} of n = {n}, rank {rank}", leave=False):
         for name in random.Random(turn).sample(names, len(names)):
@@ -90,20 +98,27 @@ def ratios(n: int, count: int, rank: int, rounds: int) -> tuple[float, dict[str,
                 if turn > 0:  # the first is for warming up
                     times[name].append((time.perf_counter() - begin) / steps)
     mean = {name: statistics.fmean(values) for name, values in times.items()}
-    return 1e3 * mean[None], {name: mean[name] / mean[None] for name in LEVERS}
+    return 1e3 * mean[None], {name: mean[name] / mean[None] for name in levers}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=8)
     args = parser.parse_args()
-    cases = [(128, 1, 1), (1024, 1, 1), (2048, 1, 1), (4096, 1, 1), (4096, 1, 8), (16, 1024, 1)]
+    cases: list[tuple[int, int, int | None]] = [
+        *[(n, 1, 1) for n in (128, 1024, 2048, 4096)],
+        *[(4096, 1, 8), (16, 1024, 1), (1024, 1, None)],
+    ]
     columns = [ratios(*case, args.rounds) for case in cases]
-    heads = [f"n={n}, rank {k}" if c == 1 else f"{c} of n={n}" for n, c, k in cases]
+    heads = [
+        f"{c} of n={n}" if c > 1 else f"n={n}, {f'rank {k}' if k else 'Cayley'}"
+        for n, c, k in cases
+    ]
     print("| without | " + " | ".join(heads) + " |")
     print("|---" * (len(cases) + 1) + "|")
-    for lever in LEVERS:
-        print(f"| {lever} | " + " | ".join(f"{column[1][lever]:.2f}" for column in columns) + " |")
+    for lever in LEVERS | DENSE_LEVERS:
+        found = [f"{column[1][lever]:.2f}" if lever in column[1] else "" for column in columns]
+        print(f"| {lever} | " + " | ".join(found) + " |")
     print("| mean ms with all | " + " | ".join(f"{column[0]:.3g}" for column in columns) + " |")
 
 
