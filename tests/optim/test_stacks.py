@@ -124,6 +124,23 @@ def test_memory_read_in_another_shape_is_refused():
             train(optimizer, params, 1)
 
 
+def test_points_of_one_kind_that_move_apart_overflow_together():
+    params = parameters(3, dtype=torch.float32)
+    optimizer = OPTIMIZERS["T"](params)
+    train(optimizer, params, 1)
+    params[0].grad = None
+    optimizer.step()  # from here on the first is a step behind
+    give_gradients(params)
+    kept = [p.detach().clone() for p in params]
+    for group in optimizer.param_groups:
+        group["lr"] = 1e39
+    with pytest.raises(ru.NonFiniteError) as raised:
+        optimizer.step()
+    for i in range(3):
+        assert f"['params'][{i}]" in str(raised.value)
+    assert gap(params, kept) == 0
+
+
 KERNELS = [
     (ru.Stiefel(flatten=True), (4, 2, 3, 3)),
     (ru.Stiefel(), (3, 7)),
