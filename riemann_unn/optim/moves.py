@@ -104,15 +104,19 @@ def _batches(displacement: Displacement, state: State) -> list[Batch]:
     """Put what can move together together."""
     points, tensors = displacement.points, displacement.tensors
     kept = [state.get(point.param, _NOTHING) for point in points]
-    keys: list[Hashable] = [
-        (point.kind, known.get(STEP, 0), START in known) if point.is_small else id(point)
-        for point, known in zip(points, kept, strict=True)
-    ]
-    if len(set(keys)) == 1:
+    # Asked one by one, since many keys at once would set the garbage collector to work.
+    if (
+        len({point.kind if point.is_small else -id(point) for point in points}) == 1
+        and len({known.get(STEP, 0) for known in kept}) == 1
+        and len({START in known for known in kept}) == 1
+    ):
         return [(points, tensors, kept)]
     batches: dict[Hashable, Batch] = {}
-    for key, point, tensor, known in zip(keys, points, tensors, kept, strict=True):
-        batch = batches.setdefault(key, ([], [], []))
+    for point, tensor, known in zip(points, tensors, kept, strict=True):
+        key = (point.kind, known.get(STEP, 0), START in known) if point.is_small else id(point)
+        batch = batches.get(key)
+        if batch is None:
+            batch = batches[key] = ([], [], [])
         batch[0].append(point)
         batch[1].append(tensor)
         batch[2].append(known)

@@ -60,6 +60,7 @@ class Point:
     address: int = field(init=False)
     shape: torch.Size = field(init=False)
     stride: tuple[int, ...] = field(init=False)
+    is_contiguous: bool = field(init=False)
     dtype: torch.dtype = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,6 +72,7 @@ class Point:
         self.value = value = self.param.detach()
         self.version, self.dtype = None, value.dtype
         self.address, self.shape, self.stride = value.data_ptr(), value.shape, value.stride()
+        self.is_contiguous = value.is_contiguous()
         kind = (id(self.group), self.manifold, value.shape, value.dtype, value.device)
         self.kind = self.kinds.setdefault(kind, len(self.kinds))
         reason = self.manifold.why_not(value.shape, value.dtype)
@@ -134,8 +136,12 @@ class Roster:
             if (
                 param.data_ptr() != point.address
                 or param.shape != point.shape
-                or param.stride() != point.stride
                 or param.dtype is not point.dtype
+                # The strides themselves are asked for last, since a tuple takes longer to make.
+                or (
+                    not (point.is_contiguous and param.is_contiguous())
+                    and param.stride() != point.stride
+                )
             ):
                 point.meet()
             if point.version != param._version:
@@ -269,9 +275,11 @@ def nonfinite(points: list[Point], tensors: list[Tensor]) -> list[Point]:
     # The sum of a finite tensor can overflow, so it only clears, never accuses.
     alike: dict[Hashable, list[Tensor]] = {}
     for i, (point, t) in enumerate(pairs):
-        key = (point.kind, t.shape, t.dtype) if point.is_small else i
-        alike.setdefault(key, []).append(t)
-    sums = [(ts[0] if len(ts) == 1 else torch.stack(ts)).sum() for ts in alike.values()]
+        alike.setdefault(point.kind if point.is_small else -i - 1, []).append(t)
+    sums = []
+    for some in alike.values():
+        together = len(some) > 1 and len({(t.shape, t.dtype) for t in some}) == 1
+        sums += [torch.stack(some).sum()] if together else [t.sum() for t in some]
     if len(sums) > 4 and len({(t.device, t.dtype) for t in sums}) == 1:
         sums = [torch.stack(sums).sum()]
     if all(cmath.isfinite(t.item()) for t in sums):
