@@ -21,24 +21,18 @@ _THIN, _STRIP, _LONG = 8, 8, 1024
 
 
 def _is_large(x: Tensor) -> bool:
-    """Whether rows of a matrix can be taken as blocks, and are worth it."""
-    return (
-        x.ndim == 2
-        and x.numel() > CACHED
-        and x.stride(1) == 1
-        and not x.is_conj()
-        and x.device.type == "cpu"
-    )
+    """Whether blocks of a matrix are worth their calls."""
+    return x.ndim == 2 and x.numel() > CACHED and x.device.type == "cpu" and not x.is_conj()
 
 
 def _is_cut(x: Tensor, count: int) -> bool:
-    return count <= _FEW and x.shape[-2] % _BLOCKS == 0 and _is_large(x)
+    return count <= _FEW and x.shape[0] % _BLOCKS == 0 and x.stride(1) == 1
 
 
 def _is_stripped(x: Tensor, count: int) -> bool:
     rows, length = x.shape
     fits = count <= _THIN and rows % _STRIP == 0 and length >= _LONG
-    return fits and _is_large(x) and not x.is_complex()
+    return fits and x.stride(1) == 1 and not x.is_complex()
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -58,12 +52,14 @@ def rows_times(rows: Tensor, x: Tensor) -> Tensor:
     Returns:
         Shape ``(..., k, p)``.
     """
+    if not _is_large(x):
+        return _product(rows, x)
     if _is_cut(x, rows.shape[-2]):
         blocks = rows.unflatten(-1, (_BLOCKS, -1)).transpose(0, 1)
         return torch.bmm(blocks, x.view(_BLOCKS, -1, x.shape[1])).sum(dim=0)
-    if x.ndim == 2 and _is_cut(x.mT, rows.shape[-2]):
+    if _is_cut(x.mT, rows.shape[-2]):
         return times_columns(x.mT, rows.mT).mT
-    return _product(rows, x)
+    return rows @ x
 
 
 def times_columns(x: Tensor, columns: Tensor) -> Tensor:
@@ -76,13 +72,15 @@ def times_columns(x: Tensor, columns: Tensor) -> Tensor:
     Returns:
         Shape ``(..., n, k)``, stored column by column where X is large.
     """
+    if not _is_large(x):
+        return _product(x, columns)
     if _is_cut(x, columns.shape[-1]):
         rows = columns.mT.expand(_BLOCKS, -1, -1)
         blocks = torch.bmm(rows, x.view(_BLOCKS, -1, x.shape[1]).mT)
         return blocks.movedim(0, 1).flatten(1).mT
-    if x.ndim == 2 and _is_cut(x.mT, columns.shape[-1]):
+    if _is_cut(x.mT, columns.shape[-1]):
         return rows_times(columns.mT, x.mT).mT
-    return _product(x, columns)
+    return x @ columns
 
 
 def add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -95,7 +93,7 @@ def add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """
     if x.is_conj():
         return x.copy_(x + left @ right)
-    if x.ndim == 2:
+    if _is_large(x):
         if _is_stripped(x, left.shape[-1]):
             strips = x.view(-1, _STRIP, x.shape[1])
             strips.baddbmm_(left.unflatten(0, (-1, _STRIP)), right.expand(len(strips), -1, -1))
@@ -103,6 +101,7 @@ def add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
         if _is_stripped(x.mT, left.shape[-1]):
             add_product_(x.mT, right.mT, left.mT)
             return x
+    if x.ndim == 2:
         return x.addmm_(left, right)
     if x.ndim == 3:
         if x.stride(-1) != 1 and x.stride(-2) == 1:  # stored column by column, as from a QR

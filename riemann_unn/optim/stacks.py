@@ -55,7 +55,10 @@ class Stack:
     def scatter(self, x: Tensor, moved: Tensor | None) -> None:
         """Write such matrices back to the points; to those that have moved if not all have."""
         values, back = [point.value for point in self.points], self._manifold.from_matrices
-        parts, first = x.reshape(self._shape), values[0]
+        first = values[0]
+        if len(values) == 1 and _shares(x, first):
+            return
+        parts = x.reshape(self._shape)
         if self._together and self._values is not None:
             whole, news = self._values
             if not _shares(x, whole):
@@ -65,7 +68,7 @@ class Stack:
             fresh = torch.stack([back(part, first.shape) for part in parts.unbind(0)])
             old = fresh if moved is None else torch.stack(values)
             torch._foreach_copy_(values, list(self._kept(moved, old, fresh).unbind(0)))
-        elif not _shares(x, first):
+        else:
             fresh = back(parts[0], first.shape).unsqueeze(0)
             first.copy_(self._kept(moved, first.unsqueeze(0), fresh)[0])
 
