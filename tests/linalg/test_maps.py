@@ -5,8 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from riemann_unn.linalg import cayley, exp_skew, polar, rotate_by, skew, unitary_core
-from tests.support import DTYPES, assert_on_manifold, double, gaussian, low_rank, rounding, slope
+from riemann_unn.linalg import (
+    cayley,
+    exp_skew,
+    newton_schulz_,
+    polar,
+    rotate_by,
+    skew,
+    unitary_core,
+)
+from tests.support import (
+    DTYPES,
+    assert_on_manifold,
+    double,
+    gaussian,
+    low_rank,
+    point,
+    rounding,
+    slope,
+)
 
 SIZES = [(2, 2), (5, 5), (3, 4, 4), (1, 1), (80, 80), (20, 6, 6)]
 
@@ -143,3 +160,20 @@ def test_rotating_is_multiplying_by_the_core(dtype, phi, size):
     x = polar(gaussian(n, n, dtype=dtype, seed=1))
     expected = x @ unitary_core(z, phi=phi)
     assert torch.linalg.matrix_norm(rotate_by(x, z, phi=phi) - expected) <= 1e-11 * n
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_skew_part_of_large_matrices(dtype, monkeypatch):
+    monkeypatch.setattr("riemann_unn.linalg.maps.CACHED", 0)
+    for z in (gaussian(30, 30, dtype=dtype), gaussian(30, 30, dtype=dtype).mH):
+        before = z.clone()
+        assert (skew(z) - 0.5 * (before - before.mH)).abs().max() <= rounding(dtype)
+        assert torch.equal(z, before)
+
+
+@pytest.mark.parametrize("phi", ["exp", "cayley"])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
+def test_one_newton_schulz_step_mends_what_rotating_leaves(phi, size):
+    x = point(80, 80, dtype=torch.float32)
+    moved = rotate_by(x, gaussian(80, 80, dtype=torch.float32) * (size / 80), phi=phi)
+    assert_on_manifold(newton_schulz_(moved))
