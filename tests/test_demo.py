@@ -212,6 +212,8 @@ def test_missing_packages_are_named_with_the_remedy(
 def test_the_command_line_loads_without_the_demo_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("sklearn", "tqdm", "matplotlib"):
         monkeypatch.setitem(sys.modules, name, None)
+    # The import below binds another module to this name, which later tests must not find there.
+    monkeypatch.setattr("riemann_unn.demo", sys.modules["riemann_unn.demo"])
     for name in [name for name in sys.modules if name.startswith("riemann_unn.demo")]:
         monkeypatch.delitem(sys.modules, name)
     from riemann_unn.demo.__main__ import main
