@@ -20,15 +20,15 @@ def times_inverse(x: Tensor, m: Tensor) -> Tensor:
 
     Args:
         x: shape ``(..., l, n)``.
-        m: shape ``(..., n, n)``; digits are lost as the square of
-            :math:`\|M\| \|(M + M^H)^{-1}\|`, which is to be small.
+        m: shape ``(..., n, n)``, with a skew-Hermitian part S that is not large:
+            rounding grows with the square of its norm.
 
     Returns:
         Shape ``(..., l, n)``.
 
     Reference:
-        Golub and Van Loan, "Matrix Computations" (2013), section 4.2.2 on positive
-        definite systems that are not symmetric, and section 3.2.11 on blocks.
+        Golub and Van Loan, "Matrix Computations" (2013), section 4.2.2, on positive
+        definite systems that are not symmetric.
     """
     n, rows = m.shape[-1], x.shape[-2]
     both = torch.cat([x, m], dim=-2)
