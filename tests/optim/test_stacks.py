@@ -125,6 +125,20 @@ def test_memory_read_in_another_shape_is_refused():
             train(optimizer, params, 1)
 
 
+def test_points_of_another_shape_move_in_new_memory(recwarn):
+    params = [ru.tag_(nn.Parameter(point(6, 3, seed=i)), ru.Stiefel()) for i in range(3)]
+    optimizer = ru.optim.ProjUNNT(params, lr=0.1, sketch="svd")
+    train(optimizer, params, 2)
+    for p in params:
+        p.grad, p.data = None, p.data[:, :2].clone()
+    other = [ru.tag_(nn.Parameter(p.detach().clone()), ru.Stiefel()) for p in params]
+    twin = ru.optim.ProjUNNT(other, lr=0.1, sketch="svd")
+    train(optimizer, params, 2)
+    train(twin, other, 2)
+    assert gap(params, other) < 1e-13
+    assert not [w for w in recwarn if "resized" in str(w.message)]
+
+
 def test_points_of_one_kind_that_move_apart_overflow_together():
     params = parameters(3, dtype=torch.float32)
     optimizer = OPTIMIZERS["T"](params)
