@@ -205,8 +205,10 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Point]) -> None
     # Zero displacements leave their points bit for bit as they are.
     moved = None if move.shortest > 0 else _moved(move)
     if moved is None or bool(moved.any()):
+        if moved is not None and (moved.ndim == 0 or bool(moved.all())):
+            moved = None
         x = stack.gather()
-        old = None if moved is None or moved.ndim == 0 or bool(moved.all()) else x.clone()
+        old = x.clone() if moved is not None else x
         retraction.apply_(x, move.a, move.b, special=points[0].manifold.det is not None)
         if polish:
             if not is_dense:
@@ -216,9 +218,9 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Point]) -> None
             if not rough.isdisjoint(points):
                 newton_schulz_(newton_schulz_(x))
         rough.difference_update(points)
-        if moved is not None and old is not None:
+        if moved is not None:
             x.copy_(torch.where(moved, x, old))
-        stack.scatter(x, None if old is None else moved)
+        stack.scatter(x, moved)
     if any(kept is _NOTHING for kept in move.kept):
         move.kept = [state[point.param] for point in points]
     for kept in move.kept:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .points import Point
 
-__all__ = ["START", "Stack", "Stacks", "State", "flat"]
+__all__ = ["START", "Stack", "Stacks", "State"]
 
 START = "sketch_start"
 
@@ -36,21 +36,13 @@ class Stack:
 
     def displacement(self, tensors: list[Tensor]) -> Tensor:
         """Return the matrices of all displacements, with at most one batch dimension."""
-        view = self._manifold.displacement_matrices
-        if len(tensors) == 1:
-            return self._flat(view(tensors[0]))
-        if self._together:
-            return self._flat(view(torch.stack(tensors)))
-        return self._flat(torch.stack([view(tensor) for tensor in tensors]))
+        return self._matrices(self._manifold.displacement_matrices, tensors, None)
 
     def gather(self) -> Tensor:
         """Return the matrices of all points, ``(..., n, p)`` with at most one batch dimension."""
-        values, view = [point.value for point in self.points], self._manifold.to_matrices
-        if len(values) == 1:
-            return self._flat(view(values[0]))
-        if self._together:
-            return self._flat(view(torch.stack(values, out=self._room(values[0]))))
-        return self._flat(torch.stack([view(value) for value in values]))
+        values = [point.value for point in self.points]
+        room = self._room(values[0]) if self._together else None
+        return self._matrices(self._manifold.to_matrices, values, room)
 
     def scatter(self, x: Tensor, moved: Tensor | None) -> None:
         """Write such matrices back to the points; to those that have moved if not all have."""
@@ -90,11 +82,20 @@ class Stack:
             self._values = whole, list(whole.unbind(0))
         return whole
 
-    def _flat(self, matrices: Tensor) -> Tensor:
-        """Join the batch dimensions, before which that of the points is one more."""
-        shape = matrices.shape
-        self._shape = torch.Size((1, *shape)) if len(self.points) == 1 else shape
-        return flat(matrices)
+    def _matrices(
+        self, view: Callable[[Tensor], Tensor], tensors: list[Tensor], room: Tensor | None
+    ) -> Tensor:
+        if len(tensors) == 1:
+            matrices = view(tensors[0])
+            self._shape = torch.Size((1, *matrices.shape))
+            return _flat(matrices)
+        matrices = (
+            view(torch.stack(tensors, out=room))
+            if self._together
+            else torch.stack([view(tensor) for tensor in tensors])
+        )
+        self._shape = matrices.shape
+        return _flat(matrices)
 
     def starts(self, kept: Sequence[Mapping[str, Any]], delta: Tensor) -> Tensor | None:
         """Return the rows that start the sketches of displacements, from what is kept of each."""
@@ -111,7 +112,7 @@ class Stack:
             whole = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
         whole = whole if whole.is_complex() == delta.is_complex() else torch.view_as_complex(whole)
         whole = whole.to(delta.device, delta.dtype)
-        return whole[0] if delta.ndim == 2 else flat(whole)
+        return whole[0] if delta.ndim == 2 else _flat(whole)
 
     def keep_starts(self, starts: Tensor, kept: list[dict[str, Any]]) -> None:
         """Note the rows that start the next sketches in what is kept of each point."""
@@ -145,7 +146,7 @@ class Stacks:
         return stack
 
 
-def flat(x: Tensor) -> Tensor:
+def _flat(x: Tensor) -> Tensor:
     """Return matrices with at most one batch dimension."""
     return x if x.ndim <= 3 else x.reshape(-1, *x.shape[-2:])
 
