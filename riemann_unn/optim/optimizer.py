@@ -238,7 +238,7 @@ class ManifoldOptimizer(Optimizer):
             for point, _ in off:
                 point.param.copy_(point.manifold.projx(point.param.detach()))
         for point in points:
-            point.version = point.param._version
+            point.version = point.memory._version
 
     def _check_gradients(self, bad: list[Point]) -> None:
         if bad and self._nonfinite == "raise":
@@ -305,7 +305,7 @@ class ManifoldOptimizer(Optimizer):
                 apply_(move, self.state, polish=self._polish, rough=self._rough)
         for members in early + late:
             for point in members.points:
-                point.version = point.param._version
+                point.version = point.memory._version
         return loss
 
     def _needs_no_base(self, group: dict[str, Any]) -> bool:

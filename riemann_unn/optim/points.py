@@ -6,6 +6,8 @@ import cmath
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby, repeat
+from operator import attrgetter, is_
 from typing import Any
 
 import geoopt
@@ -33,17 +35,19 @@ __all__ = [
 Kind = tuple[int, MatrixManifold, torch.Size, torch.dtype, torch.device]
 # Matrices up to this size are cheaper to move together than one by one.
 _STACK_UP_TO = 128 * 128
+# With many points the interpreter's own loops take longer than what is asked of each.
+_PARAM, _GRAD, _LAYOUT = attrgetter("param"), attrgetter("grad"), attrgetter("layout")
+_MEMORY, _VERSION, _COUNT = attrgetter("memory"), attrgetter("version"), attrgetter("_version")
 
 
 @dataclass(eq=False, slots=True)
 class Point:
     """A tagged parameter in its group, under the name that messages give it.
 
-    ``value`` is what moves: the parameter's memory, or the master copy in single
-    precision of a parameter that is stored in half. ``version`` counts the
-    writes to the parameter when it was last found on its manifold, and points
-    of one ``kind``, numbered in ``kinds``, can move together. Both hold for the
-    memory at ``address``.
+    ``memory`` is the parameter's, as it was last seen, and ``value`` is what moves:
+    the same, or the master copy in single precision of a parameter that is stored
+    in half. ``version`` counts the writes to it when it was last found on its
+    manifold, and points of one ``kind``, numbered in ``kinds``, can move together.
     """
 
     name: str
@@ -52,16 +56,12 @@ class Point:
     tag: object
     manifold: MatrixManifold
     kinds: dict[Kind, int]
+    memory: Tensor = field(init=False)
     value: Tensor = field(init=False)
     version: int | None = field(init=False)
     kind: int = field(init=False)
     is_small: bool = field(init=False)
     is_half: bool = field(init=False)
-    address: int = field(init=False)
-    shape: torch.Size = field(init=False)
-    stride: tuple[int, ...] = field(init=False)
-    is_contiguous: bool = field(init=False)
-    dtype: torch.dtype = field(init=False)
 
     def __post_init__(self) -> None:
         self.meet()
@@ -69,10 +69,8 @@ class Point:
     def meet(self) -> None:
         """See the parameter's memory as it is now; nothing is known of its values."""
         # A plain tensor: torch asks of each parameter in a list whether it overrides functions.
-        self.value = value = self.param.detach()
-        self.version, self.dtype = None, value.dtype
-        self.address, self.shape, self.stride = value.data_ptr(), value.shape, value.stride()
-        self.is_contiguous = value.is_contiguous()
+        self.memory = self.value = value = self.param.detach()
+        self.version = None
         kind = (id(self.group), self.manifold, value.shape, value.dtype, value.device)
         self.kind = self.kinds.setdefault(kind, len(self.kinds))
         reason = self.manifold.why_not(value.shape, value.dtype)
@@ -83,6 +81,35 @@ class Point:
     def matrices(self, x: Tensor) -> Tensor:
         """Return the manifold's matrix view of a tensor of the parameter's shape."""
         return self.manifold.to_matrices(x)
+
+
+def _are_where_they_were(params: list[Tensor], memories: list[Tensor]) -> bool:
+    """Clear parameters that are what they were, in one quick look; it never accuses."""
+    try:
+        return all(map(Tensor.is_set_to, params, memories))
+    except NotImplementedError:  # it is not on every device
+        return False
+
+
+def _meet_where_they_are(points: list[Point]) -> None:
+    for point in points:
+        now, then = point.param, point.memory
+        if (now.data_ptr(), now.shape, now.stride(), now.dtype) != (
+            then.data_ptr(),
+            then.shape,
+            then.stride(),
+            then.dtype,
+        ):
+            point.meet()
+
+
+def _refuse_sparse(points: list[Point], grads: list[Tensor]) -> None:
+    for point, grad in zip(points, grads, strict=True):
+        if grad.layout is not torch.strided:
+            raise ManifoldTypeError(
+                f"{point.name} has a sparse gradient, and a manifold step is dense; "
+                "use sparse=False in its module. Nothing was changed"
+            )
 
 
 def _is_small(matrices: Tensor) -> bool:
@@ -109,6 +136,7 @@ class Roster:
         self._groups = groups
         self._seen: list[tuple[Tensor, object, dict[str, Any]]] = []
         self._points: list[Point] = []
+        self._by_group: list[list[Point]] = []
         self._others: list[Tensor] = []
         self._kinds: dict[Kind, int] = {}
 
@@ -121,37 +149,29 @@ class Roster:
         """
         groups: list[Members] = []
         written: list[Point] = []
-        group, strided = None, torch.strided
-        # One loop: with many points most of its time goes by until each is in cache.
-        for point in self.points():
-            param = point.param
-            grad = param.grad
-            if grad is None:
+        self.points()
+        for points in self._by_group:
+            params = list(map(_PARAM, points))
+            grads = list(map(_GRAD, params))
+            if any(map(is_, grads, repeat(None))):
+                points = [
+                    point for point, grad in zip(points, grads, strict=True) if grad is not None
+                ]
+                params = list(map(_PARAM, points))
+                grads = [grad for grad in grads if grad is not None]
+            if not points:
                 continue
-            if grad.layout is not strided:
-                raise ManifoldTypeError(
-                    f"{point.name} has a sparse gradient, and a manifold step is dense; "
-                    "use sparse=False in its module. Nothing was changed"
-                )
-            if (
-                param.data_ptr() != point.address
-                or param.shape != point.shape
-                or param.dtype is not point.dtype
-                # The strides themselves are asked for last, since a tuple takes longer to make.
-                or (
-                    not (point.is_contiguous and param.is_contiguous())
-                    and param.stride() != point.stride
-                )
-            ):
-                point.meet()
-            if point.version != param._version:
-                check_kind(point)
-                written.append(point)
-            if point.group is not group:
-                group, members = point.group, Members([], [])
-                groups.append(members)
-            members.points.append(point)
-            members.grads.append(grad)
+            if set(map(_LAYOUT, grads)) != {torch.strided}:
+                _refuse_sparse(points, grads)
+            if not _are_where_they_were(params, list(map(_MEMORY, points))):
+                _meet_where_they_are(points)
+            counts = list(map(_COUNT, map(_MEMORY, points)))
+            if counts != list(map(_VERSION, points)):
+                fresh = [p for p, count in zip(points, counts, strict=True) if p.version != count]
+                for point in fresh:
+                    check_kind(point)
+                written += fresh
+            groups.append(Members(points, grads))
         return groups, written
 
     def points(self) -> list[Point]:
@@ -168,6 +188,8 @@ class Roster:
                 old = known.get((id(point.param), id(point.group)))
                 found.append(point if old is None or old.tag is not point.tag else old)
             self._points, tagged = found, {id(point.param) for point in found}
+            by_group = groupby(found, key=lambda point: id(point.group))
+            self._by_group = [list(points) for _, points in by_group]
             self._others = [
                 p for group in self._groups for p in group["params"] if id(p) not in tagged
             ]

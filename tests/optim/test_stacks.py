@@ -74,6 +74,18 @@ def test_who_takes_part_may_change_between_steps(name):
     assert gap(together, alone) < 1e-12
 
 
+@pytest.fixture(params=[True, False])
+def quick_look(request, monkeypatch):
+    """With torch's comparison of two tensors' memory, and on a device that does not have it."""
+
+    def missing(*_):
+        raise NotImplementedError
+
+    if not request.param:
+        monkeypatch.setattr(torch.Tensor, "is_set_to", missing)
+
+
+@pytest.mark.usefixtures("quick_look")
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(
     "change",
@@ -100,6 +112,7 @@ def test_a_parameter_given_other_memory_moves_there(count, change):
         assert [p.data_ptr() for p in params] == memory
 
 
+@pytest.mark.usefixtures("quick_look")
 @pytest.mark.parametrize("count", [1, 3])
 def test_memory_given_by_data_is_checked(count):
     """Assigning to ``data`` does not count as a write for autograd."""
