@@ -35,11 +35,9 @@ def _is_stripped(x: Tensor, count: int) -> bool:
     return fits and x.stride(1) == 1 and not x.is_complex()
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def _are_batches(x: Tensor, other: Tensor) -> bool:
     # A call of matmul is six of other operations.
-    if left.ndim == right.ndim == 3 and left.shape[0] == right.shape[0]:
-        return torch.bmm(left, right)
-    return left @ right
+    return x.ndim == other.ndim == 3 and x.shape[0] == other.shape[0]
 
 
 def rows_times(rows: Tensor, x: Tensor) -> Tensor:
@@ -52,8 +50,10 @@ def rows_times(rows: Tensor, x: Tensor) -> Tensor:
     Returns:
         Shape ``(..., k, p)``.
     """
+    if _are_batches(rows, x):
+        return torch.bmm(rows, x)
     if not _is_large(x):
-        return _product(rows, x)
+        return rows @ x
     if _is_cut(x, rows.shape[-2]):
         blocks = rows.unflatten(-1, (_BLOCKS, -1)).transpose(0, 1)
         return torch.bmm(blocks, x.view(_BLOCKS, -1, x.shape[1])).sum(dim=0)
@@ -70,10 +70,13 @@ def times_columns(x: Tensor, columns: Tensor) -> Tensor:
         columns: C, shape ``(..., p, k)``, k small.
 
     Returns:
-        Shape ``(..., n, k)``, stored column by column where X is large.
+        Shape ``(..., n, k)``, stored column by column where X is large or one of many.
     """
+    if _are_batches(x, columns):
+        # The BLAS takes a few columns best as rows, however x is stored.
+        return torch.bmm(columns.mT, x.mT).mT
     if not _is_large(x):
-        return _product(x, columns)
+        return x @ columns
     if _is_cut(x, columns.shape[-1]):
         rows = columns.mT.expand(_BLOCKS, -1, -1)
         blocks = torch.bmm(rows, x.view(_BLOCKS, -1, x.shape[1]).mT)

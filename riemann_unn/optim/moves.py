@@ -106,14 +106,14 @@ def _batches(displacement: Displacement, state: State) -> list[Batch]:
     kept = [state.get(point.param, _NOTHING) for point in points]
     # Asked one by one, since many keys at once would set the garbage collector to work.
     if (
-        len({point.kind if point.is_small else -id(point) for point in points}) == 1
+        len({point.kind for point in points}) == 1
         and len({known.get(STEP, 0) for known in kept}) == 1
         and len({START in known for known in kept}) == 1
     ):
         return [(points, tensors, kept)]
     batches: dict[Hashable, Batch] = {}
     for point, tensor, known in zip(points, tensors, kept, strict=True):
-        key = (point.kind, known.get(STEP, 0), START in known) if point.is_small else id(point)
+        key = (point.kind, known.get(STEP, 0), START in known)
         batch = batches.get(key)
         if batch is None:
             batch = batches[key] = ([], [], [])
@@ -140,9 +140,9 @@ def _measure(moves: list[Move]) -> None:
 
 def pulled_back(points: list[Point], grads: list[Tensor], retraction: Retraction) -> list[Tensor]:
     """Return gradients in Lie-algebra coordinates, small ones of one kind together."""
-    alike: dict[Hashable, list[int]] = {}
+    alike: dict[int, list[int]] = {}
     for i, point in enumerate(points):
-        alike.setdefault(point.kind if point.is_small else id(point), []).append(i)
+        alike.setdefault(point.kind, []).append(i)
     result = list(grads)
     for members in alike.values():
         first, shape = points[members[0]], grads[members[0]].shape

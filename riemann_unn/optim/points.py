@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import cmath
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby, repeat
@@ -31,8 +31,9 @@ __all__ = [
 ]
 
 
-# What points must have in common to move together: group, manifold, shape, dtype and device.
-Kind = tuple[int, MatrixManifold, torch.Size, torch.dtype, torch.device]
+# What points must have in common to move together: group, manifold, shape, dtype and device, and
+# being small; a large one is alone with its number.
+Kind = tuple[int, MatrixManifold, torch.Size, torch.dtype, int, torch.device]
 # Matrices up to this size are cheaper to move together than one by one.
 _STACK_UP_TO = 128 * 128
 # With many points the interpreter's own loops take longer than what is asked of each.
@@ -60,7 +61,6 @@ class Point:
     value: Tensor = field(init=False)
     version: int | None = field(init=False)
     kind: int = field(init=False)
-    is_small: bool = field(init=False)
     is_half: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,10 +71,11 @@ class Point:
         # A plain tensor: torch asks of each parameter in a list whether it overrides functions.
         self.memory = self.value = value = self.param.detach()
         self.version = None
-        kind = (id(self.group), self.manifold, value.shape, value.dtype, value.device)
-        self.kind = self.kinds.setdefault(kind, len(self.kinds))
         reason = self.manifold.why_not(value.shape, value.dtype)
-        self.is_small = reason is None and _is_small(self.matrices(value))
+        is_small = reason is None and _is_small(self.matrices(value))
+        alone = 0 if is_small else id(self)
+        kind = (id(self.group), self.manifold, value.shape, value.dtype, alone, value.device)
+        self.kind = self.kinds.setdefault(kind, len(self.kinds))
         # Stored too coarsely to be a point itself.
         self.is_half = value.dtype in (torch.float16, torch.bfloat16)
 
@@ -295,9 +296,9 @@ def nonfinite(points: list[Point], tensors: list[Tensor]) -> list[Point]:
     if not pairs:
         return []
     # The sum of a finite tensor can overflow, so it only clears, never accuses.
-    alike: dict[Hashable, list[Tensor]] = {}
-    for i, (point, t) in enumerate(pairs):
-        alike.setdefault(point.kind if point.is_small else -i - 1, []).append(t)
+    alike: dict[int, list[Tensor]] = {}
+    for point, t in pairs:
+        alike.setdefault(point.kind, []).append(t)
     sums = []
     for some in alike.values():
         together = len(some) > 1 and len({(t.shape, t.dtype) for t in some}) == 1
