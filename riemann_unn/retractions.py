@@ -113,7 +113,7 @@ class Retraction:
             rounds=self.rounds_for(delta.numel()) if rounds is None else rounds,
         )
 
-    def next_start(self, a: Tensor, *, length: float | None = None) -> Tensor | None:
+    def next_start(self, a: Tensor, *, length: Tensor | None = None) -> Tensor | None:
         """Return the rows ``(..., k, n)`` that start the sketch of the next displacement.
 
         The Frobenius norm of ``a`` may be given if it is known.

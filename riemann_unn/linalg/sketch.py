@@ -27,7 +27,7 @@ _FRESH = 0.1
 _USUAL = 1e-15
 
 
-def orthonormal_rows(w: Tensor, *, length: float | None = None) -> Tensor:
+def orthonormal_rows(w: Tensor, *, length: Tensor | None = None) -> Tensor:
     """Return rows that are orthonormal and span the rows of ``w``, shape ``(..., k, p)``, k <= p.
 
     Where rows of ``w`` are dependent, others complete the set; a single zero
@@ -36,9 +36,9 @@ def orthonormal_rows(w: Tensor, *, length: float | None = None) -> Tensor:
     """
     if w.numel() == 0:
         return w
-    if w.ndim == 2 and w.shape[0] == 1 and w.device.type == "cpu" and not w.requires_grad:
-        norm = float(torch.linalg.vector_norm(w)) if length is None else length
-        if _USUAL < norm < 1 / _USUAL:
+    if w.ndim == 2 and w.shape[0] == 1 and w.is_cpu and not w.requires_grad:
+        norm = torch.linalg.vector_norm(w) if length is None else length
+        if _USUAL < norm.item() < 1 / _USUAL:
             return w / norm
     if w.shape[-2] == 1 and w.dtype in DOUBLE:
         # Squares of single precision stay inside the exponent range of double.

@@ -40,7 +40,8 @@ class Move:
     """Points of one kind that move together, with the factors A and B of their displacement.
 
     ``shortest`` and ``longest`` are the least and the greatest Frobenius norm of a matrix in A, to
-    single precision: zero and infinity can be underflow and overflow.
+    single precision: zero and infinity can be underflow and overflow. ``norm`` is that of a single
+    matrix, where it has been read anyway.
     """
 
     stack: Stack
@@ -51,6 +52,7 @@ class Move:
     kept: list[dict[str, Any]]
     shortest: float = 0.0
     longest: float = 0.0
+    norm: Tensor | None = None
 
 
 class Seeds:
@@ -125,12 +127,14 @@ def _batches(displacement: Displacement, state: State) -> list[Batch]:
 
 def _measure(moves: list[Move]) -> None:
     """Find the lengths of moves, after one look at all that are on one device."""
-    found = [move for move in moves if move.a.numel() > 0]
+    found = []
+    for move in moves:
+        if move.a.ndim == 2 and move.a.is_cpu:
+            move.norm = torch.linalg.vector_norm(move.a)
+            move.shortest = move.longest = move.norm.item()
+        elif move.a.numel() > 0:
+            found.append(move)
     norms = [torch.linalg.vector_norm(move.a, dim=(-2, -1)) for move in found]
-    if all(norm.ndim == 0 and norm.device.type == "cpu" for norm in norms):
-        for move, norm in zip(found, norms, strict=True):
-            move.shortest = move.longest = float(norm)
-        return
     ends = [torch.stack(norm.aminmax()) for norm in norms]
     together = len({(pair.device, pair.dtype) for pair in ends}) == 1
     read = torch.stack(ends).tolist() if together else [pair.tolist() for pair in ends]
@@ -227,11 +231,7 @@ def apply_(move: Move, state: State, *, polish: bool, rough: set[Point]) -> None
         kept[STEP] = move.step + 1
     if points[0].is_half:
         _round_masters(move)
-    starts = (
-        None
-        if is_dense
-        else retraction.next_start(move.a, length=move.longest if move.a.ndim == 2 else None)
-    )
+    starts = None if is_dense else retraction.next_start(move.a, length=move.norm)
     if starts is not None:
         stack.keep_starts(starts, move.kept)
 

@@ -103,24 +103,30 @@ class Stack:
             self._starts = None  # taken out of the state, so to be put there anew
             return None
         rows: list[Tensor] = [state[START] for state in kept]
-        if self._starts is not None and _are_same(rows, self._starts[1]):
+        if len(rows) == 1:
+            whole = rows[0]
+        elif self._starts is not None and _are_same(rows, self._starts[1]):
             whole = self._starts[0]
         else:
             self._starts = None
             if len({row.shape for row in rows}) > 1:
                 return None
-            whole = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
+            whole = torch.stack(rows)
         whole = whole if whole.is_complex() == delta.is_complex() else torch.view_as_complex(whole)
-        whole = whole.to(delta.device, delta.dtype)
-        return whole[0] if delta.ndim == 2 else _flat(whole)
+        return _flat(whole.to(delta.device, delta.dtype))
 
     def keep_starts(self, starts: Tensor, kept: list[dict[str, Any]]) -> None:
         """Note the rows that start the next sketches in what is kept of each point."""
-        starts = starts.reshape(*self._shape[:-2], *starts.shape[-2:])
+        if starts.ndim > 2:
+            batch = self._shape[:-2] if len(kept) > 1 else self._shape[1:-2]
+            starts = starts.reshape(*batch, *starts.shape[-2:])
         # A real parameter may have complex matrices, but its state has to be real: torch casts a
         # state to the parameter's dtype when it is loaded.
         if starts.is_complex() != self.points[0].param.is_complex():
             starts = torch.view_as_real(starts.resolve_conj())
+        if len(kept) == 1:
+            kept[0][START] = starts.resolve_conj().contiguous()
+            return
         if self._starts is not None:
             whole = self._starts[0]
             if whole.shape == starts.shape and _can_hold(whole, starts):
