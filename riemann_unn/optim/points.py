@@ -166,10 +166,12 @@ class Roster:
                 _refuse_sparse(points, grads)
             if not _are_where_they_were(params, list(map(_MEMORY, points))):
                 _meet_where_they_are(points)
-            counts = list(map(_COUNT, map(_MEMORY, points)))
+            counts = list(map(_COUNT, params))
             if counts != list(map(_VERSION, points)):
                 fresh = [p for p, count in zip(points, counts, strict=True) if p.version != count]
                 for point in fresh:
+                    if point.memory._version != point.param._version:
+                        point.meet()  # after torch.utils.swap_tensors they count apart
                     check_kind(point)
                 written += fresh
             groups.append(Members(points, grads))

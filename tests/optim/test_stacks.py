@@ -127,6 +127,26 @@ def test_memory_given_by_data_is_checked(count):
     assert torch.equal(params[-1], 2 * kept[-1])
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_writes_are_counted_anew_after_a_swap_for_another_view_of_the_memory(count, monkeypatch):
+    params = parameters(count)
+    optimizer = OPTIMIZERS["T"](params)
+    train(optimizer, params, 2)
+    for p in params:
+        p.grad = None
+        view = ru.tag_(nn.Parameter(p.data), p.manifold)
+        torch.utils.swap_tensors(p, view)
+        del view
+    train(optimizer, params, 1, first=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(params[0].manifold), "estimated_error", None)  # not asked once more
+        train(optimizer, params, 1, first=3)
+    with torch.no_grad():
+        params[-1].mul_(2)
+    with pytest.raises(ru.OffManifoldError, match=rf"\['params'\]\[{count - 1}\]"):
+        train(optimizer, params, 1, first=4)
+
+
 def test_memory_read_in_another_shape_is_refused():
     for count in (1, 3):
         params = parameters(count)
