@@ -40,6 +40,9 @@ LEVERS: dict[str, list[tuple[Any, str, Any]]] = {
         (points.Roster, "_is_current", lambda _: False),
         (stacks.Stacks, "of", lambda _, members: stacks.Stack(members)),
     ],
+    "one question about where a parameter's memory is": [
+        (points, "_are_where_they_were", lambda *_: False)
+    ],
     "three rounds of the sketch, which cost": [(retractions, "_ROUNDS", 1)],
 }
 DENSE_LEVERS: dict[str, list[tuple[Any, str, Any]]] = {
