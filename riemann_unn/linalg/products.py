@@ -52,13 +52,12 @@ def rows_times(rows: Tensor, x: Tensor) -> Tensor:
     """
     if _are_batches(rows, x):
         return torch.bmm(rows, x)
-    if not _is_large(x):
-        return rows @ x
-    if _is_cut(x, rows.shape[-2]):
-        blocks = rows.unflatten(-1, (_BLOCKS, -1)).transpose(0, 1)
-        return torch.bmm(blocks, x.view(_BLOCKS, -1, x.shape[1])).sum(dim=0)
-    if _is_cut(x.mT, rows.shape[-2]):
-        return times_columns(x.mT, rows.mT).mT
+    if _is_large(x):
+        if _is_cut(x, rows.shape[-2]):
+            blocks = rows.unflatten(-1, (_BLOCKS, -1)).transpose(0, 1)
+            return torch.bmm(blocks, x.view(_BLOCKS, -1, x.shape[1])).sum(dim=0)
+        if _is_cut(x.mT, rows.shape[-2]):
+            return times_columns(x.mT, rows.mT).mT
     return rows @ x
 
 
@@ -75,14 +74,13 @@ def times_columns(x: Tensor, columns: Tensor) -> Tensor:
     if _are_batches(x, columns):
         # The BLAS takes a few columns best as rows, however x is stored.
         return torch.bmm(columns.mT, x.mT).mT
-    if not _is_large(x):
-        return x @ columns
-    if _is_cut(x, columns.shape[-1]):
-        rows = columns.mT.expand(_BLOCKS, -1, -1)
-        blocks = torch.bmm(rows, x.view(_BLOCKS, -1, x.shape[1]).mT)
-        return blocks.movedim(0, 1).flatten(1).mT
-    if _is_cut(x.mT, columns.shape[-1]):
-        return rows_times(columns.mT, x.mT).mT
+    if _is_large(x):
+        if _is_cut(x, columns.shape[-1]):
+            rows = columns.mT.expand(_BLOCKS, -1, -1)
+            blocks = torch.bmm(rows, x.view(_BLOCKS, -1, x.shape[1]).mT)
+            return blocks.movedim(0, 1).flatten(1).mT
+        if _is_cut(x.mT, columns.shape[-1]):
+            return rows_times(columns.mT, x.mT).mT
     return x @ columns
 
 

@@ -168,12 +168,12 @@ class Roster:
                 _meet_where_they_are(points)
             counts = list(map(_COUNT, params))
             if counts != list(map(_VERSION, points)):
-                fresh = [p for p, count in zip(points, counts, strict=True) if p.version != count]
-                for point in fresh:
-                    if point.memory._version != point.param._version:
-                        point.meet()  # after torch.utils.swap_tensors they count apart
-                    check_kind(point)
-                written += fresh
+                for point, count in zip(points, counts, strict=True):
+                    if point.version != count:
+                        if point.memory._version != count:
+                            point.meet()  # after torch.utils.swap_tensors they count apart
+                        check_kind(point)
+                        written.append(point)
             groups.append(Members(points, grads))
         return groups, written
 
