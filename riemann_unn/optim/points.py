@@ -38,6 +38,7 @@ Kind = tuple[int, MatrixManifold, torch.Size, torch.dtype, int, torch.device]
 _STACK_UP_TO = 128 * 128
 # With many points the interpreter's own loops take longer than what is asked of each.
 _PARAM, _GRAD, _LAYOUT = attrgetter("param"), attrgetter("grad"), attrgetter("layout")
+_DTYPE = attrgetter("dtype")
 _MEMORY, _VERSION, _COUNT = attrgetter("memory"), attrgetter("version"), attrgetter("_version")
 
 
@@ -87,9 +88,10 @@ class Point:
 def _are_where_they_were(params: list[Tensor], memories: list[Tensor]) -> bool:
     """Clear parameters that are what they were, in one quick look; it never accuses."""
     try:
-        return all(map(Tensor.is_set_to, params, memories))
+        same = all(map(Tensor.is_set_to, params, memories))
     except NotImplementedError:  # it is not on every device
         return False
+    return same and all(map(is_, map(_DTYPE, params), map(_DTYPE, memories)))
 
 
 def _meet_where_they_are(points: list[Point]) -> None:

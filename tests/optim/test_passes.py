@@ -73,6 +73,21 @@ def test_a_low_rank_step_of_plain_sgd(cls, rank, strips, monkeypatch):
     assert touched <= 6 and made == 0
 
 
+def test_large_points_of_one_kind_are_not_copied_to_move_together():
+    x = ru.Stiefel().random(N, N, dtype=torch.float32, generator=generator())
+    params = [
+        ru.tag_(nn.Parameter(x.as_subclass(torch.Tensor).clone()), ru.Stiefel()) for _ in "ab"
+    ]
+    optimizer = ru.optim.ProjUNNT(params, lr=1e-2)
+    for step in range(3):
+        for p in params:
+            p.grad = torch.randn(N, N, generator=generator(step)) / N
+        counter = Passes()
+        with counter:
+            optimizer.step()
+    assert counter.touched <= 2 * 6 * N * N and counter.made == 0
+
+
 def test_the_sketch_of_a_point_that_stays_in_cache_reads_its_gradient_four_times_more(monkeypatch):
     monkeypatch.setattr("riemann_unn.retractions.CACHED", N * N)
     touched, made = passes(ru.optim.ProjUNNT)

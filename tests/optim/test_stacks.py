@@ -158,6 +158,17 @@ def test_memory_read_in_another_shape_is_refused():
             train(optimizer, params, 1)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_memory_read_as_another_dtype_is_checked(count):
+    params = parameters(count, dtype=torch.float16)
+    optimizer = OPTIMIZERS["T"](params)
+    train(optimizer, params, 2)
+    for p in params:
+        p.grad, p.data = None, p.data.view(torch.bfloat16)
+    with pytest.raises(ru.OffManifoldError, match=r"\['params'\]\[0\]"):
+        train(optimizer, params, 1)
+
+
 def test_points_of_another_shape_move_in_new_memory(recwarn):
     params = [ru.tag_(nn.Parameter(point(6, 3, seed=i)), ru.Stiefel()) for i in range(3)]
     optimizer = ru.optim.ProjUNNT(params, lr=0.1, sketch="svd")
