@@ -12,13 +12,13 @@ import torch
 from tqdm import trange
 
 import riemann_unn as ru
-from riemann_unn.optim import moves
+from riemann_unn import retractions
 
 
 def measure(n: int, steps: int, size: float, polish: bool, rank: int) -> tuple[float, float, float]:
     """Return the final error, the mean step in ms, and the polish's share of it."""
     spent = 0.0
-    polish_ = moves.polish_
+    polish_ = retractions.polish_
 
     def timed(x: torch.Tensor, *, step: int) -> torch.Tensor:
         nonlocal spent
@@ -27,7 +27,7 @@ def measure(n: int, steps: int, size: float, polish: bool, rank: int) -> tuple[f
         spent += time.perf_counter() - begin
         return x
 
-    moves.polish_ = timed
+    retractions.polish_ = timed
     try:
         source = torch.Generator().manual_seed(0)
         p = torch.nn.Parameter(torch.linalg.qr(torch.randn(n, n, generator=source))[0].contiguous())
@@ -42,7 +42,7 @@ def measure(n: int, steps: int, size: float, polish: bool, rank: int) -> tuple[f
             optimizer.step()
             total += time.perf_counter() - begin
     finally:
-        moves.polish_ = polish_
+        retractions.polish_ = polish_
     return float(ru.orthogonality_error(p)), 1e3 * total / steps, spent / total
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from .diagnostics import orthogonality_error
 from .errors import ManifoldTypeError
+from .linalg import tangent_energies
 from .manifolds import MatrixManifold
 from .tagging import manifold_of
 
@@ -22,29 +22,36 @@ __all__ = ["Monitor"]
 Numbers = dict[str, float]
 _TITLES = {
     "error": "off the manifold",
+    "gradient": "Riemannian gradient",
+    "captured": "share of the gradient's energy in the step",
+    "missed": "Riemannian gradient outside the step",
     "angle": "rotation angle of a step (radians)",
     "phase": "phase of the determinant (radians)",
-    "captured": "share of the gradient's energy in the step",
 }
+# Above this size errors are estimated, and determinants and singular values left alone.
+_LARGE = 512
 
 
 class Monitor:
     r"""Records every few steps what an optimizer does to its tagged parameters.
 
-    For each parameter and recorded step, as plain floats (the worst of a batch
-    for errors and angles, the first matrix for the phase, the mean for the energy):
+    For each parameter and recorded step, as plain floats (the worst of a batch for errors and
+    angles, the first matrix for the phase, the whole for gradients):
 
     - ``error``: :math:`\|X^H X - I\|_F / \sqrt p`;
-    - ``angle``: the largest rotation angle of the step, in radians,
+    - ``gradient``: :math:`\|\Omega\|_F`, with :math:`\Omega = \tfrac12 (X^H G - G^H X)` of square
+      or wide X: zero exactly at critical points;
+    - ``captured``: for low-rank steps the share of this energy that the step follows,
+      :math:`1 - \|\Omega - \Omega_k\|_F^2 / \|\Omega\|_F^2`;
+    - ``missed``: for low-rank steps :math:`\|\Omega - \Omega_k\|_F`. Where it stays while the
+      loss does, a few noisy planes starve the others: a rank above their number follows both;
+    - ``angle``: the largest rotation angle of the step, in radians; of whole steps
       :math:`2 \arcsin(\tfrac12 \|X^+ - X\|_2)`;
-    - ``phase``: of the determinant of a square matrix, in radians: 0 or π if
-      real, so a change of component shows;
-    - ``captured``: for low-rank steps the share of the gradient's energy in the
-      k left directions of the step, :math:`\|R G\|_F^2 / \|G\|_F^2`.
+    - ``phase``: of the determinant of a square matrix of up to 512 rows, in radians: 0 or π if
+      real, so a change of component shows.
 
-    The monitor is a pair of hooks on the optimizer and works on a copy of the
-    points: it changes nothing, and costs a singular value decomposition of each
-    parameter on the steps it records.
+    The monitor is a pair of hooks on the optimizer and works on a copy of the points: it changes
+    nothing. Matrices above 512 by 512 cost products with a few dozen columns, O(n p), no more.
 
     Args:
         optimizer: an optimizer of :mod:`riemann_unn.optim`, or any that trains
@@ -101,18 +108,17 @@ class Monitor:
         """
         from matplotlib.figure import Figure
 
-        kinds = ("error", "angle", "phase", "captured")
-        figure = Figure(figsize=(10, 6), layout="constrained")
-        for axes, kind in zip(figure.subplots(2, 2).flat, kinds, strict=True):
+        figure = Figure(figsize=(13, 6), layout="constrained")
+        for axes, kind in zip(figure.subplots(2, 3).flat, _TITLES, strict=True):
             for name, entries in self.history.items():
                 steps = [entry["step"] for entry in entries if kind in entry]
                 axes.plot(steps, [entry[kind] for entry in entries if kind in entry], label=name)
             axes.set(title=_TITLES[kind], xlabel="step")
             axes.grid(alpha=0.3)
-            if kind in ("error", "angle"):
-                axes.set_yscale("log")
-            elif kind == "captured":
+            if kind == "captured":
                 axes.set_ylim(0, 1.05)
+            elif kind != "phase":
+                axes.set_yscale("log")
         if self.history:
             figure.axes[0].legend(fontsize="small")
         figure.savefig(path)
@@ -129,9 +135,11 @@ class Monitor:
     @torch.no_grad()
     def _record(self, optimizer: Optimizer, *_: Any) -> None:
         if self._step % self.every == 0:
+            tell = getattr(optimizer, "last_step", dict)  # other optimizers have none
+            told: dict[Tensor, dict[str, Tensor]] = tell()
             for name, p, manifold in _tagged(optimizer):
                 if name in self._before:
-                    numbers = _measure(self._before[name], p, manifold, optimizer.state.get(p, {}))
+                    numbers = _measure(self._before[name], p, manifold, told.get(p, {}))
                     self.history.setdefault(name, []).append({"step": float(self._step)} | numbers)
                     if self._log is not None:
                         for key, value in numbers.items():
@@ -152,24 +160,52 @@ def _tagged(optimizer: Optimizer) -> list[tuple[str, Tensor, MatrixManifold]]:
     return found
 
 
-def _measure(before: Tensor, p: Tensor, manifold: MatrixManifold, state: dict[str, Any]) -> Numbers:
-    old, new = (_exact(manifold.to_matrices(x)) for x in (before, p.detach()))
-    chord = torch.linalg.matrix_norm(new - old, ord=2).max()
-    numbers = {
-        "error": float(orthogonality_error(p.detach(), manifold)),
-        "angle": 2 * math.asin(min(float(chord) / 2, 1.0)),
-    }
-    if new.shape[-1] == new.shape[-2]:
+def _measure(
+    before: Tensor, p: Tensor, manifold: MatrixManifold, told: dict[str, Tensor]
+) -> Numbers:
+    old, new = (_wide(manifold.to_matrices(_single(x))) for x in (before, p.detach()))
+    is_large = max(new.shape[-2:]) > _LARGE
+    error = manifold.estimated_error if is_large else manifold.orthogonality_error
+    numbers = {"error": float(torch.as_tensor(error(p.detach())).max())}
+    if p.grad is not None:
+        grad = _wide(manifold.displacement_matrices(_single(p.grad)))
+        v, z = (
+            t.reshape(*old.shape[:-2], *t.shape[-2:]) if t is not None else None
+            for t in (told.get("directions"), told.get("coordinates"))
+        )
+        total, missed = (float(energy.sum()) for energy in tangent_energies(old, grad, v, z))
+        numbers["gradient"] = total**0.5
+        if v is not None:
+            numbers["captured"] = 1 - missed / total if total > 0 else 1.0
+            numbers["missed"] = missed**0.5
+    if "angle" in told:
+        numbers["angle"] = float(told["angle"])
+    else:
+        chord = _largest_singular_value(new - old) if is_large else _spectral_norm(old, new)
+        numbers["angle"] = 2 * math.asin(min(chord / 2, 1.0))
+    if new.shape[-1] == new.shape[-2] and not is_large:
         sign = torch.linalg.slogdet(new)[0].reshape(-1)[0]
         numbers["phase"] = float(torch.angle(sign))
-    rows, grad = state.get("sketch_start"), p.grad
-    if isinstance(rows, Tensor) and grad is not None:
-        g = _exact(manifold.to_matrices(grad))
-        energy = g.abs().square().sum(dim=(-2, -1))
-        captured = (_exact(rows) @ g).abs().square().sum(dim=(-2, -1))
-        numbers["captured"] = float((captured / energy.clamp_min(1e-300)).mean())
     return numbers
 
 
-def _exact(x: Tensor) -> Tensor:
-    return x.to(torch.complex128 if x.is_complex() else torch.float64)
+def _spectral_norm(old: Tensor, new: Tensor) -> float:
+    double = torch.complex128 if new.is_complex() else torch.float64
+    return float(torch.linalg.matrix_norm(new.to(double) - old.to(double), ord=2).max())
+
+
+def _largest_singular_value(x: Tensor) -> float:
+    """Estimate the spectral norm from below, by subspace iteration."""
+    generator = torch.Generator(x.device).manual_seed(0)
+    v = torch.randn(x.shape[-1], 8, generator=generator, device=x.device).to(x.dtype)
+    for _ in range(8):
+        v = torch.linalg.qr(x.mH @ (x @ v))[0]
+    return float(torch.linalg.matrix_norm(x @ v, ord=2).max())
+
+
+def _wide(matrices: Tensor) -> Tensor:
+    return matrices.mH if matrices.shape[-2] > matrices.shape[-1] else matrices
+
+
+def _single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,7 +1,13 @@
-"""Retractions: a sketch with a φ, as a value that can be compared, printed and stored."""
+"""Retractions: a sketch with a φ, as a value that can be compared, printed and stored.
+
+A retraction looks at a gradient at a point and says in which coordinates the step will be taken:
+:class:`Directions`, the few columns of a sketch, or :class:`Whole`, all of the Lie algebra. Both
+tell a base optimizer the Riemannian gradient, read what it wrote, and turn the point by it.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import get_args
 
@@ -9,50 +15,52 @@ import torch
 from torch import Tensor
 
 from .linalg import (
+    Angle,
     Phi,
-    SketchMethod,
+    TangentMethod,
+    check_phi,
     newton_schulz_,
-    orthonormal_rows,
-    retract_low_rank_,
-    rotate_by,
-    sketch,
+    next_directions,
+    polish_,
+    rotate_low_rank_,
+    rotate_whole_,
     skew,
+    tangent_coordinates,
+    tangent_directions,
+    tangent_gradient,
+    tangent_times,
 )
-from .linalg.products import CACHED
 
-__all__ = ["Retraction"]
-
-# Of what stays in cache more rounds find nine tenths of the best energy, also between gradients
-# that differ much.
-_ROUNDS = 3
+__all__ = ["Directions", "Retraction", "Tangent", "Whole"]
 
 
 @dataclass(frozen=True)
 class Retraction:
-    r"""The map from a point and a displacement to the next point: a sketch with a φ.
+    r"""The map from a point and a gradient to the next point: a sketch with a φ.
 
-    .. math:: \Delta \approx A B^H, \qquad
-        X^+ = \bigl(I + Q (\phi(Q^H A\,(XB)^H Q) - I) Q^H\bigr) X
+    .. math:: X^+ = X\,\phi(-\mathrm{lr}\,\Omega_k), \qquad
+        \Omega_k \approx \Omega = \tfrac12 (X^H G - G^H X)
 
     Args:
-        phi: ``"exp"`` (projUNN-T), ``"polar"`` (projUNN-D) or ``"cayley"``.
-        rank: k, the columns of A and B; ``None`` uses the whole displacement.
-        sketch: how A and B are found, see :func:`riemann_unn.linalg.sketch`.
+        phi: ``"exp"`` (projUNN-T), ``"polar"`` (projUNN-D), ``"cayley"``, or a function of angles.
+        rank: k, the directions of a step, which moves 2k planes' worth of X; ``None`` for all.
+        sketch: how directions are found, see :func:`riemann_unn.linalg.tangent_directions`.
+        max_angle: no plane turns by more in a step, in radians; ``None`` for no limit.
 
     Raises:
-        ValueError: an unknown ``phi`` or ``sketch``, or ``rank`` below 1.
+        ValueError: an unknown ``phi`` or ``sketch``, ``rank`` below 1, ``max_angle`` not positive.
     """
 
-    phi: Phi
+    phi: Phi | Angle
     rank: int | None = 1
-    sketch: SketchMethod = "power"
+    sketch: TangentMethod = "tangent"
+    max_angle: float | None = None
 
     def __post_init__(self) -> None:
-        if self.phi not in get_args(Phi):
-            raise ValueError(f"phi={self.phi!r} is unknown; choose from {get_args(Phi)}")
-        if self.sketch not in get_args(SketchMethod):
+        check_phi(self.phi)
+        if self.sketch not in get_args(TangentMethod):
             raise ValueError(
-                f"sketch={self.sketch!r} is unknown; choose from {get_args(SketchMethod)}"
+                f"sketch={self.sketch!r} is unknown; choose from {get_args(TangentMethod)}"
             )
         if self.rank is not None and (
             isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1
@@ -60,71 +68,136 @@ class Retraction:
             raise ValueError(
                 f"rank={self.rank!r} must be an int of at least 1, or None for the whole update"
             )
+        if self.max_angle is not None and not 0 < self.max_angle < math.inf:
+            raise ValueError(
+                f"max_angle={self.max_angle!r} must be a positive number of radians, or None"
+            )
 
-    def is_dense_for(self, shape: torch.Size) -> bool:
-        """Tell whether the sketch of an ``(n, p)`` displacement is the displacement itself."""
-        return self.rank is None or self.rank >= min(shape[-2:])
+    def is_whole_for(self, shape: torch.Size) -> bool:
+        """Tell whether a step of ``(..., p, n)`` points, ``p <= n``, leaves out nothing."""
+        p, n = shape[-2:]
+        return self.rank is None or 2 * self.rank >= n or self.rank >= p
 
     @property
     def shows_nonfinite(self) -> bool:
-        """Whether not-a-number or infinity anywhere in a displacement reaches the factor A.
+        """Whether not-a-number or infinity anywhere in a gradient reaches the coordinates.
 
         The other sketches use factorisations that fail on it, or lie.
         """
         return self.sketch not in ("svd", "column")
 
-    @property
-    def is_intrinsic(self) -> bool:
-        """Whether displacements of square matrices are coordinates in the Lie algebra."""
-        return self.rank is None and self.phi != "polar"
+    def tangent(
+        self, x: Tensor, g: Tensor, *, start: Tensor | None, generator: torch.Generator
+    ) -> Tangent:
+        """Return the coordinates of a step at points.
 
-    def is_intrinsic_for(self, shape: torch.Size) -> bool:
-        r"""Tell whether displacements of such matrices are coordinates in the Lie algebra.
-
-        They are for whole steps of square matrices by the exponential or Cayley
-        map, :math:`X^+ = X\,\phi(\Omega)` with skew-Hermitian Ω: there coordinates
-        mean the same at every point, so the base's momentum needs no transport.
+        Args:
+            x: points, shape ``(..., p, n)``, ``p <= n``.
+            g: their Euclidean gradients.
+            start: where to start a sketch, from :meth:`Tangent.next_start`.
+            generator: source of random directions.
         """
-        return self.is_intrinsic and shape[-1] == shape[-2]
+        if not self.is_whole_for(x.shape):
+            rank = self.rank or 1
+            v, z, xv = tangent_directions(
+                x, g, rank=rank, method=self.sketch, start=start, generator=generator
+            )
+            return Directions(self, v, z, xv, is_sketch=self.sketch == "tangent")
+        if x.shape[-2] == x.shape[-1]:
+            return Whole(self, skew(x.mH @ g))
+        # All of a thin Ω is known from its products with the rows of X.
+        v = x.mH.clone()
+        xv = x @ v
+        return Directions(self, v, tangent_times(x, g, v, xv), xv, is_sketch=False)
 
-    def pull_back(self, x: Tensor, grad: Tensor) -> Tensor:
-        r"""Return the gradient in those coordinates, :math:`\operatorname{skew}(X^H G)`."""
-        return skew(x.mH @ grad)
 
-    def rounds_for(self, numel: int) -> int:
-        """Return the rounds of the sketch of a displacement of so many numbers."""
-        return _ROUNDS if numel <= CACHED else 1
+@dataclass(eq=False)
+class Directions:
+    """A step along a few directions v, whose coordinates are n by k.
 
-    def factor(
-        self,
-        delta: Tensor,
-        *,
-        start: Tensor | None,
-        generator: torch.Generator,
-        rounds: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return A and B of shape ``(..., n, k)`` and ``(..., p, k)``."""
-        return sketch(
-            delta,
-            rank=max(min(delta.shape[-2:]), 1) if self.rank is None else self.rank,
-            method=self.sketch,
-            start=start,
-            generator=generator,
-            rounds=self.rounds_for(delta.numel()) if rounds is None else rounds,
+    ``coordinates`` are those of the gradient, z = Ωv, and ``xv`` is X v.
+    """
+
+    retraction: Retraction
+    v: Tensor
+    coordinates: Tensor
+    xv: Tensor
+    is_sketch: bool
+    # What a move that is a multiple of z adds to v.
+    _added: Tensor | None = None
+    _is_scaled: bool = False
+
+    def scaled(self, scale: float | Tensor) -> Tensor:
+        """Return a multiple of the coordinates."""
+        self._is_scaled = True
+        return self.coordinates * scale
+
+    def gradient(self, x: Tensor, out: Tensor | None) -> Tensor:
+        """Return what a base sees: the Riemannian gradient on these directions."""
+        return tangent_gradient(x, self.v, self.coordinates, self.xv, out=out)
+
+    def read(self, x: Tensor, delta: Tensor) -> Tensor:
+        """Return the coordinates of what a base wrote."""
+        return tangent_coordinates(x, delta, self.v, self.xv)
+
+    def rotate_(self, x: Tensor, coordinates: Tensor) -> Tensor:
+        """Turn points in place; return the largest angles."""
+        angle, added = rotate_low_rank_(
+            x,
+            self.v,
+            coordinates,
+            self.xv,
+            phi=self.retraction.phi,
+            max_angle=self.retraction.max_angle,
         )
+        if self._is_scaled:
+            self._added = added
+        return angle
 
-    def next_start(self, a: Tensor, *, length: Tensor | None = None) -> Tensor | None:
-        """Return the rows ``(..., k, n)`` that start the sketch of the next displacement.
+    def polish_(self, x: Tensor, *, step: int) -> None:
+        """Keep rounding from accumulating in points, as they are after a step."""
+        tall = x if x.shape[-2] == x.shape[-1] else x.mH
+        if self.v.shape[-1] < tall.shape[-1]:
+            polish_(tall, step=step)
+        else:
+            newton_schulz_(tall)  # costs no more than the step itself did
 
-        The Frobenius norm of ``a`` may be given if it is known.
-        """
-        if self.sketch != "power":
+    def next_start(self) -> Tensor | None:
+        """Return where the next sketch starts, ``(..., n, k)``."""
+        if not self.is_sketch:
             return None
-        return orthonormal_rows(a.mH, length=length)
+        return next_directions(self.v, self.coordinates) if self._added is None else self._added
 
-    def apply_(self, x: Tensor, a: Tensor, b: Tensor, *, special: bool) -> Tensor:
-        """Move ``x``, shape ``(..., n, p)``, in place."""
-        if self.is_intrinsic_for(x.shape):
-            # One Newton-Schulz step mends the point, the map and the product of both.
-            return newton_schulz_(x.copy_(rotate_by(x, a, phi=self.phi)))
-        return retract_low_rank_(x, a, b, phi=self.phi, special=special)
+
+@dataclass(eq=False)
+class Whole:
+    """A step along all of the Lie algebra of square points; its coordinates are n by n."""
+
+    retraction: Retraction
+    coordinates: Tensor
+
+    def scaled(self, scale: float | Tensor) -> Tensor:
+        """Return a multiple of the coordinates, in their memory."""
+        return self.coordinates.mul_(scale)
+
+    def gradient(self, x: Tensor, out: Tensor | None) -> Tensor:
+        """Return what a base sees: the Riemannian gradient."""
+        return self.coordinates if out is None else out.copy_(self.coordinates)
+
+    def read(self, x: Tensor, delta: Tensor) -> Tensor:
+        """Return the coordinates of what a base wrote."""
+        return skew(delta)
+
+    def rotate_(self, x: Tensor, coordinates: Tensor) -> None:
+        """Turn points in place."""
+        phi, max_angle = self.retraction.phi, self.retraction.max_angle
+        rotate_whole_(x, coordinates, phi=phi, max_angle=max_angle)
+
+    def polish_(self, x: Tensor, *, step: int) -> None:
+        """Do nothing: whole steps polish as they turn."""
+
+    def next_start(self) -> None:
+        """Return None: nothing is sketched."""
+
+
+Tangent = Directions | Whole

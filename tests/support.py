@@ -70,13 +70,13 @@ def dense_step(x: Tensor, delta: Tensor, phi: str) -> Tensor:
     x, delta = double(x), double(delta)
     if x.shape[-2] < x.shape[-1]:
         return dense_step(x.mH, delta.mH, phi).mH
-    if phi == "polar":
-        u, _, vh = torch.linalg.svd(x + delta, full_matrices=False)
-        return u @ vh
     k = 0.5 * (delta @ x.mH - x @ delta.mH)
     if phi == "exp":
         return torch.linalg.matrix_exp(k) @ x
     eye = torch.eye(k.shape[-1], dtype=k.dtype)
+    if phi == "polar":
+        u, _, vh = torch.linalg.svd(eye + k)
+        return u @ vh @ x
     return torch.linalg.inv(eye - 0.5 * k) @ (eye + 0.5 * k) @ x
 
 

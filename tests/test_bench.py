@@ -142,7 +142,7 @@ def test_means_run_over_whole_polish_periods(step, p):
 
 def test_the_polish_has_the_period_that_the_means_run_over():
     """Steps without a displacement of note change the point at polishes alone."""
-    polish = importlib.import_module("riemann_unn.linalg.polish")
+    polish = importlib.import_module("riemann_unn.linalg.step.polish")
     for p in (8, 65, 513):
         x = orthonormal(p).mul_(1 + 1e-3)
         moved = []

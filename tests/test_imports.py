@@ -18,7 +18,7 @@ ALLOWED = {
     "manifolds": {"errors", "linalg", "retractions"},
     "tagging": {"errors", "linalg", "retractions", "manifolds"},
     "diagnostics": {"errors", "linalg", "manifolds", "tagging"},
-    "monitor": {"errors", "manifolds", "tagging", "diagnostics"},
+    "monitor": {"errors", "linalg", "manifolds", "tagging"},
     "optim": {"errors", "linalg", "retractions", "manifolds", "tagging"},
     "graph": {"errors"},
     # init.low_rank_ builds the layers of nn; nn never imports init.

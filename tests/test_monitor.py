@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import riemann_unn as ru
 from tests.support import gaussian, low_rank, parameter
@@ -35,10 +38,90 @@ def test_numbers_of_a_known_rotation():
 def test_captured_energy_is_one_for_gradients_of_the_steps_rank_and_less_above():
     for rank, low, high in ((2, 1 - 1e-9, 1 + 1e-9), (8, 0.2, 0.95)):
         p = parameter(12, 12, dtype=torch.float64)
-        optimizer = ru.optim.ProjUNNT([("w", p)], lr=0.1, rank=2)
+        optimizer = ru.optim.ProjUNNT([("w", p)], lr=0.1, rank=2, sketch="svd")
         monitor = ru.Monitor(optimizer)
         run(p, optimizer, rank=rank)
         assert all(low < entry["captured"] < high for entry in monitor.history["w"])
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (5, 12), (12, 5), (2, 8, 8)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("rank", [1, None])
+def test_gradients_against_the_dense_form(shape, dtype, rank):
+    p = parameter(*shape, dtype=dtype)
+    x = p.detach().clone()
+    x = x.mH if shape[-2] > shape[-1] else x
+    p.grad = gaussian(*shape, dtype=dtype, seed=3)
+    g = p.grad.mH if shape[-2] > shape[-1] else p.grad
+    optimizer = ru.optim.ProjUNNT([("w", p)], lr=0.1, rank=rank)
+    monitor = ru.Monitor(optimizer)
+    optimizer.step()
+    (numbers,) = monitor.history["w"]
+    omega = 0.5 * (x.mH @ g - g.mH @ x)
+    assert numbers["gradient"] == pytest.approx(float(omega.norm()), rel=1e-12)
+    if rank is None and shape[-2] == shape[-1]:
+        assert "captured" not in numbers
+        return
+    v = optimizer.last_step()[p]["directions"].reshape(*omega.shape[:-2], omega.shape[-1], -1)
+    rest = torch.eye(omega.shape[-1]) - v @ v.mH
+    missed = float((rest @ omega @ rest).norm())
+    assert numbers["missed"] == pytest.approx(missed, abs=1e-12)
+    assert numbers["captured"] == pytest.approx(1 - (missed / float(omega.norm())) ** 2, abs=1e-12)
+
+
+class NoDecompositions(TorchDispatchMode):
+    """Refuses decompositions and products of whole 80 by 80 matrices."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        whole = [t for t in tree_leaves(args) if torch.is_tensor(t) and t.shape[-2:] == (80, 80)]
+        name = str(function)
+        assert not (whole and any(word in name for word in ("svd", "eig", "slogdet", "_lu", "qr")))
+        assert not (len(whole) > 1 and any(word in name for word in ("mm", "baddbmm")))
+        return function(*args, **(kwargs or {}))
+
+
+def test_large_matrices_are_measured_by_products_alone(monkeypatch):
+    """Estimates are within a fifth."""
+    found = []
+    for large in (10_000, 16):
+        monkeypatch.setattr("riemann_unn.monitor._LARGE", large)
+        monkeypatch.setattr("riemann_unn.manifolds.base._EXACT_UP_TO", large)
+        monkeypatch.setattr("riemann_unn.linalg.step.tangent._EXACT", large**2)
+        p = parameter(80, 80)
+        optimizer = ru.optim.ProjUNNT([("w", p)], lr=0.1, rank=2)
+        monitor = ru.Monitor(optimizer)
+        p.grad = gaussian(80, 80, dtype=torch.float32, seed=2)
+        with NoDecompositions() if large == 16 else nullcontext():
+            optimizer.step()
+        found.append(monitor.history["w"][0])
+    exact, estimate = found
+    for key in ("gradient", "captured", "missed"):
+        assert estimate[key] == pytest.approx(exact[key], rel=0.2)
+    with pytest.raises(AssertionError), NoDecompositions():  # the check can fail
+        torch.linalg.svdvals(p.detach())
+
+
+def test_starved_directions_show():
+    """A plane of strong noise holds the one direction of rank 1; what it misses stays."""
+    missed = {}
+    for rank in (1, 4):
+        x = torch.nn.Parameter(torch.eye(16, dtype=torch.float64))
+        ru.tag_(x, ru.Orthogonal())
+        optimizer = ru.optim.ProjUNNT([("w", x)], lr=1e-2, rank=rank)
+        monitor = ru.Monitor(optimizer)
+        for step in range(200):
+            x.grad = starving_gradient(x.detach(), step)
+            optimizer.step()
+        missed[rank] = [entry["missed"] for entry in monitor.history["w"]][-20:]
+    assert min(missed[1]) > 0.05 and max(missed[4]) < 1e-3
+
+
+def starving_gradient(x, step):
+    """G = X N - M: noise of changing sign in one plane, a small steady rotation in another."""
+    noise, steady = torch.zeros(2, *x.shape, dtype=x.dtype)
+    noise[0, 1] = 20.0 * (-1) ** step
+    steady[2, 3] = 0.05
+    return x @ (noise - noise.mT) - (steady - steady.mT)
 
 
 def test_every_and_log_and_remove():
@@ -49,7 +132,7 @@ def test_every_and_log_and_remove():
     run(p, optimizer, 7)
     assert [entry["step"] for entry in monitor.history["w"]] == [0.0, 3.0, 6.0]
     assert {name for name, _, _ in logged} == {
-        f"w/{k}" for k in ("error", "angle", "phase", "captured")
+        f"w/{k}" for k in ("error", "gradient", "captured", "missed", "angle", "phase")
     }
     assert all(isinstance(value, float) and math.isfinite(value) for _, value, _ in logged)
     monitor.remove()

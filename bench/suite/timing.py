@@ -20,7 +20,7 @@ _AIM = 0.02  # seconds of a block of steps that has no period
 
 
 def polish_period(p: int) -> int:
-    """Steps between two polishes of a matrix with p columns, as in ``linalg.polish``.
+    """Steps between two polishes of a matrix with p columns, as in ``linalg.step.polish``.
 
     The mean over any number of whole periods holds the price of the polish.
     """

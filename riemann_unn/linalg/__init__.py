@@ -32,24 +32,37 @@ from .low_rank import (
 )
 from .low_rank_data import calibrated_factors, whitened_factors
 from .low_rank_function import function_factors
-from .maps import Phi, cayley, exp_skew, polar, rotate_by, skew, unitary_core
-from .polish import newton_schulz_, polish_
+from .maps import cayley, exp_skew, polar, rotate_by, skew, unitary_core
 from .procrustes import procrustes, ridge_by_gcv
-from .sketch import SketchMethod, orthonormal_rows, sketch
-from .update import retract_low_rank, retract_low_rank_
+from .step.core import Angle, Phi, check_phi, core_minus_identity
+from .step.polish import newton_schulz_, polish_
+from .step.sketch import SketchMethod, sketch
+from .step.tangent import (
+    TangentMethod,
+    next_directions,
+    tangent_coordinates,
+    tangent_directions,
+    tangent_energies,
+    tangent_gradient,
+    tangent_times,
+)
+from .step.update import retract_low_rank, retract_low_rank_, rotate_low_rank_, rotate_whole_
 
 __all__ = [
     "ACTIVATIONS",
     "Activation",
+    "Angle",
     "ConvDecay",
     "ConvTruncation",
     "Factors",
     "Phi",
     "SketchMethod",
+    "TangentMethod",
     "activation_kernel",
     "balanced",
     "calibrated_factors",
     "cayley",
+    "check_phi",
     "conv_adjoint",
     "conv_apply",
     "conv_cayley",
@@ -65,6 +78,7 @@ __all__ = [
     "conv_skew",
     "conv_spectrum",
     "conv_truncate",
+    "core_minus_identity",
     "exp_skew",
     "fit_rows",
     "fold_kernel",
@@ -73,7 +87,7 @@ __all__ = [
     "gauss_hermite",
     "hermitian_function",
     "newton_schulz_",
-    "orthonormal_rows",
+    "next_directions",
     "polar",
     "polish_",
     "procrustes",
@@ -81,9 +95,16 @@ __all__ = [
     "retract_low_rank_",
     "ridge_by_gcv",
     "rotate_by",
+    "rotate_low_rank_",
+    "rotate_whole_",
     "sketch",
     "skew",
     "spectral_factors",
+    "tangent_coordinates",
+    "tangent_directions",
+    "tangent_energies",
+    "tangent_gradient",
+    "tangent_times",
     "unfold_kernel",
     "unitary_core",
     "whitened_factors",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["DOUBLE", "root_of_gram", "svd", "thin_qr"]
+__all__ = ["DOUBLE", "is_triangular", "svd", "thin_qr"]
 
 DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
@@ -28,18 +28,9 @@ def thin_qr(w: Tensor) -> tuple[Tensor, Tensor]:
     return q, r
 
 
-def root_of_gram(gram: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return the triangular R with :math:`R^H R` = gram, and its inverse.
-
-    Not-a-number or infinity in the inverse tells that gram is not positive definite.
-
-    Args:
-        gram: inner products of unit vectors, shape ``(..., k, k)``, ones on the diagonal.
-    """
-    root, info = torch.linalg.cholesky_ex(gram)
-    r = root.masked_fill(info.ne(0)[..., None, None], torch.nan).mH
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return r, torch.linalg.solve_triangular(r, eye, upper=True)
+def is_triangular(r: Tensor) -> bool:
+    """Tell whether R of :func:`thin_qr` is triangular: always, but for complex matrices."""
+    return not r.is_complex() or not bool(r.tril(-1).any())
 
 
 def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +11,10 @@ from torch.autograd.function import once_differentiable
 
 from .factor import DOUBLE, svd
 from .hermitian import hermitian_function
-from .products import CACHED
 from .solve import times_inverse
+from .step.products import CACHED
 
-__all__ = ["Phi", "cayley", "exp_skew", "polar", "rotate_by", "skew", "unitary_core"]
-
-Phi = Literal["exp", "cayley", "polar"]
-"""Name of a φ: ``"exp"`` (projUNN-T), ``"cayley"`` or ``"polar"`` (projUNN-D)."""
+__all__ = ["cayley", "exp_skew", "polar", "rotate_by", "skew", "unitary_core"]
 
 Scalar = Callable[[Tensor], Tensor]
 
@@ -220,59 +217,62 @@ def polar(x: Tensor, *, det: int | None = None) -> Tensor:
     return factor if tall is x else factor.mH
 
 
-def unitary_core(z: Tensor, *, phi: Phi, special: bool = False, refine: bool = True) -> Tensor:
-    r"""Return φ(Z), the unitary matrix that a small step ``z`` at the identity leads to.
+def _polar_of_step(k: Tensor) -> Tensor:
+    """The polar factor of I + K, for K that is not large: (I + K)(I - K²)^(-1/2)."""
+    values, v = torch.linalg.eigh(k.mH @ k)
+    root = (v * (1 + values.clamp_min(0)).rsqrt().unsqueeze(-2)) @ v.mH
+    factor: Tensor = root + k @ root
+    return factor
+
+
+def unitary_core(k: Tensor, *, phi: str, refine: bool = True) -> Tensor:
+    r"""Return φ(K), the unitary matrix that a skew-Hermitian matrix leads to.
 
     .. math::
 
-        \phi_{\exp}(Z) = \exp(\operatorname{skew} Z), \quad
-        \phi_{\mathrm{Cayley}}(Z) = \operatorname{Cayley}(\operatorname{skew} Z), \quad
-        \phi_{\mathrm{polar}}(Z) = (I + Z)\,\bigl((I + Z)^H (I + Z)\bigr)^{-1/2}
+        \phi_{\exp}(K) = \exp K, \quad \phi_{\mathrm{Cayley}}(K) = \operatorname{Cayley} K, \quad
+        \phi_{\mathrm{polar}}(K) = (I + K)\,(I - K^2)^{-1/2}
 
-    Each is :math:`I + \operatorname{skew} Z + O(|Z|^2)`. Cores of single
-    precision are computed in double, so that :math:`\phi(Z) - I` keeps its
-    relative accuracy for tiny steps; large matrices are left as they are.
+    Each is :math:`I + K + O(|K|^2)`, unitary to rounding however large K is.
 
     Args:
-        z: shape ``(..., m, m)``, or ``(..., l, m)`` with ``l > m`` for
-            ``"polar"``, where I is the leading part of the identity.
+        k: skew-Hermitian, shape ``(..., n, n)``.
         phi: which map.
-        special: keep determinant +1 in ``"polar"`` (the other two always do).
         refine: see :func:`exp_skew`.
 
     Returns:
-        φ(Z), of the shape of ``z``, in double precision if small.
+        φ(K), of the shape and dtype of ``k``.
 
     Raises:
         ValueError: ``phi`` is not one of the three names.
     """
-    exact = z.to(DOUBLE.get(z.dtype, z.dtype)) if z.shape[-1] <= _CORE else z
     if phi == "exp":
-        core = exp_skew(skew(exact), refine=refine)
-    elif phi == "cayley":
-        core = cayley(skew(exact), refine=refine)
-    elif phi == "polar":
-        eye = torch.eye(*exact.shape[-2:], dtype=exact.dtype, device=exact.device)
-        core = polar(eye + exact, det=1 if special else None)
-    else:
+        return exp_skew(k, refine=refine)
+    if phi == "cayley":
+        return cayley(k, refine=refine)
+    if phi != "polar":
         raise ValueError(f"{phi=} is unknown; choose 'exp', 'cayley' or 'polar'")
-    return core
+    if k.numel() == 0:
+        return k.clone()
+    if _norm(k) > _LARGE:
+        return _by_eigenvectors(k, torch.atan, lambda w: 1 / (1 + w * w))
+    u = _polar_of_step(k)
+    return _newton_schulz(u) if refine else u
 
 
-def rotate_by(x: Tensor, z: Tensor, *, phi: Phi) -> Tensor:
-    r"""Return X φ(Z), off by no more than a Newton-Schulz step mends.
+def rotate_by(x: Tensor, k: Tensor, *, phi: str) -> Tensor:
+    r"""Return X φ(K), off by no more than a Newton-Schulz step mends.
 
-    .. math:: X\,\phi_{\mathrm{Cayley}}(Z) = 2 X (I - \tfrac12 \operatorname{skew} Z)^{-1} - X
+    .. math:: X\,\phi_{\mathrm{Cayley}}(K) = 2 X (I - \tfrac12 K)^{-1} - X
 
-    is one solve, without the product with φ(Z).
+    is one solve, without the product with φ(K).
 
     Args:
         x: shape ``(..., n, n)``.
-        z: shape ``(..., n, n)``.
-        phi: ``"exp"`` or ``"cayley"``.
+        k: skew-Hermitian, shape ``(..., n, n)``; it may be overwritten.
+        phi: ``"exp"``, ``"cayley"`` or ``"polar"``.
     """
-    if phi == "cayley" and z.shape[-1] > _CORE:
-        k = skew(z)
+    if phi == "cayley" and k.shape[-1] > _CORE:
         # Both norms bound the spectral one, and this one is found in a tenth of the time.
         size = float(torch.linalg.vector_norm(k))
         if size <= _LARGE or _norm(k) <= _LARGE:
@@ -285,4 +285,7 @@ def rotate_by(x: Tensor, z: Tensor, *, phi: Phi) -> Tensor:
                 else torch.linalg.solve(divisor, x, left=False)
             )
             return moved.mul_(2).sub_(x)
-    return x @ unitary_core(z, phi=phi, refine=False).to(x.dtype)
+    # Small matrices in double precision, which costs little there.
+    exact = k.to(DOUBLE.get(k.dtype, k.dtype)) if k.shape[-1] <= _CORE else k
+    result: Tensor = x @ unitary_core(exact, phi=phi, refine=False).to(x.dtype)
+    return result

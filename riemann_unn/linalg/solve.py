@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .products import add_product_
+from .step.products import add_product_
 
 __all__ = ["times_inverse"]
 

@@ -50,6 +50,8 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
     det: int | None = None
     # Whether the view of several points side by side is that of each.
     takes_batches = False
+    # Whether the matrix view is one of the tensor's memory, for most strides.
+    views_memory = True
 
     # The view -------------------------------------------------------------
 

@@ -16,6 +16,7 @@ class _ConvManifold(MatrixManifold):
     """What the two have in common: the view of a kernel as the matrices of its spectrum."""
 
     takes_batches = True
+    views_memory = False
 
     def __init__(self, ndim: int = 2) -> None:
         super().__init__()

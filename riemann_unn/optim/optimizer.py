@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import lru_cache
 from itertools import chain
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from ..errors import ManifoldError, NonFiniteError, OffManifoldError
-from ..linalg import Phi, SketchMethod
-from ..manifolds import acceptance_level, rounding_level
+from ..errors import ManifoldError, NonFiniteError
+from ..linalg import Angle, Phi, TangentMethod
 from ..retractions import Retraction
-from .bases import check_base, unhooked_step
-from .moves import MASTER, Displacement, Move, Seeds, apply_, plan, pulled_back
-from .points import (
-    Members,
-    Point,
-    Roster,
-    as_groups,
-    check_duplicates,
-    check_kind,
-    full_precision,
-    nonfinite,
-    without,
-)
-from .stacks import START, Stacks
+from .base import check_base, displace_, is_plain_sgd
+from .batch import START, Batch, Batches
+from .seeds import Seeds
+from .tagged import TaggedParam, TaggedParams, admit_, as_groups, check_duplicates
 
 __all__ = ["ManifoldOptimizer"]
+
+_RESERVED = {"base", "phi", "seed", "nonfinite", "off_manifold", "polish"}
 
 
 class ManifoldOptimizer(Optimizer):
@@ -95,10 +88,11 @@ class ManifoldOptimizer(Optimizer):
         params: Iterable[Any],
         lr: float | Tensor,
         *,
-        phi: Phi = "exp",
+        phi: Phi | Angle = "exp",
         rank: int | None = 1,
         base: type[Optimizer] = SGD,
-        sketch: SketchMethod = "power",
+        sketch: TangentMethod = "tangent",
+        max_angle: float | None = None,
         seed: int = 0,
         nonfinite: Literal["raise", "skip"] = "raise",
         off_manifold: Literal["raise", "project"] = "raise",
@@ -110,8 +104,8 @@ class ManifoldOptimizer(Optimizer):
             raise ManifoldError(f"{nonfinite=} is unknown; choose 'raise' or 'skip'")
         if off_manifold not in ("raise", "project"):
             raise ManifoldError(f"{off_manifold=} is unknown; choose 'raise' or 'project'")
-        self._phi: Phi = phi
-        self._options = {"rank": rank, "sketch": sketch}
+        self._phi: Phi | Angle = phi
+        self._options = {"rank": rank, "sketch": sketch, "max_angle": max_angle}
         self._seed, self._polish = int(seed), bool(polish)
         self._nonfinite, self._off_manifold = nonfinite, off_manifold
         self._retraction(self._options)
@@ -120,7 +114,7 @@ class ManifoldOptimizer(Optimizer):
             check_duplicates(group["params"])
         inner: Any = base
         self._link(inner(groups, lr=lr, **base_kwargs))
-        if not self._roster.points():
+        if not self._tagged.members():
             raise ManifoldError(
                 "no parameter is tagged, so every one would be trained unconstrained; tag "
                 f"some with riemann_unn.tag_, or use torch.optim.{base.__name__} itself"
@@ -133,22 +127,27 @@ class ManifoldOptimizer(Optimizer):
         self.base = base
         for group in base.param_groups:
             self._complete(group)
-        self._workspace: dict[Tensor, Tensor] = {}
-        self._roster, self._stacks = Roster(base.param_groups), Stacks()
-        self._rough: set[Point] = set()
+        self._tagged, self._batches = TaggedParams(base.param_groups), Batches()
         self._seeds = Seeds(self._seed)
+        self._stepped: list[Batch] = []
         super().__setstate__(
             {"defaults": base.defaults, "state": base.state, "param_groups": base.param_groups}
         )
 
     def _complete(self, group: dict[str, Any]) -> None:
+        reserved = sorted(_RESERVED.intersection(group))
+        if reserved:
+            raise ManifoldError(
+                f"a group has the options {reserved}, which hold for the whole optimizer; give "
+                "them to the optimizer, or use one optimizer for each"
+            )
         for key, value in self._options.items():
             group.setdefault(key, value)
         self._retraction(group)
 
     def _retraction(self, group: dict[str, Any]) -> Retraction:
         try:
-            return _make_retraction(self._phi, group["rank"], group["sketch"])
+            return _make_retraction(self._phi, group["rank"], group["sketch"], group["max_angle"])
         except (TypeError, ValueError) as error:
             raise ManifoldError(str(error)) from None
 
@@ -172,18 +171,20 @@ class ManifoldOptimizer(Optimizer):
         Args:
             state_dict: from :meth:`state_dict`.
         """
-        super().load_state_dict(state_dict)
+        super().load_state_dict(_translated(state_dict))
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         ours = chain.from_iterable(group["params"] for group in self.param_groups)
-        points = self._roster.points()
-        for kept in (self.state.get(point.param, {}) for point in points):
+        members = self._tagged.members()
+        for kept in (self.state.get(member.param, {}) for member in members):
+            kept.pop(_OLD_START, None)
             if START in kept:  # which is written in place, and may be another optimizer's too
                 kept[START] = kept[START].clone()
-        half = {point.param for point in points if point.is_half}
+        half = {member.param for member in members if member.is_half}
         for key, p in zip(saved, ours, strict=True):
             if p in half:
                 for name, value in state_dict["state"].get(key, {}).items():
-                    if isinstance(value, Tensor) and value.is_floating_point():
+                    floats = isinstance(value, Tensor) and value.is_floating_point()
+                    if floats and name in self.state[p]:
                         device = self.state[p][name].device
                         self.state[p][name] = value.detach().to(device, copy=True)
 
@@ -206,63 +207,11 @@ class ManifoldOptimizer(Optimizer):
             self.param_groups.pop()
             raise
 
-    # Who takes part, and whether it may ------------------------------------
-
     def _admit_new(self) -> None:
-        points = [point for point in self._roster.points() if point.version is None]
-        for point in points:
-            check_kind(point)
-        self._admit(points)
-
-    def _admit(self, points: list[Point]) -> None:
-        """Check that points are on their manifolds; mend or refuse those that are not."""
-        off: list[tuple[Point, str]] = []
-        for point in points:
-            error = point.manifold.estimated_error(point.param)
-            if not error <= acceptance_level(point.param.dtype):
-                off.append((point, f"is {error:.1e} off {point.manifold!r}"))
-            elif not point.manifold.has_det(point.param):
-                off.append((point, f"has the other determinant than {point.manifold!r}"))
-            elif error > rounding_level(point.param.dtype):
-                self._rough.add(point)
-        for point, reason in off:
-            finite = bool(torch.isfinite(point.param).all())
-            if self._off_manifold == "raise" or not finite:
-                remedy = (
-                    'call riemann_unn.init.warm_start_ or pass off_manifold="project"'
-                    if finite
-                    else "it holds NaN or infinity, so initialise it again"
-                )
-                raise OffManifoldError(f"{point.name} {reason}; {remedy}")
-        with torch.no_grad():
-            for point, _ in off:
-                point.param.copy_(point.manifold.projx(point.param.detach()))
-        for point in points:
-            point.version = point.memory._version
-
-    def _check_gradients(self, bad: list[Point]) -> None:
-        if bad and self._nonfinite == "raise":
-            raise NonFiniteError(
-                f"the gradient of {', '.join(p.name for p in bad)} holds NaN or infinity; clip or "
-                'rescale the loss, or pass nonfinite="skip". Nothing was changed'
-            )
-
-    def _ready(self, groups: list[Members], written: list[Point]) -> None:
-        """Check the points that were written to since their last step, and find what moves."""
-        if written:
-            self._admit(written)
-        for members in groups:
-            for point in members.points:
-                if point.is_half:
-                    point.value = self._master(point)
-
-    def _master(self, point: Point) -> Tensor:
-        """Return the point in single precision that the stored parameter is the rounding of."""
-        master = self.state.get(point.param, {}).get(MASTER)
-        if master is not None and torch.equal(master.to(point.param.dtype), point.param):
-            return cast(Tensor, master)
-        # There is none yet, or the parameter was given other values.
-        return point.manifold.projx(point.param.detach().float())
+        members = [member for member in self._tagged.members() if member.version is None]
+        for member in members:
+            member.check_kind()
+        admit_(members, off_manifold=self._off_manifold)
 
     # The step ---------------------------------------------------------------
 
@@ -285,122 +234,127 @@ class ManifoldOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups, written = self._roster.with_gradients()
-        early: list[Members] = []
-        late: list[Members] = []
-        for members in groups:
-            (early if self._needs_no_base(members.points[0].group) else late).append(members)
-        with full_precision(self._roster.device_types):
-            moves, bad = self._plan_early(early)
-            for members in late:
-                bad += nonfinite(members.points, members.grads)
-            self._check_gradients(bad)
-            if bad:
-                early, late = without(bad, early), without(bad, late)
-                written = [point for point in written if point not in bad]
-            self._ready(early + late, written)
-            hidden = [*chain.from_iterable(members.points for members in early), *bad]
-            moves += plan(self._displace(late, hidden), self.state, self._seeds, self._stacks)
-            for move in moves:
-                apply_(move, self.state, polish=self._polish, rough=self._rough)
-        for members in early + late:
-            for point in members.points:
-                point.version = point.memory._version
+        groups, written = self._tagged.with_gradients()
+        with full_precision(self._tagged.device_types):
+            batches = [batch for some in groups for batch in self._batches.of(some, self.state)]
+            batches, skipped = self._sketch_(batches, written)
+            self._displace_(batches, skipped)
+            for batch in batches:
+                batch.retract_(self.state, polish=self._polish)
+        self._stepped = batches
         return loss
 
-    def _needs_no_base(self, group: dict[str, Any]) -> bool:
-        """Tell whether the gradient is the displacement, and its sketch shows if it is finite."""
-        retraction = self._retraction(group)
-        return (
-            self._is_plain_sgd(group) and retraction.shows_nonfinite and not retraction.is_intrinsic
-        )
+    def _sketch_(
+        self, batches: list[Batch], written: list[TaggedParam]
+    ) -> tuple[list[Batch], list[TaggedParam]]:
+        """Find the tangent coordinates of all gradients, after the checks; nothing has changed.
 
-    def _plan_early(self, groups: list[Members]) -> tuple[list[Move], list[Point]]:
-        """Factor gradients before anything changes; return those with NaN or infinity too.
-
-        This saves the pass over each gradient that a check on its own would take.
+        Returns:
+            The batches that take the step, and the parameters left out of it.
         """
-        try:
-            return plan(self._by_gradient(groups), self.state, self._seeds, self._stacks), []
-        except NonFiniteError:
-            bad = [p for members in groups for p in nonfinite(members.points, members.grads)]
-            if not bad:
-                raise  # it is the displacement that overflows
-        if self._nonfinite == "raise":
-            return [], bad
-        return plan(
-            self._by_gradient(without(bad, groups)), self.state, self._seeds, self._stacks
-        ), bad
+        # The sketch of a gradient shows if it is finite, but for those that fail on one, and where
+        # a point is to be mended before.
+        blind = batches if written else [b for b in batches if not self._sees(b)]
+        skipped = self._nonfinite_in(blind)
+        batches = self._without(skipped, batches)
+        admit_([m for m in written if m not in skipped], off_manifold=self._off_manifold)
+        for batch in batches:
+            plain, group = is_plain_sgd(self.base, batch.group), batch.group
+            scale = group["lr"] * (1 if group.get("maximize") else -1) if plain else None
+            batch.sketch_(self._retraction(group), self.state, self._seeds, scale)
+        wrong = [batch for batch in batches if not batch.is_finite]
+        if not wrong:
+            return batches, skipped
+        late = self._nonfinite_in(wrong)
+        if not late:
+            _refuse_overflow(wrong)
+        batches, later = self._sketch_(self._without(late, batches), [])
+        return batches, skipped + late + later
 
-    def _is_plain_sgd(self, group: dict[str, Any]) -> bool:
-        return type(self.base) is SGD and group["momentum"] == 0
+    def _sees(self, batch: Batch) -> bool:
+        return self._retraction(batch.group).shows_nonfinite
 
-    def _by_gradient(self, groups: list[Members]) -> list[Displacement]:
-        """Plain SGD moves by -lr times the gradient: no tensor needs to be written for that."""
-        return [
-            Displacement(
-                members.points,
-                self._gradients_at(members),
-                group["lr"] * (1 if group.get("maximize") else -1),
-                self._retraction(group),
+    def _nonfinite_in(self, batches: list[Batch]) -> list[TaggedParam]:
+        bad = [member for batch in batches for member in batch.nonfinite_gradients()]
+        if bad and self._nonfinite == "raise":
+            raise NonFiniteError(
+                f"the gradient of {', '.join(m.name for m in bad)} holds NaN or infinity; clip or "
+                'rescale the loss, or pass nonfinite="skip". Nothing was changed'
             )
-            for members in groups
-            for group in (members.points[0].group,)
-        ]
+        return bad
 
-    def _displace(self, groups: list[Members], hidden: list[Point]) -> list[Displacement]:
-        """Run the base and return what it would add to each point; the points stay.
+    def _without(self, bad: list[TaggedParam], batches: list[Batch]) -> list[Batch]:
+        if not bad:
+            return batches
+        kept = [[m for m in batch.members if m not in bad] for batch in batches]
+        return [batch for some in kept if some for batch in self._batches.of(some, self.state)]
 
-        The hidden ones have gradients that the base is not to see.
+    def _displace_(self, batches: list[Batch], skipped: list[TaggedParam]) -> None:
+        """Run the base: on tangent coordinates, and on parameters without a tag as they are."""
+        shown = [batch for batch in batches if not is_plain_sgd(self.base, batch.group)]
+        if not shown and all(p.grad is None for p in self._tagged.others):
+            return  # the base has nothing to do
+        plain = [m for batch in batches if batch not in shown for m in batch.members]
+        displace_(
+            self.base,
+            chain.from_iterable(batch.show() for batch in shown),
+            [member.param for member in (*plain, *skipped)],
+        )
+        for batch in shown:
+            batch.read_()
+        overflowing = [batch for batch in shown if not batch.is_finite]
+        if overflowing:
+            _refuse_overflow(overflowing)
+
+    def last_step(self) -> dict[Tensor, dict[str, Tensor]]:
+        r"""Return what the last step did to each tagged parameter that took part.
+
+        Returns:
+            For low-rank steps the largest ``"angle"`` that a plane turned by, in radians, the
+            ``"directions"`` v and the ``"coordinates"`` :math:`\Omega v` of the gradient on
+            them, shape ``(matrices, n, k)``; for whole steps nothing.
         """
-        swapped = [m for m in groups if not self._is_plain_sgd(m.points[0].group)]
-        plain = [m for m in groups if self._is_plain_sgd(m.points[0].group)]
-        result = self._by_gradient(plain)
-        shown = [self._gradients_at(members) for members in swapped]
-        points = [*chain.from_iterable(members.points for members in groups), *hidden]
-        if points and not swapped and all(p.grad is None for p in self._roster.others):
-            return result  # the base has nothing to do
-        kept = [(point.param, point.param.data, point.param.grad) for point in points]
-        for members in swapped:
-            zeros = [self._zeros(point) for point in members.points]
-            retraction = self._retraction(members.points[0].group)
-            result.append(Displacement(members.points, zeros, 1.0, retraction))
-        try:
-            for p, _, _ in kept:
-                p.grad = None
-            for displacement, grads in zip(result[len(plain) :], shown, strict=True):
-                for point, zeros_, grad in zip(
-                    displacement.points, displacement.tensors, grads, strict=True
-                ):
-                    point.param.data = zeros_
-                    point.param.grad = grad
-            unhooked_step(self.base)
-        finally:
-            for p, value, grad_ in kept:
-                p.grad = None
-                p.data = value
-                p.grad = grad_
-        return result
+        return {p: told for batch in self._stepped for p, told in batch.report()}
 
-    def _gradients_at(self, members: Members) -> list[Tensor]:
-        """Return gradients as the base is to see them: as they are, or in Lie coordinates."""
-        points, grads = members.points, members.grads
-        if any(point.is_half for point in points):
-            grads = [g.float() if p.is_half else g for p, g in zip(points, grads, strict=True)]
-        retraction = self._retraction(points[0].group)
-        return pulled_back(points, grads, retraction) if retraction.is_intrinsic else grads
 
-    def _zeros(self, point: Point) -> Tensor:
-        # Kept between steps: allocating and faulting in fresh pages costs more than clearing.
-        zeros, value = self._workspace.get(point.param), point.value
-        if zeros is not None and (zeros.shape, zeros.dtype, zeros.device) == (
-            value.shape,
-            value.dtype,
-            value.device,
-        ):
-            return zeros.zero_()
-        zeros = self._workspace[point.param] = torch.zeros_like(value)
-        return zeros
+# What 0.1.0 called its default sketch, and the start of the next one.
+_OLD_SKETCH, _OLD_START = "power", "sketch_start"
+
+
+def _translated(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return a state of 0.1.0 as one of today, and say what it cannot tell."""
+    groups = state_dict["param_groups"]
+    if not any(group.get("sketch") == _OLD_SKETCH for group in groups):
+        return state_dict
+    warnings.warn(
+        "this state was saved by riemann_unn 0.1.0: its sketches start anew, and the momentum of "
+        "low-rank steps, which was kept in Euclidean coordinates, fades within some steps",
+        stacklevel=3,
+    )
+    renamed = [
+        group | {"sketch": "tangent"} if group.get("sketch") == _OLD_SKETCH else group
+        for group in groups
+    ]
+    return {**state_dict, "param_groups": renamed}
+
+
+def _refuse_overflow(batches: list[Batch]) -> None:
+    names = ", ".join(member.name for batch in batches for member in batch.overflowing())
+    raise NonFiniteError(
+        f"the step of {names} overflows to NaN or infinity although the gradient is finite; "
+        "lower the learning rate. No tagged parameter was moved"
+    )
+
+
+def full_precision(device_types: Iterable[str]) -> AbstractContextManager[object]:
+    """Switch autocast off on some types of devices."""
+    active = [device for device in device_types if torch.is_autocast_enabled(device)]
+    if not active:
+        return nullcontext()
+    stack = ExitStack()
+    for device in active:
+        stack.enter_context(torch.autocast(device, enabled=False))
+    return stack
 
 
 # Options are read from the groups at every step, since users may change them there.

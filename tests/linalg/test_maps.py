@@ -129,12 +129,13 @@ def test_core_is_the_identity_plus_the_skew_part_to_second_order(phi):
     sizes = [10.0**-i for i in (2.0, 2.5, 3.0, 3.5)]
     eye = torch.eye(4, dtype=z.dtype)
     gaps = [
-        float(torch.linalg.matrix_norm(unitary_core(t * z, phi=phi) - eye - t * skew(z)))
+        float(torch.linalg.matrix_norm(unitary_core(t * skew(z), phi=phi) - eye - t * skew(z)))
         for t in sizes
     ]
     assert slope(gaps, sizes) == pytest.approx(2.0, abs=0.1)
     wrong = [
-        float(torch.linalg.matrix_norm(unitary_core(t * z, phi=phi) - eye - t * z)) for t in sizes
+        float(torch.linalg.matrix_norm(unitary_core(t * skew(z), phi=phi) - eye - t * z))
+        for t in sizes
     ]
     assert slope(wrong, sizes) == pytest.approx(1.0, abs=0.1)  # without the skew part it fails
 
@@ -148,18 +149,30 @@ def test_core_is_exactly_the_identity_at_zero():
 
 def test_core_refuses_an_unknown_map():
     with pytest.raises(ValueError, match="phi='qr' is unknown"):
-        unitary_core(gaussian(2, 2), phi="qr")
+        unitary_core(skew(gaussian(2, 2)), phi="qr")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SIZES)
+def test_the_polar_map_is_the_polar_factor_of_a_step(shape, dtype):
+    for size in (0.0, 1e-8, 1.0, 30.0, 1e3, 1e8):
+        k = generators(shape, dtype, size)
+        core = unitary_core(k, phi="polar")
+        assert_on_manifold(core)
+        if size <= 30:
+            eye = torch.eye(shape[-1], dtype=double(k).dtype)
+            assert (core - polar(eye + double(k))).abs().max() <= rounding(dtype, shape[-1], 64)
 
 
 @pytest.mark.parametrize("size", [0.1, 3.0, 1e4])
-@pytest.mark.parametrize("phi", ["exp", "cayley"])
+@pytest.mark.parametrize("phi", ["exp", "cayley", "polar"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 def test_rotating_is_multiplying_by_the_core(dtype, phi, size):
     n = 80  # more than is computed in double precision
-    z = gaussian(n, n, dtype=dtype) * (size / n)
+    z = skew(gaussian(n, n, dtype=dtype) * (size / n))
     x = polar(gaussian(n, n, dtype=dtype, seed=1))
     expected = x @ unitary_core(z, phi=phi)
-    assert torch.linalg.matrix_norm(rotate_by(x, z, phi=phi) - expected) <= 1e-11 * n
+    assert torch.linalg.matrix_norm(rotate_by(x, z.clone(), phi=phi) - expected) <= 1e-11 * n
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -171,9 +184,9 @@ def test_the_skew_part_of_large_matrices(dtype, monkeypatch):
         assert torch.equal(z, before)
 
 
-@pytest.mark.parametrize("phi", ["exp", "cayley"])
+@pytest.mark.parametrize("phi", ["exp", "cayley", "polar"])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
 def test_one_newton_schulz_step_mends_what_rotating_leaves(phi, size):
     x = point(80, 80, dtype=torch.float32)
-    moved = rotate_by(x, gaussian(80, 80, dtype=torch.float32) * (size / 80), phi=phi)
+    moved = rotate_by(x, skew(gaussian(80, 80, dtype=torch.float32) * (size / 80)), phi=phi)
     assert_on_manifold(newton_schulz_(moved))

@@ -62,7 +62,7 @@ def test_large_steps_near_the_identity_use_it(dtype, monkeypatch):
         k = skew(double(z))
         eye = torch.eye(80, dtype=k.dtype)
         expected = double(x) @ torch.linalg.solve(eye - 0.5 * k, eye + 0.5 * k)
-        moved = rotate_by(x, z, phi="cayley")
+        moved = rotate_by(x, skew(z), phi="cayley")
         assert (moved - expected).abs().max() <= rounding(dtype, 80, factor=100) * max(size, 1)
         assert len(calls) == 1  # for the first size alone
 

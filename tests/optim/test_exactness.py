@@ -22,7 +22,7 @@ from tests.support import (
 
 CLASSES = {"exp": ru.optim.ProjUNNT, "polar": ru.optim.ProjUNND, "cayley": ru.optim.Cayley}
 PHIS = list(CLASSES)
-SKETCHES = ["power", "lsi", "column", "svd"]
+SKETCHES = ["lsi", "column", "svd"]  # which are exact on gradients of their rank
 
 
 @pytest.mark.parametrize("phi", PHIS)

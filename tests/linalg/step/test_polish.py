@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from riemann_unn.linalg import newton_schulz_, polish_
-from riemann_unn.linalg.polish import polish_block_
+from riemann_unn.linalg.step.polish import polish_block_
 from tests.support import DTYPES, assert_on_manifold, error, gaussian, point, rounding
 
 SHAPES = [(70, 70), (130, 130), (90, 65), (3, 20, 20)]
@@ -30,7 +30,7 @@ def test_newton_schulz_squares_the_error(shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(70, 70), (90, 65), (7, 3), (3, 20, 20), (5, 0)])
 def test_half_of_the_inner_products_and_their_adjoints(shape, dtype, monkeypatch):
-    monkeypatch.setattr("riemann_unn.linalg.polish._WIDE", 0)
+    monkeypatch.setattr("riemann_unn.linalg.step.polish._WIDE", 0)
     x = rough(shape, dtype, 1e-3)
     expected = x @ (1.5 * torch.eye(shape[-1], dtype=dtype) - 0.5 * x.mH @ x)
     assert x.numel() == 0 or (newton_schulz_(x) - expected).abs().max() <= rounding(dtype, 90)

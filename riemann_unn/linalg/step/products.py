@@ -22,7 +22,7 @@ _THIN, _STRIP, _LONG = 8, 8, 1024
 
 def _is_large(x: Tensor) -> bool:
     """Whether blocks of a matrix are worth their calls."""
-    return x.ndim == 2 and x.numel() > CACHED and x.device.type == "cpu" and not x.is_conj()
+    return x.ndim == 2 and x.numel() > CACHED and x.device.type == "cpu"
 
 
 def _is_cut(x: Tensor, count: int) -> bool:
@@ -50,6 +50,8 @@ def rows_times(rows: Tensor, x: Tensor) -> Tensor:
     Returns:
         Shape ``(..., k, p)``.
     """
+    if x.is_conj() and x.ndim == 2:
+        return times_columns(x.mH, rows.mH).mH
     if _are_batches(rows, x):
         return torch.bmm(rows, x)
     if _is_large(x):
@@ -71,12 +73,16 @@ def times_columns(x: Tensor, columns: Tensor) -> Tensor:
     Returns:
         Shape ``(..., n, k)``, stored column by column where X is large or one of many.
     """
+    if x.is_conj() and x.ndim == 2:
+        return rows_times(columns.mH, x.mH).mH
     if _are_batches(x, columns):
         # The BLAS takes a few columns best as rows, however x is stored.
         return torch.bmm(columns.mT, x.mT).mT
     if _is_large(x):
         if _is_cut(x, columns.shape[-1]):
-            rows = columns.mT.expand(_BLOCKS, -1, -1)
+            # One column is contiguous whatever its strides say; BLAS goes by what they say.
+            rows = columns.mT.contiguous().flatten().view(columns.shape[-1], -1)
+            rows = rows.expand(_BLOCKS, -1, -1)
             blocks = torch.bmm(rows, x.view(_BLOCKS, -1, x.shape[1]).mT)
             return blocks.movedim(0, 1).flatten(1).mT
         if _is_cut(x.mT, columns.shape[-1]):
@@ -84,29 +90,33 @@ def times_columns(x: Tensor, columns: Tensor) -> Tensor:
     return x @ columns
 
 
-def add_product_(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    r"""Add a product of thin factors, :math:`X \leftarrow X + L R`, in one pass over X.
+def add_product_(x: Tensor, left: Tensor, right: Tensor, *, beta: float = 1.0) -> Tensor:
+    r"""Add a product of thin factors, :math:`X \leftarrow \beta X + L R`, in one pass over X.
 
     Args:
         x: X, shape ``(..., n, p)``; it may have any strides.
         left: L, shape ``(..., n, k)``, k small.
         right: R, shape ``(..., k, p)``.
+        beta: 1, or 0 to write over X without reading it.
     """
     if x.is_conj():
-        return x.copy_(x + left @ right)
+        add_product_(x.mH, right.mH, left.mH, beta=beta)
+        return x
     if _is_large(x):
         if _is_stripped(x, left.shape[-1]):
             strips = x.view(-1, _STRIP, x.shape[1])
-            strips.baddbmm_(left.unflatten(0, (-1, _STRIP)), right.expand(len(strips), -1, -1))
+            strips.baddbmm_(
+                left.unflatten(0, (-1, _STRIP)), right.expand(len(strips), -1, -1), beta=beta
+            )
             return x
         if _is_stripped(x.mT, left.shape[-1]):
-            add_product_(x.mT, right.mT, left.mT)
+            add_product_(x.mT, right.mT, left.mT, beta=beta)
             return x
     if x.ndim == 2:
-        return x.addmm_(left, right)
+        return x.addmm_(left, right, beta=beta)
     if x.ndim == 3:
         if x.stride(-1) != 1 and x.stride(-2) == 1:  # stored column by column, as from a QR
-            x.mT.baddbmm_(right.mT, left.mT)
+            x.mT.baddbmm_(right.mT, left.mT, beta=beta)
             return x
-        return x.baddbmm_(left, right)
-    return x.add_(left @ right)
+        return x.baddbmm_(left, right, beta=beta)
+    return x.add_(left @ right) if beta else x.copy_(left @ right)

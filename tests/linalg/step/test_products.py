@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from riemann_unn.linalg.products import add_product_, rows_times, times_columns
+from riemann_unn.linalg.step.products import add_product_, rows_times, times_columns
 from tests.support import DTYPES, gaussian, rounding
 
 PAIR = [(64, 2), (2, 32)]
@@ -14,8 +14,8 @@ SHAPES = [(32, 12), (48, 48), (31, 20), (3, 16, 8)]
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch):
-    monkeypatch.setattr("riemann_unn.linalg.products.CACHED", 0)
-    monkeypatch.setattr("riemann_unn.linalg.products._LONG", 0)
+    monkeypatch.setattr("riemann_unn.linalg.step.products.CACHED", 0)
+    monkeypatch.setattr("riemann_unn.linalg.step.products._LONG", 0)
 
 
 def layouts(x):
@@ -50,13 +50,18 @@ def test_a_product_is_added_in_place(dtype, shape, k):
                 expected, memory = x + left @ right, x.data_ptr()
                 assert add_product_(x, left, right) is x and x.data_ptr() == memory
                 assert (x - expected).abs().max() <= rounding(dtype, n, factor=100)
+                x.fill_(torch.nan)
+                add_product_(x, left, right, beta=0.0)  # what was there is not read
+                assert (x - left @ right).abs().max() <= rounding(dtype, n, factor=100)
 
 
 def test_thin_products_are_added_in_strips_of_long_rows(monkeypatch):
     strips = []
     baddbmm_ = torch.Tensor.baddbmm_
     monkeypatch.setattr(
-        torch.Tensor, "baddbmm_", lambda x, a, b: strips.append(x.shape) or baddbmm_(x, a, b)
+        torch.Tensor,
+        "baddbmm_",
+        lambda x, a, b, beta=1: strips.append(x.shape) or baddbmm_(x, a, b, beta=beta),
     )
     x = gaussian(64, 32)
     add_product_(x, gaussian(64, 8), gaussian(8, 32))
@@ -65,7 +70,7 @@ def test_thin_products_are_added_in_strips_of_long_rows(monkeypatch):
     add_product_(x, gaussian(64, 9), gaussian(9, 32))
     add_product_(gaussian(63, 32), gaussian(63, 2), gaussian(2, 32))
     add_product_(x.to(torch.complex64), *(gaussian(*s, dtype=torch.complex64) for s in PAIR))
-    monkeypatch.setattr("riemann_unn.linalg.products._LONG", 33)
+    monkeypatch.setattr("riemann_unn.linalg.step.products._LONG", 33)
     add_product_(x, *(gaussian(*shape) for shape in PAIR))
     assert len(strips) == 2
 
@@ -81,6 +86,6 @@ def test_large_matrices_go_block_by_block_and_others_do_not(monkeypatch):
     assert blocks == [16] * 4
     rows_times(gaussian(40, 64), x)  # so many rows are for BLAS
     times_columns(gaussian(33, 31), gaussian(31, 1))  # no 16 equal blocks
-    monkeypatch.setattr("riemann_unn.linalg.products.CACHED", 64 * 32)
+    monkeypatch.setattr("riemann_unn.linalg.step.products.CACHED", 64 * 32)
     rows_times(gaussian(2, 64), x)
     assert len(blocks) == 4

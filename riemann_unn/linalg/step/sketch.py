@@ -1,5 +1,6 @@
-"""Sketches: a displacement Δ as a product of two thin factors, Δ ≈ A Bᴴ with k columns each.
+"""Sketches: a matrix Δ as a product of two thin factors, Δ ≈ A Bᴴ with k columns each.
 
+They know nothing of the point that Δ is a gradient at; see :mod:`.tangent` for those that do.
 Every sketch is scale-free: ``sketch(c * Δ)`` is ``(c * A, B)``, with no epsilon that would
 shrink small updates. Factors are stored column-major (the transpose of a contiguous
 ``(k, n)`` tensor), which is the fast layout for products with a large row-major matrix.
@@ -12,47 +13,42 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .factor import DOUBLE, svd, thin_qr
+from ..factor import DOUBLE, svd, thin_qr
 from .products import rows_times, times_columns
 
-__all__ = ["SketchMethod", "orthonormal_rows", "sketch"]
+__all__ = ["SketchMethod", "orthonormal_columns", "sketch"]
 
-SketchMethod = Literal["power", "lsi", "column", "svd"]
+SketchMethod = Literal["lsi", "column", "svd"]
 """Name of a sketch, see :func:`sketch`."""
 
-# Weight of fresh random rows beside a warm start: enough to find new directions within a few
-# steps, too little to blur the ones that are known.
-_FRESH = 0.1
-# Lengths between this and its inverse are safe from underflow and overflow in every precision.
-_USUAL = 1e-15
+# Below this length single precision has lost digits of the norm itself.
+_TINY = 1e-30
 
 
-def orthonormal_rows(w: Tensor, *, length: Tensor | None = None) -> Tensor:
-    """Return rows that are orthonormal and span the rows of ``w``, shape ``(..., k, p)``, k <= p.
+def orthonormal_columns(w: Tensor, *, otherwise: Tensor | None = None) -> Tensor:
+    """Return orthonormal columns that span those of ``w``, shape ``(..., n, k)``, k <= n.
 
-    Where rows of ``w`` are dependent, others complete the set; a single zero
-    row stays zero. Not-a-number spreads to the result. The Frobenius norm of a
-    matrix may be given as its ``length`` if it is known.
+    Where columns are dependent, others complete the set; a single zero column becomes
+    ``otherwise``, or stays zero. Not-a-number spreads to the result.
     """
     if w.numel() == 0:
         return w
-    if w.ndim == 2 and w.shape[0] == 1 and w.is_cpu and not w.requires_grad:
-        norm = torch.linalg.vector_norm(w) if length is None else length
-        if _USUAL < norm.item() < 1 / _USUAL:
-            return w / norm
-    if w.shape[-2] == 1 and w.dtype in DOUBLE:
-        # Squares of single precision stay inside the exponent range of double.
-        wide = DOUBLE[w.dtype]
-        norms: Tensor = torch.linalg.vector_norm(w, dim=-1, keepdim=True, dtype=wide)
-        unit: Tensor = w / norms.clamp_min(torch.finfo(wide).tiny)
-        return unit.to(w.dtype)
-    # Dividing by the largest entry first keeps them there as well.
-    largest = w.abs().amax(dim=(-2, -1), keepdim=True)
-    w = w / largest.clamp_min(torch.finfo(w.dtype).tiny)
-    if w.shape[-2] > 1:
-        return thin_qr(w.mH)[0].to(w.dtype).mH
-    lengths: Tensor = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-    return w / lengths.clamp_min(0.5)
+    q: Tensor
+    if w.shape[-1] > 1:
+        q = thin_qr(w)[0].to(w.dtype)
+        return q
+    # Squares of single precision stay inside the exponent range of double.
+    wide = DOUBLE.get(w.dtype, w.dtype).to_real()
+    if w.ndim == 2 and w.is_cpu:
+        norm = torch.linalg.vector_norm(w, dtype=DOUBLE.get(w.dtype, w.dtype))
+        if abs(norm.item()) > _TINY:
+            q = w / norm
+            return q
+    norms = torch.linalg.vector_norm(
+        w, dim=-2, keepdim=True, dtype=DOUBLE.get(w.dtype, w.dtype)
+    ).to(wide)
+    unit: Tensor = (w / norms.masked_fill(norms == 0, 1)).to(w.dtype)
+    return unit if otherwise is None else torch.where(norms == 0, otherwise, unit)
 
 
 def _gaussian_rows(delta: Tensor, rank: int, generator: torch.Generator | None) -> Tensor:
@@ -69,7 +65,7 @@ def _gaussian_rows(delta: Tensor, rank: int, generator: torch.Generator | None) 
 
 def _project(delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Project Δ on the row space that ``rows @ Δ`` spans."""
-    b = orthonormal_rows(rows_times(rows, delta)).mH
+    b = orthonormal_columns(rows_times(rows, delta).mH)
     return times_columns(delta, b), b
 
 
@@ -99,7 +95,7 @@ def _column_sample(
     columns = columns / torch.where(picked == 0, torch.ones_like(picked), picked).to(delta.dtype)
     a = svd(columns)[0][..., :rank]
     rows = a.mH @ delta
-    b = orthonormal_rows(rows).mH
+    b = orthonormal_columns(rows.mH)
     return a @ (rows @ b), b
 
 
@@ -107,10 +103,8 @@ def sketch(
     delta: Tensor,
     *,
     rank: int,
-    method: SketchMethod = "power",
-    start: Tensor | None = None,
+    method: SketchMethod = "lsi",
     generator: torch.Generator | None = None,
-    rounds: int = 1,
 ) -> tuple[Tensor, Tensor]:
     r"""Return thin factors of a matrix.
 
@@ -120,11 +114,8 @@ def sketch(
     B has orthonormal columns, so A carries the size of Δ. The product is exact
     when ``rank`` is at least the rank of Δ. Methods, with their passes over Δ:
 
-    - ``"power"``: subspace iteration from ``start`` plus fresh Gaussian rows,
-      :math:`B = \operatorname{orth}(\Delta^H R^H)`, :math:`A = \Delta B` (2 passes
-      a round; one round more without ``start``). The fresh rows find what a start
-      orthogonal to Δ would miss.
-    - ``"lsi"``: the same from Gaussian rows alone (2 passes).
+    - ``"lsi"``: the row space that Gaussian rows R see, :math:`B = \operatorname{orth}(\Delta^H
+      R^H)`, :math:`A = \Delta B` (2 passes).
     - ``"column"``: projection on columns sampled by their energy (2 passes).
     - ``"svd"``: the truncated singular value decomposition, the best there is.
 
@@ -132,25 +123,20 @@ def sketch(
         delta: shape ``(..., n, p)``, real or complex floating point.
         rank: k; from ``min(n, p)`` on the factors are ``(delta, I)``, exact.
         method: one of the above.
-        start: orthonormal rows ``(..., k, n)`` near the left space of Δ, for ``"power"``.
         generator: source of the random rows; the default is the global one.
-        rounds: of ``"power"``; each reads Δ twice and comes closer to ``"svd"``.
 
     Returns:
         ``(A, B)``.
 
     Raises:
-        ValueError: ``rank`` or ``rounds`` is below 1 or ``method`` unknown.
+        ValueError: ``rank`` is below 1 or ``method`` unknown.
 
     Reference:
         Kiani et al., "projUNN" (2022), section 4.1; Halko, Martinsson and Tropp
-        (2011), section 4.5; Drineas, Kannan and Mahoney (2006) for the columns;
-        Vogels et al., "PowerSGD" (2019) for the warm start.
+        (2011), section 4.1; Drineas, Kannan and Mahoney (2006) for the columns.
     """
     if rank < 1:
         raise ValueError(f"{rank=} must be at least 1")
-    if rounds < 1:
-        raise ValueError(f"{rounds=} must be at least 1")
     if method not in get_args(SketchMethod):
         raise ValueError(f"sketch {method!r} is unknown; choose from {get_args(SketchMethod)}")
     if rank >= min(delta.shape[-2:]):
@@ -160,14 +146,4 @@ def sketch(
         return u[..., :rank] * s[..., None, :rank], vh[..., :rank, :].mH
     if method == "column":
         return _column_sample(delta, rank, generator)
-    rows = _gaussian_rows(delta, rank, generator)
-    if method == "lsi":
-        return _project(delta, rows)
-    if start is None:
-        rounds += 1
-    else:
-        rows = torch.add(start, rows, alpha=_FRESH / delta.shape[-2] ** 0.5)
-    for _ in range(rounds - 1):
-        a, _ = _project(delta, rows)
-        rows = orthonormal_rows(a.mH)
-    return _project(delta, rows)
+    return _project(delta, _gaussian_rows(delta, rank, generator))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import riemann_unn as ru
-from riemann_unn.optim.stacks import START
+from riemann_unn.optim.batch import START
 from tests.support import assert_on_manifold, gaussian, generator, point
 
 

@@ -1,0 +1,215 @@
+"""φ on a skew-Hermitian core: one function of the angles of its planes, in double precision.
+
+K = V diag(iθ) Vᴴ becomes V diag(exp(iφ(θ))) Vᴴ. The exponential keeps angles as they are; the
+Cayley transform and the polar factor of I + K are the same of smaller ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..factor import DOUBLE
+from ..maps import polar, skew
+
+__all__ = [
+    "ANGLES",
+    "Angle",
+    "Phi",
+    "angle_map",
+    "check_phi",
+    "core_minus_identity",
+    "has_imaginary_part",
+    "leading_directions",
+    "plane_minus_identity",
+    "planes_of",
+    "turn_minus_identity",
+]
+
+Phi = Literal["exp", "cayley", "polar"]
+"""Name of a φ: ``"exp"`` (projUNN-T), ``"cayley"`` or ``"polar"`` (projUNN-D)."""
+
+Angle = Callable[[Tensor], Tensor]
+"""A φ as what it does to angles: odd, with slope 1 at zero."""
+
+ANGLES: dict[str, Angle] = {
+    "exp": lambda theta: theta,
+    "cayley": lambda theta: 2 * torch.atan(0.5 * theta),
+    "polar": torch.atan,
+}
+
+# Angles above this have lost digits that a real matrix needs of both of a conjugate pair.
+_LARGE = 64.0
+
+
+def angle_map(phi: Phi | Angle) -> Angle:
+    r"""Return what a φ, a name or already such a function, does to angles.
+
+    .. math:: \exp: \theta \mapsto \theta, \quad
+        \mathrm{Cayley}: \theta \mapsto 2 \arctan(\theta / 2), \quad
+        \mathrm{polar}: \theta \mapsto \arctan \theta
+    """
+    return phi if callable(phi) else ANGLES[phi]
+
+
+def check_phi(phi: object) -> None:
+    """Refuse what is no φ.
+
+    Raises:
+        ValueError: the name is unknown, or the function is not odd with slope 1 at zero, so that
+            it would leave the real matrices or take steps of another length.
+    """
+    if not callable(phi):
+        if phi not in get_args(Phi):
+            raise ValueError(
+                f"{phi=} is unknown; choose from {get_args(Phi)}, or pass a function of angles"
+            )
+        return
+    probe = torch.tensor([1e-6, 0.3, 2.0, 50.0], dtype=torch.float64)
+    found, mirrored = phi(probe), phi(-probe)
+    if not (found.shape == probe.shape and bool(((found + mirrored).abs() <= 1e-12).all())):
+        raise ValueError(f"{phi=} must be an odd function of angles, elementwise on tensors")
+    if not abs(float(found[0] / probe[0]) - 1) < 1e-3:
+        raise ValueError(f"{phi=} must have slope 1 at zero, so that lr keeps its meaning")
+
+
+def _capped(phi: Phi | Angle, theta: Tensor, largest: Tensor, max_angle: float | None) -> Tensor:
+    """Return the angles that planes turn by, none above the cap."""
+    if max_angle is None:
+        return angle_map(phi)(theta)
+    theta = theta * (max_angle / largest.clamp_min(max_angle))
+    return angle_map(phi)(theta).clamp(-max_angle, max_angle)
+
+
+def _rotation_minus_one(angle: Tensor) -> Tensor:
+    """Return exp(i angle) - 1, to relative accuracy for tiny angles."""
+    half: Tensor = torch.sin(0.5 * angle)
+    return torch.complex(-2 * half * half, torch.sin(angle))
+
+
+def has_imaginary_part(k: Tensor) -> bool:
+    """Tell whether a core is complex in fact: a complex problem may be a real one.
+
+    Rounding in its imaginary part would be scaled to full size by bases such as Adam.
+    """
+    return k.is_complex() and bool((k.imag != 0).any())
+
+
+def planes_of(k: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return angles and vectors, :math:`K = V \operatorname{diag}(i\theta) V^H`, θ ascending.
+
+    Args:
+        k: shape ``(..., m, m)``, m small; its skew-Hermitian part is taken.
+
+    Returns:
+        θ in float64, shape ``(..., m)``, and V in complex128.
+    """
+    wide = skew(k.to(DOUBLE.get(k.dtype, k.dtype)))
+    theta, v = torch.linalg.eigh(-1j * wide)
+    return theta, v
+
+
+def leading_directions(theta: Tensor, v: Tensor, count: int, *, is_complex: bool) -> Tensor:
+    r"""Return columns of which each takes part in one of the leading planes.
+
+    With such columns v, :math:`K v v^H + v v^H K - v v^H K v v^H` is the best matrix of rank 2
+    ``count``: of two angles a > 0 > -b it is :math:`\sqrt{a/(a+b)}\,v_a + \sqrt{b/(a+b)}\,v_b`,
+    the other direction of whose plane is neutral; for real K twice the real part of one of them.
+
+    Args:
+        theta: from :func:`planes_of`.
+        v: likewise.
+        count: of columns, at most half of the size of K.
+        is_complex: whether K is.
+
+    Returns:
+        Shape ``(..., m, count)``, orthonormal, but for real K where angles are zero.
+    """
+    # Phases that a complex matrix with zero imaginary part shares with the real one.
+    phase = v.sum(dim=-2, keepdim=True).sgn().conj()
+    v = v * torch.where(phase == 0, 1.0, phase)
+    up, down = v[..., -count:].flip(-1), v[..., :count]
+    if not is_complex:
+        return 2**0.5 * up.real
+    a = theta[..., None, -count:].flip(-1).clamp_min(0)
+    b = (-theta[..., None, :count]).clamp_min(0)
+    share = torch.where(a + b == 0, 1.0, a / (a + b))
+    return share.sqrt() * up + (1 - share).sqrt() * down
+
+
+def core_minus_identity(
+    k: Tensor, phi: Phi | Angle, *, max_angle: float | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Return φ(K) - I of a small core, and the largest angle that a plane turns by.
+
+    .. math:: K = V \operatorname{diag}(i\theta) V^H, \qquad
+        \phi(K) - I = V \operatorname{diag}(e^{i\phi(\theta)} - 1) V^H
+
+    unitary to rounding whatever the angles, and to relative accuracy for tiny ones.
+
+    Args:
+        k: skew-Hermitian, shape ``(..., m, m)``, m small; its skew part is taken.
+        phi: which map, see :func:`angle_map`.
+        max_angle: shortens a step whose largest θ exceeds it, all planes alike.
+
+    Returns:
+        φ(K) - I in double precision, shape of ``k``, and the angle, shape ``(...)``.
+    """
+    theta, v = planes_of(k)
+    turn, angle = turn_minus_identity(
+        theta, v, phi, is_complex=has_imaginary_part(k), max_angle=max_angle
+    )
+    return turn.to(DOUBLE.get(k.dtype, k.dtype)), angle
+
+
+def turn_minus_identity(
+    theta: Tensor, v: Tensor, phi: Phi | Angle, *, is_complex: bool, max_angle: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return what :func:`core_minus_identity` does, from the angles and vectors of the core."""
+    largest = theta.abs().amax(dim=-1)
+    angle = _capped(phi, theta, largest.unsqueeze(-1), max_angle)
+    turn = (v * _rotation_minus_one(angle).unsqueeze(-2)) @ v.mH
+    if not is_complex:
+        turn = turn.real
+        if bool((largest > _LARGE).any()):
+            eye = torch.eye(turn.shape[-1], dtype=turn.dtype, device=turn.device)
+            return polar(turn + eye, det=1) - eye, angle.abs().amax(dim=-1)
+    # One Newton-Schulz step in the error U^H U - I, which is formed without U.
+    error = turn + turn.mH + turn.mH @ turn
+    return turn - 0.5 * (error + turn @ error), angle.abs().amax(dim=-1)
+
+
+def plane_minus_identity(
+    corner: Tensor, beside: Tensor, phi: Phi | Angle, *, max_angle: float | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Return φ(K) - I for one plane, in closed form, and the largest angle.
+
+    .. math:: K = \begin{pmatrix} i\alpha & -\beta \\ \beta & 0 \end{pmatrix}
+        = i\tfrac{\alpha}{2} I + i r N, \quad r = \sqrt{\alpha^2/4 + \beta^2},\; N^2 = I
+
+    so that φ(K) is :math:`\tfrac12(f_+ + f_-) I + \tfrac12 (f_+ - f_-) N` with
+    :math:`f_\pm = e^{i\phi(\alpha/2 \pm r)}`.
+
+    Args:
+        corner: α, real, shape ``(...)``, float64; zero for real matrices.
+        beside: β, not negative, of the same shape and dtype.
+        phi: which map, see :func:`angle_map`.
+        max_angle: see :func:`core_minus_identity`.
+
+    Returns:
+        complex128, shape ``(..., 2, 2)``, with zero imaginary part where α is zero, and the angle.
+    """
+    middle = 0.5 * corner
+    radius = torch.hypot(middle, beside)
+    largest = middle.abs() + radius
+    theta = torch.stack([middle + radius, middle - radius])
+    angles = _capped(phi, theta, largest, max_angle)
+    plus, minus = _rotation_minus_one(angles).unbind(0)
+    mean, half = 0.5 * (plus + minus), 0.5 * (plus - minus)
+    unit = torch.where(radius == 0, torch.ones_like(radius), radius)
+    lean, across = half * (middle / unit), half * 1j * (beside / unit)
+    entries = torch.stack([mean + lean, across, -across, mean - lean], dim=-1)
+    return entries.unflatten(-1, (2, 2)), angles.abs().amax(dim=0)

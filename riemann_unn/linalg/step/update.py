@@ -1,0 +1,233 @@
+"""The one formula: X turned by the φ of a skew-Hermitian matrix that is known on a few directions.
+
+X⁺ = X + (X Q)(φ(K) - I) Qᴴ, with an orthonormal Q and a small core K; nothing n by n is formed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..factor import DOUBLE, is_triangular, thin_qr
+from ..maps import rotate_by, skew, unitary_core
+from .core import (
+    Angle,
+    Phi,
+    angle_map,
+    check_phi,
+    core_minus_identity,
+    has_imaginary_part,
+    plane_minus_identity,
+    planes_of,
+    turn_minus_identity,
+)
+from .polish import newton_schulz_
+from .products import CACHED, add_product_, rows_times, times_columns
+from .tangent import core_of, directions_in
+
+__all__ = ["retract_low_rank", "retract_low_rank_", "rotate_low_rank_", "rotate_whole_"]
+
+# Up to this size a core is taken to double precision and its eigenvectors.
+_CORE = 64
+
+
+def rotate_low_rank_(
+    x: Tensor,
+    v: Tensor,
+    d: Tensor,
+    xv: Tensor,
+    *,
+    phi: Phi | Angle,
+    max_angle: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Turn points along directions, in place.
+
+    .. math:: X \leftarrow X\,\phi(K), \qquad
+        K = d v^H - v d^H - v\,\operatorname{skew}(v^H d)\,v^H
+
+    K agrees with its coordinates d on v. The result is as orthonormal as X, to rounding, however
+    large d is, and X stays bit for bit where d is zero. One read of X beside the update.
+
+    Args:
+        x: orthonormal rows, shape ``(..., p, n)``; it may have any strides.
+        v: orthonormal columns, shape ``(..., n, k)``.
+        d: K v, shape ``(..., n, k)``, finite.
+        xv: X v.
+        phi: which map, see :func:`~riemann_unn.linalg.step.core.angle_map`.
+        max_angle: no plane turns by more; a larger step is shortened.
+
+    Returns:
+        The largest angle that a plane has turned by, in radians, float64, shape ``(...)``, and
+        columns of K's leading planes, shape ``(..., n, k)``, see :func:`.tangent.next_directions`.
+    """
+    if v.shape[-1] == 1:
+        if x.ndim == 2 and x.is_cpu and not x.is_complex():
+            return _rotate_plane_(x, v, d, xv, phi, max_angle)
+        return _rotate_planes_(x, v, d, xv, phi, max_angle)
+    k = v.shape[-1]
+    q, r, core = core_of(v, d)
+    e, narrow = r[..., :k], q.to(x.dtype)
+    if core.shape[-1] > _CORE and not callable(phi):
+        turn, angle = _large_turn(core, phi, max_angle)
+        added = narrow[..., -k:]
+    else:
+        theta, u = planes_of(core)
+        turn, angle = turn_minus_identity(
+            theta, u, phi, is_complex=has_imaginary_part(core), max_angle=max_angle
+        )
+        turn, added = turn.to(q.dtype), directions_in(q, core, theta, u, k, x.dtype)
+    if x.shape[-2:].numel() <= CACHED or not is_triangular(r):
+        xq = times_columns(x, narrow)
+    else:  # X v is known, and the first columns of Q are v in another basis
+        known = torch.linalg.solve_triangular(e[..., :k, :], xv.to(r.dtype), upper=True, left=False)
+        xq = torch.cat([known.to(x.dtype), times_columns(x, narrow[..., k:])], dim=-1)
+    add_product_(x, xq, (turn @ q.mH).to(x.dtype))
+    return angle, added
+
+
+def _rotate_plane_(
+    x: Tensor, v: Tensor, d: Tensor, xv: Tensor, phi: Phi | Angle, max_angle: float | None
+) -> tuple[Tensor, Tensor]:
+    """One real plane, by its one angle."""
+    # d is orthogonal to v but for rounding, which is what is left of d near a critical point.
+    inner = (v.mT @ d).item()
+    rest = torch.add(d, v, alpha=-inner)
+    length = torch.linalg.vector_norm(rest, dtype=torch.float64)
+    if not abs(inner) <= 0.1 * length.item():
+        return _rotate_planes_(x, v, d, xv, phi, max_angle)
+    if length.item() == 0:
+        return length, v
+    q = rest / length
+    angle = length if max_angle is None else length.clamp_max(max_angle)
+    angle = angle_map(phi)(angle)
+    if max_angle is not None:
+        angle = angle.clamp_max(max_angle)
+    theta = angle.item()
+    half, sine = math.sin(0.5 * theta), math.sin(theta)
+    cosine_minus_1 = -2 * half * half
+    turn = torch.tensor([[cosine_minus_1, -sine], [sine, cosine_minus_1]], dtype=x.dtype)
+    right = turn @ torch.cat([v, q], dim=-1).mT
+    add_product_(x, torch.cat([xv, times_columns(x, q)], dim=-1), right)
+    return angle, q
+
+
+def _rotate_planes_(
+    x: Tensor, v: Tensor, d: Tensor, xv: Tensor, phi: Phi | Angle, max_angle: float | None
+) -> tuple[Tensor, Tensor]:
+    """One plane of each matrix of a batch, or a complex one."""
+    wide = DOUBLE.get(x.dtype, x.dtype)
+    v_wide, d_wide = v.to(wide), d.to(wide)
+    v_wide = v_wide / torch.linalg.vector_norm(v_wide, dim=-2, keepdim=True)
+    inner = v_wide.mH @ d_wide
+    corner = inner.imag if x.is_complex() else torch.zeros_like(inner)
+    rest = d_wide - v_wide * inner
+    beside = torch.linalg.vector_norm(rest, dim=-2, keepdim=True)
+    q = rest / beside.masked_fill(beside == 0, 1)
+    turn, angle = plane_minus_identity(
+        corner[..., 0, 0], beside[..., 0, 0], phi, max_angle=max_angle
+    )
+    turn = turn if x.is_complex() else turn.real
+    q_narrow = q.to(x.dtype)
+    xq = torch.cat([xv, times_columns(x, q_narrow)], dim=-1)
+    right = turn.to(wide) @ torch.cat([v_wide, q], dim=-1).mH
+    add_product_(x, xq, right.to(x.dtype))
+    return angle, torch.where(beside == 0, v, q_narrow)
+
+
+def _turn(core: Tensor, phi: Phi | Angle) -> Tensor:
+    """φ(core) - I in the core's precision, of small cores by their angles."""
+    if core.shape[-1] <= _CORE or callable(phi):
+        return core_minus_identity(core, phi)[0]
+    return _large_turn(core, phi, None)[0]
+
+
+def _large_turn(core: Tensor, phi: Phi, max_angle: float | None) -> tuple[Tensor, Tensor]:
+    core = skew(core)
+    core = core if max_angle is None else _shortened(core, max_angle)
+    turn = unitary_core(core, phi=phi)
+    turn.diagonal(dim1=-2, dim2=-1).sub_(1)
+    # A bound: angles of real matrices come in pairs.
+    angle = torch.linalg.matrix_norm(core) / (1 if core.is_complex() else 2**0.5)
+    return turn, angle_map(phi)(angle)
+
+
+def _shortened(k: Tensor, max_angle: float) -> Tensor:
+    """Shorten skew-Hermitian matrices that turn a plane further than the cap."""
+    # Angles of real matrices come in pairs, so that the Frobenius norm counts each twice.
+    bound = torch.linalg.matrix_norm(k) / (1 if k.is_complex() else 2**0.5)
+    if not bool((bound > max_angle).any()):
+        return k
+    wide = k.to(DOUBLE.get(k.dtype, k.dtype))
+    largest = torch.linalg.eigvalsh(wide.mH @ wide)[..., -1].clamp_min(0).sqrt()
+    share = (max_angle / largest.clamp_min(max_angle))[..., None, None]
+    shorter: Tensor = k * share.to(k.dtype.to_real())
+    return shorter
+
+
+def rotate_whole_(
+    x: Tensor, k: Tensor, *, phi: Phi | Angle, max_angle: float | None = None
+) -> Tensor:
+    r"""Turn square points by a whole generator, in place, and polish them: :math:`X\,\phi(K)`.
+
+    Args:
+        x: shape ``(..., n, n)``.
+        k: skew-Hermitian, shape ``(..., n, n)``; it may be overwritten.
+        phi: which map.
+        max_angle: no plane turns by more; a larger step is shortened.
+    """
+    if callable(phi):
+        turn, _ = core_minus_identity(k, phi, max_angle=max_angle)
+        add_product_(x, x.clone(), turn.to(x.dtype))
+    else:
+        k = k if max_angle is None else _shortened(k, max_angle)
+        # One Newton-Schulz step mends the point, the map and the product of both.
+        x.copy_(rotate_by(x, k, phi=phi))
+    return newton_schulz_(x)
+
+
+def retract_low_rank_(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi | Angle) -> Tensor:
+    """In-place form of :func:`retract_low_rank`; ``x`` may have any strides."""
+    check_phi(phi)
+    k = a.shape[-1]
+    if x.numel() == 0 or k == 0:
+        return x
+    wide = DOUBLE.get(x.dtype, x.dtype)
+    c = times_columns(x, b)
+    if 2 * k >= x.shape[-2]:
+        a, c = (part.to(wide) if x.shape[-2] <= _CORE else part for part in (a, c))
+        turn = _turn(skew(a @ c.mH), phi)
+        return x.add_(turn.to(x.dtype) @ x)
+    q, r = thin_qr(torch.cat([a, c], dim=-1))
+    turn = _turn(skew(r[..., :k] @ r[..., k:].mH), phi)
+    narrow = q.to(x.dtype)
+    return add_product_(x, (q @ turn.to(q.dtype)).to(x.dtype), rows_times(narrow.mH, x))
+
+
+def retract_low_rank(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi | Angle) -> Tensor:
+    r"""Return the point that the displacement :math:`\Delta = A B^H` leads to.
+
+    .. math:: X^+ = \phi\bigl(\operatorname{skew}(\Delta X^H)\bigr)\, X
+
+    by the core of :math:`[A\; X B]`. The result is as orthonormal as X, to rounding, however
+    large Δ is, and in the same component. Cost O(k n p); nothing larger than X is formed.
+
+    Args:
+        x: orthonormal columns, shape ``(..., n, p)``, ``p <= n``.
+        a: shape ``(..., n, k)``.
+        b: shape ``(..., p, k)``.
+        phi: ``"exp"`` (projUNN-T), ``"cayley"``, ``"polar"`` (projUNN-D: of square X the polar
+            factor of X + Δ, for a Δ that is tangent), or a function of angles.
+
+    Returns:
+        The new point, shape and dtype of ``x``.
+
+    Raises:
+        ValueError: ``phi`` is no φ.
+
+    Reference:
+        Kiani et al., "projUNN" (2022), section 4 and appendix; Wen and Yin
+        (2013), lemma 4, for the low-rank Cayley form.
+    """
+    return retract_low_rank_(x.clone(), a, b, phi=phi)

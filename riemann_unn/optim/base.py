@@ -1,0 +1,74 @@
+"""Bases: which classes of torch.optim can find the displacement, and how one is asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from ..errors import ManifoldTypeError
+
+__all__ = ["check_base", "displace_", "is_plain_sgd"]
+
+_REFUSED = {
+    "LBFGS": "it evaluates the loss several times in a step, away from the manifold",
+    "SparseAdam": "it takes sparse gradients only, and a manifold step is dense",
+}
+
+
+def check_base(base: object, manifold_optimizer: type[Optimizer]) -> None:
+    """Refuse what is no optimizer class, or one that cannot work on displacements.
+
+    Raises:
+        ManifoldTypeError: naming the class and another to use.
+    """
+    if not (isinstance(base, type) and issubclass(base, Optimizer)):
+        raise ManifoldTypeError(f"{base=} must be a class of torch.optim, such as torch.optim.Adam")
+    if issubclass(base, manifold_optimizer):
+        raise ManifoldTypeError(f"base={base.__name__} is a manifold optimizer already")
+    if base.__name__ in _REFUSED:
+        raise ManifoldTypeError(
+            f"base={base.__name__} cannot be used: {_REFUSED[base.__name__]}; "
+            "use another class of torch.optim, such as Adam"
+        )
+
+
+def is_plain_sgd(base: Optimizer, group: dict[str, object]) -> bool:
+    """Tell whether the base moves by -lr times the gradient, which asks for no tensors."""
+    return type(base) is SGD and group["momentum"] == 0
+
+
+def displace_(
+    base: Optimizer,
+    shown: Iterable[tuple[Tensor, Tensor, Tensor]],
+    hidden: Iterable[Tensor],
+) -> None:
+    """Step a base that sees tangent coordinates in the place of tagged parameters, which stay.
+
+    Args:
+        base: the optimizer; parameters that are neither shown nor hidden get its own step.
+        shown: parameters, each with zeros that the base displaces, and the gradient to show.
+        hidden: parameters whose gradient the base is not to see.
+    """
+    shown, hidden = list(shown), list(hidden)
+    params = [*(p for p, _, _ in shown), *hidden]
+    kept = [(p, p.data, p.grad) for p in params]
+    try:
+        for p in params:
+            p.grad = None
+        for p, zeros, gradient in shown:
+            p.data = zeros
+            p.grad = gradient
+        _unhooked_step(base)
+    finally:
+        for p, value, grad in kept:
+            p.grad = None
+            p.data = value
+            p.grad = grad
+
+
+def _unhooked_step(base: Optimizer) -> None:
+    """Call the base's own step; torch's hooks and profiling belong to the outer optimizer."""
+    step = type(base).step
+    getattr(step, "__wrapped__", step)(base) if getattr(step, "hooked", False) else base.step()

@@ -1,0 +1,393 @@
+"""Batches: tagged parameters of one kind take a step side by side, as one batch of matrices."""
+
+from __future__ import annotations
+
+import cmath
+import math
+import operator
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..linalg import newton_schulz_
+from ..retractions import Directions, Retraction, Tangent
+from .seeds import Seeds
+from .tagged import TaggedParam
+
+__all__ = ["MASTER", "START", "STEP", "Batch", "Batches", "State"]
+
+STEP, MASTER, START = "retraction_step", "master", "sketch_directions"
+
+State = MutableMapping[Tensor, dict[str, Any]]
+View = Callable[[Tensor], Tensor]
+_NOTHING: dict[str, Any] = {}
+
+
+class Batch:
+    """Tagged parameters that move together, and what a step learns of them.
+
+    A step calls :meth:`sketch_`, for bases other than plain SGD :meth:`show` and :meth:`read_`,
+    then :meth:`retract_`. Points are seen as square or wide matrices ``(..., p, n)``, ``p <= n``.
+    A batch is kept between steps with the memory in which it moves: to make a view for each of
+    many small parameters takes longer than to move them all.
+    """
+
+    def __init__(self, members: list[TaggedParam]) -> None:
+        self.members = members
+        self.group = members[0].group
+        self.tangent: Tangent | None = None
+        self.angle: Tensor | None = None
+        self._manifold = members[0].manifold
+        self._together = len(members) > 1 and self._manifold.takes_batches
+        # Memory for all members side by side, and each one's part of it.
+        self._rooms: dict[str, tuple[Tensor, list[Tensor]]] = {}
+        self._starts: tuple[Tensor, Sequence[Tensor]] | None = None
+        self._shape = torch.Size()
+
+    # The steps of a step ---------------------------------------------------
+
+    def sketch_(
+        self, retraction: Retraction, state: State, seeds: Seeds, scale: float | Tensor | None
+    ) -> None:
+        """Find the tangent coordinates of the gradients; nothing is changed.
+
+        Plain SGD moves by ``scale`` times them; without, the move is :meth:`read_` from the base.
+        """
+        members = self.members
+        self._kept = [state.get(member.param, _NOTHING) for member in members]
+        self._step = self._kept[0].get(STEP, 0)
+        for member, kept in zip(members, self._kept, strict=True) if members[0].is_half else ():
+            member.value = _master(member, kept)
+        values = [member.value for member in members]
+        room = self._room("values", values[0])[0] if self._together else None
+        self._x = self._matrices(self._manifold.to_matrices, values, room)
+        grads = [member.param.grad for member in members]
+        if members[0].is_half:
+            grads = [None if grad is None else grad.float() for grad in grads]
+        g = self._matrices(self._manifold.displacement_matrices, grads)
+        self.tangent = retraction.tangent(
+            self._x,
+            g,
+            start=self._start(retraction.rank),
+            generator=seeds.generator(g.device, self._tall(g).shape[-2:], self._step),
+        )
+        coordinates = self.tangent.coordinates
+        self._take(coordinates if scale is None else self.tangent.scaled(scale))
+
+    def show(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return each parameter with zeros to displace and the Riemannian gradient to show."""
+        assert self.tangent is not None
+        values = [member.value for member in self.members]
+        zeros, zero_parts = self._room("zeros", values[0])
+        zeros.zero_()
+        gradients, parts = self._room("gradients", values[0])
+        here = None
+        if self._manifold.views_memory:
+            here = self._matrices(self._manifold.displacement_matrices, parts, view_of=gradients)
+            here = here if _shares(here, gradients) and not here.is_conj() else None
+        found = self.tangent.gradient(self._x, here)
+        if here is None:
+            self._scatter(found, gradients, parts)
+        params = [member.param for member in self.members]
+        return list(zip(params, zero_parts, parts, strict=True))
+
+    def read_(self) -> None:
+        """Take what the base has written into the zeros as the move."""
+        assert self.tangent is not None
+        zeros, parts = self._rooms["zeros"]
+        view = self._manifold.displacement_matrices
+        self._take(self.tangent.read(self._x, self._matrices(view, parts, view_of=zeros)))
+
+    def retract_(self, state: State, *, polish: bool) -> None:
+        """Move the points, and note what their next step needs."""
+        assert self.tangent is not None
+        x, move = self._x, self._move
+        # What has a zero move stays bit for bit as it is.
+        moved = None if self._shortest > 0 else self._moved()
+        self.angle = None
+        if moved is None or bool(moved.any()):
+            if moved is not None and bool(moved.all()):
+                moved = None
+            old = x if moved is None else x.clone()
+            self.angle = self.tangent.rotate_(x, move)
+            if polish:
+                self.tangent.polish_(x, step=self._step)
+                if any(member.is_rough for member in self.members):
+                    newton_schulz_(newton_schulz_(self._tall(x)))
+            if moved is not None:
+                x.copy_(torch.where(moved[..., None, None], x, old))
+            self._write_back(x, moved)
+        self._note(state, moved)
+
+    # What a move is --------------------------------------------------------
+
+    def _take(self, move: Tensor) -> None:
+        """Take coordinates as the move, and find how long it is, which tells if it is finite."""
+        self._move = move
+        # Squares of single precision stay inside the exponent range of double.
+        if move.ndim == 2:
+            norm = torch.linalg.vector_norm(move, dtype=_wide(move))
+            self._shortest = self._longest = abs(norm.item())
+        else:
+            norms = torch.linalg.vector_norm(move, dim=(-2, -1), dtype=_wide(move))
+            self._shortest, self._longest = torch.stack(norms.aminmax()).tolist()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the move is, to be asked before anything changes."""
+        return math.isfinite(self._longest) or bool(torch.isfinite(self._move).all())
+
+    def nonfinite_gradients(self) -> list[TaggedParam]:
+        """Return the members whose gradient holds NaN or infinity."""
+        bad = []
+        for member in self.members:
+            grad = member.param.grad
+            # The sum of a finite tensor can overflow, so False may be wrong, True never is.
+            fine = grad is None or cmath.isfinite(grad.sum().item())
+            if grad is not None and not fine and not bool(torch.isfinite(grad).all()):
+                bad.append(member)
+        return bad
+
+    def overflowing(self) -> list[TaggedParam]:
+        """Return the members whose move is not finite."""
+        fine = torch.isfinite(self._move).reshape(len(self.members), -1).all(dim=1).tolist()
+        return [member for member, is_fine in zip(self.members, fine, strict=True) if not is_fine]
+
+    def report(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """Return for each member what :meth:`ManifoldOptimizer.last_step` tells of it."""
+        count = len(self.members)
+        if self.angle is None or not isinstance(self.tangent, Directions):
+            return [(member.param, {}) for member in self.members]
+        v, z = (
+            t.reshape(count, -1, *t.shape[-2:]) for t in (self.tangent.v, self.tangent.coordinates)
+        )
+        angle = self.angle.reshape(count, -1).amax(dim=1)
+        return [
+            (member.param, {"angle": angle[i], "directions": v[i], "coordinates": z[i]})
+            for i, member in enumerate(self.members)
+        ]
+
+    # Members as matrices, and back -----------------------------------------
+
+    def _tall(self, x: Tensor) -> Tensor:
+        """Turn wide matrices to the tall ones of the manifold's view, or back."""
+        return x if x.shape[-1] == x.shape[-2] else x.mH
+
+    def _matrices(
+        self,
+        view: View,
+        tensors: list[Any],
+        room: Tensor | None = None,
+        *,
+        view_of: Tensor | None = None,
+    ) -> Tensor:
+        """Return all members' matrices, with at most one batch dimension.
+
+        Args:
+            view: the manifold's view of one tensor, or of several side by side.
+            tensors: one for each member.
+            room: where to put them side by side.
+            view_of: the memory in which they lie side by side already.
+        """
+        if len(tensors) == 1:
+            matrices = view(tensors[0])
+            self._shape = torch.Size((1, *matrices.shape))
+        elif self._together:
+            together = torch.stack(tensors, out=room) if view_of is None else view_of
+            matrices = view(together)
+            self._shape = matrices.shape
+        else:
+            matrices = torch.stack([view(tensor) for tensor in tensors])
+            self._shape = matrices.shape
+        flat = matrices if matrices.ndim <= 3 else matrices.reshape(-1, *matrices.shape[-2:])
+        return self._tall(flat)
+
+    def _room(self, name: str, like: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return memory for all members, which is kept: fresh pages cost more than clearing."""
+        room = self._rooms.get(name)
+        if room is None or room[0].shape[1:] != like.shape or not _can_hold(room[0], like):
+            whole = like.new_empty((len(self.members), *like.shape))
+            room = self._rooms[name] = whole, list(whole.unbind(0))
+        return room
+
+    def _scatter(self, x: Tensor, whole: Tensor, parts: list[Tensor]) -> None:
+        """Write matrices to memory that holds all members, and a part for each."""
+        matrices, back = self._tall(x).reshape(self._shape), self._manifold.from_matrices
+        if self._together:
+            whole.copy_(back(matrices, whole.shape))
+        else:
+            for part, one in zip(parts, matrices.unbind(0), strict=True):
+                part.copy_(back(one, part.shape))
+
+    def _write_back(self, x: Tensor, moved: Tensor | None) -> None:
+        """Write points back to the members; where not all have moved, to those that have."""
+        values = [member.value for member in self.members]
+        if len(values) == 1 and _shares(x, values[0]):
+            return
+        whole, parts = self._room("values", values[0])
+        if not _shares(x, whole):
+            if moved is not None:
+                torch.stack(values, out=whole)
+                old = whole.clone()
+            self._scatter(x, whole, parts)
+            if moved is not None:  # the view's way back and forth rounds
+                whole.copy_(torch.where(self._flags(moved, whole), whole, old))
+        torch._foreach_copy_(values, parts)
+
+    def _moved(self) -> Tensor:
+        """Return for each matrix whether the point that it belongs to has a move."""
+        moved = (self._move != 0).flatten(-2).any(dim=-1)
+        flags = moved.reshape(self._shape[:-2])
+        if flags.ndim > self._batch_dims:  # one matrix for each frequency of a kernel
+            whole = flags.flatten(self._batch_dims).any(dim=-1)
+            moved = whole[(..., *[None] * (flags.ndim - self._batch_dims))].expand(flags.shape)
+        return moved.reshape(self._move.shape[:-2])
+
+    def _flags(self, moved: Tensor, whole: Tensor) -> Tensor:
+        """Return which points have moved, from the flags of their matrices, to select by."""
+        flags = moved.reshape(self._shape[:-2])
+        while flags.ndim > self._batch_dims:
+            flags = flags[..., 0]
+        return flags.reshape(*flags.shape, *[1] * (whole.ndim - self._batch_dims))
+
+    @property
+    def _batch_dims(self) -> int:
+        """The dimensions of the members side by side, and of their batches."""
+        value = self.members[0].value
+        return 1 + value.ndim - self._manifold.point_dims(value)
+
+    # What is kept of each member between steps ------------------------------
+
+    def _note(self, state: State, moved: Tensor | None) -> None:
+        assert self.tangent is not None
+        if any(kept is _NOTHING for kept in self._kept):
+            self._kept = [state[member.param] for member in self.members]
+        for kept in self._kept:
+            kept[STEP] = self._step + 1
+        start = self.tangent.next_start()
+        if start is not None:
+            self._keep_starts(start.mH)
+        if self.members[0].is_half:
+            self._round_masters(moved)
+        for member in self.members:
+            member.version, member.is_rough = member.memory._version, False
+        if self.angle is None:  # a whole tangent is as large as the points
+            self.tangent = None
+        del self._x, self._move
+
+    def _round_masters(self, moved: Tensor | None) -> None:
+        flags = [True] * len(self.members)
+        if moved is not None:
+            flags = moved.reshape(len(self.members), -1).any(dim=1).tolist()
+        for member, kept, has_moved in zip(self.members, self._kept, flags, strict=True):
+            if has_moved:
+                kept[MASTER] = member.value
+                member.param.copy_(member.value)
+
+    def _start(self, rank: int | None) -> Tensor | None:
+        """Return the columns that start the sketches, from what is kept of each member."""
+        if START not in self._kept[0]:
+            self._starts = None  # taken out of the state, so to be put there anew
+            return None
+        rows: list[Tensor] = [kept[START] for kept in self._kept]
+        if len(rows) == 1:
+            whole = rows[0]
+        elif self._starts is not None and _are_same(rows, self._starts[1]):
+            whole = self._starts[0]
+        else:
+            self._starts = None
+            if len({row.shape for row in rows}) > 1:
+                return None
+            whole = torch.stack(rows)
+        x = self._x
+        whole = whole if whole.is_complex() == x.is_complex() else torch.view_as_complex(whole)
+        whole = whole.to(x.device, x.dtype)
+        whole = whole if whole.ndim <= 3 else whole.reshape(-1, *whole.shape[-2:])
+        # A start of another shape is left from another rank: begin anew.
+        fits = whole.shape == (*x.shape[:-2], rank, x.shape[-1])
+        return whole.mH if fits else None
+
+    def _keep_starts(self, rows: Tensor) -> None:
+        """Note the rows that start the next sketches in what is kept of each member."""
+        if rows.ndim > 2:
+            batch = self._shape[:-2] if len(self._kept) > 1 else self._shape[1:-2]
+            rows = rows.reshape(*batch, *rows.shape[-2:])
+        # A real parameter may have complex matrices, but its state has to be real: torch casts a
+        # state to the parameter's dtype when it is loaded.
+        if rows.is_complex() != self.members[0].param.is_complex():
+            rows = torch.view_as_real(rows.resolve_conj())
+        if len(self._kept) == 1:
+            self._kept[0][START] = rows.resolve_conj().contiguous()
+            return
+        if self._starts is not None:
+            whole = self._starts[0]
+            if whole.shape == rows.shape and _can_hold(whole, rows):
+                whole.copy_(rows)
+                return
+        whole = rows.clone(memory_format=torch.contiguous_format).resolve_conj()
+        self._starts = whole, whole.unbind(0)
+        for kept, one in zip(self._kept, self._starts[1], strict=True):
+            kept[START] = one
+
+
+class Batches:
+    """The batches of the last step."""
+
+    def __init__(self) -> None:
+        self._by_first: dict[TaggedParam, Batch] = {}
+
+    def of(self, members: list[TaggedParam], state: State) -> list[Batch]:
+        """Put what can move together together: one kind, as many steps taken; nothing empty."""
+        kept = [state.get(member.param, _NOTHING) for member in members]
+        # Asked one by one, since many keys at once would set the garbage collector to work.
+        if (
+            len({member.batch_key for member in members}) == 1
+            and len({known.get(STEP, 0) for known in kept}) == 1
+            and len({START in known for known in kept}) == 1
+        ):
+            return [self._batch(members)] if members[0].value.numel() > 0 else []
+        alike: dict[Hashable, list[TaggedParam]] = {}
+        for member, known in zip(members, kept, strict=True):
+            key = (member.batch_key, known.get(STEP, 0), START in known)
+            alike.setdefault(key, []).append(member)
+        return [self._batch(some) for some in alike.values() if some[0].value.numel() > 0]
+
+    def last(self) -> list[Batch]:
+        """Return the batches that are kept."""
+        return list(self._by_first.values())
+
+    def _batch(self, members: list[TaggedParam]) -> Batch:
+        batch = self._by_first.get(members[0])
+        if batch is None or batch.members != members:
+            batch = self._by_first[members[0]] = Batch(members)
+        return batch
+
+
+def _master(member: TaggedParam, kept: dict[str, Any]) -> Tensor:
+    """Return the point in single precision that the stored parameter is the rounding of."""
+    master: Tensor | None = kept.get(MASTER)
+    if master is not None and torch.equal(master.to(member.param.dtype), member.param):
+        return master
+    # There is none yet, or the parameter was given other values.
+    single: Tensor = member.manifold.projx(member.param.detach().float())
+    return single
+
+
+def _wide(x: Tensor) -> torch.dtype | None:
+    return (
+        torch.float64 if x.dtype == torch.float32 else torch.complex128 if x.is_complex() else None
+    )
+
+
+def _shares(some: Tensor, other: Tensor) -> bool:
+    return some.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _can_hold(x: Tensor, other: Tensor) -> bool:
+    return x.dtype is other.dtype and x.device == other.device
+
+
+def _are_same(some: Sequence[Any], others: Sequence[Tensor]) -> bool:
+    return len(some) == len(others) and all(map(operator.is_, some, others))

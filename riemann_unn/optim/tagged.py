@@ -1,0 +1,285 @@
+"""Tagged parameters: which parameters of an optimizer are tagged, and the admission checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby, repeat
+from operator import attrgetter, is_
+from typing import Any, Literal
+
+import geoopt
+import torch
+from torch import Tensor
+
+from ..errors import ManifoldError, ManifoldTypeError, OffManifoldError
+from ..manifolds import MatrixManifold, Stiefel, acceptance_level, rounding_level
+from ..tagging import manifold_of
+
+__all__ = ["TaggedParam", "TaggedParams", "admit_", "as_groups", "check_duplicates"]
+
+
+# What parameters must have in common to move together: group, manifold, shape, dtype and device,
+# and being small; a large one is alone with its number.
+BatchKey = tuple[int, MatrixManifold, torch.Size, torch.dtype, int, torch.device]
+# Matrices up to this size are cheaper to move together than one by one.
+_BATCH_UP_TO = 128 * 128
+# With many parameters the interpreter's own loops take longer than what is asked of each.
+_PARAM, _GRAD, _LAYOUT = attrgetter("param"), attrgetter("grad"), attrgetter("layout")
+_MEMORY, _VERSION, _COUNT = attrgetter("memory"), attrgetter("version"), attrgetter("_version")
+_DTYPE = attrgetter("dtype")
+
+
+@dataclass(eq=False, slots=True)
+class TaggedParam:
+    """A tagged parameter in its group, under the name that messages give it.
+
+    ``memory`` is the parameter's, as it was last seen, and ``value`` is what moves:
+    the same, or the master copy in single precision of a parameter that is stored
+    in half. ``version`` counts the writes to it when it was last found on its
+    manifold, and those of one ``batch_key``, numbered in ``keys``, can move together.
+    ``is_rough`` where its error was then above rounding, to be mended by the next step.
+    """
+
+    name: str
+    param: Tensor
+    group: dict[str, Any]
+    tag: object
+    manifold: MatrixManifold
+    keys: dict[BatchKey, int]
+    memory: Tensor = field(init=False)
+    value: Tensor = field(init=False)
+    version: int | None = field(init=False)
+    batch_key: int = field(init=False)
+    is_half: bool = field(init=False)
+    is_rough: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See the parameter's memory as it is now; nothing is known of its values."""
+        # A plain tensor: torch asks of each parameter in a list whether it overrides functions.
+        self.memory = self.value = value = self.param.detach()
+        self.version = None
+        fits = self.manifold.why_not(value.shape, value.dtype) is None
+        is_small = fits and self.manifold.to_matrices(value).shape[-2:].numel() <= _BATCH_UP_TO
+        alone = 0 if is_small else id(self)
+        key = (id(self.group), self.manifold, value.shape, value.dtype, alone, value.device)
+        self.batch_key = self.keys.setdefault(key, len(self.keys))
+        # Stored too coarsely to be a point itself.
+        self.is_half = value.dtype in (torch.float16, torch.bfloat16)
+
+    def check_kind(self) -> None:
+        """Refuse a parameter whose shape or dtype its manifold does not take.
+
+        Raises:
+            ManifoldError: naming the parameter.
+        """
+        reason = self.manifold.why_not(self.param.shape, self.param.dtype)
+        if reason is not None:
+            raise ManifoldError(f"{self.name} is tagged {self.manifold!r} but {reason}")
+
+
+def _same_storage(params: list[Tensor], memories: list[Tensor]) -> bool:
+    """Tell in one quick look if parameters are where they were; False may be wrong, True is not."""
+    try:
+        same = all(map(Tensor.is_set_to, params, memories))
+    except NotImplementedError:  # it is not on every device
+        return False
+    return same and all(map(is_, map(_DTYPE, params), map(_DTYPE, memories)))
+
+
+def _refresh_moved(members: list[TaggedParam]) -> None:
+    for member in members:
+        now, then = member.param, member.memory
+        if (now.data_ptr(), now.shape, now.stride(), now.dtype) != (
+            then.data_ptr(),
+            then.shape,
+            then.stride(),
+            then.dtype,
+        ):
+            member.refresh()
+
+
+def _refuse_sparse(members: list[TaggedParam], grads: list[Tensor]) -> None:
+    for member, grad in zip(members, grads, strict=True):
+        if grad.layout is not torch.strided:
+            raise ManifoldTypeError(
+                f"{member.name} has a sparse gradient, and a manifold step is dense; "
+                "use sparse=False in its module. Nothing was changed"
+            )
+
+
+class TaggedParams:
+    """The tagged parameters of some groups, kept between steps until somebody changes them."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        self._groups = groups
+        self._seen: list[tuple[Tensor, object, dict[str, Any]]] = []
+        self._members: list[TaggedParam] = []
+        self._by_group: list[list[TaggedParam]] = []
+        self._others: list[Tensor] = []
+        self._keys: dict[BatchKey, int] = {}
+
+    def with_gradients(self) -> tuple[list[list[TaggedParam]], list[TaggedParam]]:
+        """Return by group who has a gradient, and who was written to since the last step.
+
+        Raises:
+            ManifoldTypeError: a gradient is sparse, or see :meth:`members`.
+            ManifoldError: a parameter has become one that its manifold does not take.
+        """
+        groups: list[list[TaggedParam]] = []
+        written: list[TaggedParam] = []
+        self.members()
+        for members in self._by_group:
+            params = list(map(_PARAM, members))
+            grads = list(map(_GRAD, params))
+            if any(map(is_, grads, repeat(None))):
+                members = [m for m, grad in zip(members, grads, strict=True) if grad is not None]
+                params = list(map(_PARAM, members))
+                grads = [grad for grad in grads if grad is not None]
+            if not members:
+                continue
+            if set(map(_LAYOUT, grads)) != {torch.strided}:
+                _refuse_sparse(members, grads)
+            if not _same_storage(params, list(map(_MEMORY, members))):
+                _refresh_moved(members)
+            counts = list(map(_COUNT, params))
+            if counts != list(map(_VERSION, members)):
+                for member, count in zip(members, counts, strict=True):
+                    if member.version != count:
+                        if member.memory._version != count:
+                            member.refresh()  # after torch.utils.swap_tensors they count apart
+                        member.check_kind()
+                        written.append(member)
+            groups.append(members)
+        return groups, written
+
+    def members(self) -> list[TaggedParam]:
+        """Return the tagged parameters in their order.
+
+        Raises:
+            ManifoldTypeError: a parameter is on a manifold this package does not
+                know, so that it would be trained as if it were on none.
+        """
+        if not self._is_current():
+            known = {(id(member.param), id(member.group)): member for member in self._members}
+            found = []
+            for member in _tagged(self._groups, self._keys):
+                old = known.get((id(member.param), id(member.group)))
+                found.append(member if old is None or old.tag is not member.tag else old)
+            self._members, tagged = found, {id(member.param) for member in found}
+            by_group = groupby(found, key=lambda member: id(member.group))
+            self._by_group = [list(members) for _, members in by_group]
+            self._seen = [
+                (p, getattr(p, "manifold", None), group)
+                for group in self._groups
+                for p in group["params"]
+            ]
+            self._others = [p for p, _, _ in self._seen if id(p) not in tagged]
+        return self._members
+
+    @property
+    def device_types(self) -> set[str]:
+        """The types of the devices that tagged parameters are, or once were, on."""
+        return {key[-1].type for key in self._keys}
+
+    @property
+    def others(self) -> list[Tensor]:
+        """The parameters without a tag when the members were last asked for."""
+        return self._others
+
+    def _is_current(self) -> bool:
+        seen = iter(self._seen)
+        for group in self._groups:
+            for p in group["params"]:
+                was, tag, owner = next(seen, (None, None, None))
+                if was is not p or owner is not group or tag is not getattr(p, "manifold", None):
+                    return False
+        return next(seen, None) is None
+
+
+def _tagged(groups: list[dict[str, Any]], keys: dict[BatchKey, int]) -> Iterator[TaggedParam]:
+    for index, group in enumerate(groups):
+        names = group.get("param_names")
+        for i, p in enumerate(group["params"]):
+            tag = getattr(p, "manifold", None)
+            # geoopt's Stiefel manifolds ask the same of a point as ours.
+            manifold = manifold_of(p) or (Stiefel() if isinstance(tag, geoopt.Stiefel) else None)
+            if manifold is not None:
+                given = names[i] if names else getattr(p, "tagged_as", None)
+                where = f"param_groups[{index}]['params'][{i}] of shape {tuple(p.shape)}"
+                name = where if given is None else repr(given)
+                yield TaggedParam(name, p, group, tag, manifold, keys)
+            elif isinstance(tag, geoopt.Manifold) and not isinstance(tag, geoopt.Euclidean):
+                raise ManifoldTypeError(
+                    f"a parameter of shape {tuple(p.shape)} is on {tag!r}, which is not a "
+                    "manifold of this package, so it would be trained unconstrained; tag it with "
+                    "riemann_unn.tag_"
+                )
+
+
+def as_groups(params: Iterable[Any]) -> list[dict[str, Any]]:
+    """Return groups with their parameters in lists; the caller's dicts are left as they are."""
+    if isinstance(params, Tensor):
+        raise ManifoldTypeError(
+            "params must be an iterable of parameters or groups, not one tensor"
+        )
+    items = list(params)
+    if not items:
+        raise ManifoldError("the optimizer got an empty parameter list")
+    groups = [dict(g) for g in items] if isinstance(items[0], dict) else [{"params": items}]
+    for group in groups:
+        given = group["params"]
+        if not isinstance(given, set):  # torch refuses sets with a message of its own
+            group["params"] = [given] if isinstance(given, Tensor) else list(given)
+    return groups
+
+
+def check_duplicates(params: Iterable[Any]) -> None:
+    """Refuse a list of parameters, or of names with parameters, that holds one twice.
+
+    Raises:
+        ManifoldError: naming the parameter.
+    """
+    seen: set[int] = set()
+    for i, item in enumerate(params):
+        p = item[1] if isinstance(item, tuple) else item
+        if id(p) in seen:
+            name = repr(item[0]) if isinstance(item, tuple) else f"number {i}"
+            raise ManifoldError(
+                f"parameter {name} is given twice and would be moved twice a step; give it once"
+            )
+        seen.add(id(p))
+
+
+def admit_(members: list[TaggedParam], *, off_manifold: Literal["raise", "project"]) -> None:
+    """Check that parameters are on their manifolds; mend or refuse those that are not.
+
+    Raises:
+        OffManifoldError: naming the parameter and the remedy; nothing is changed.
+    """
+    off: list[tuple[TaggedParam, str]] = []
+    for member in members:
+        error = member.manifold.estimated_error(member.param)
+        if not error <= acceptance_level(member.param.dtype):
+            off.append((member, f"is {error:.1e} off {member.manifold!r}"))
+        elif not member.manifold.has_det(member.param):
+            off.append((member, f"has the other determinant than {member.manifold!r}"))
+        elif error > rounding_level(member.param.dtype):
+            member.is_rough = True
+    for member, reason in off:
+        finite = bool(torch.isfinite(member.param).all())
+        if off_manifold == "raise" or not finite:
+            remedy = (
+                'call riemann_unn.init.warm_start_ or pass off_manifold="project"'
+                if finite
+                else "it holds NaN or infinity, so initialise it again"
+            )
+            raise OffManifoldError(f"{member.name} {reason}; {remedy}")
+    with torch.no_grad():
+        for member, _ in off:
+            member.param.copy_(member.manifold.projx(member.param.detach()))
+    for member in members:
+        member.version = member.memory._version
