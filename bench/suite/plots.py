@@ -26,7 +26,7 @@ FAMILIES = {
     "parametrization": GREY,
     "geotorch": GREY,
     "projUNN": "#8C510A",
-    "sketch power": BLUE,
+    "sketch tangent": BLUE,
     "sketch lsi": VERMILION,
     "sketch column": GREEN,
     "sketch svd": GREY,

@@ -1,4 +1,4 @@
-"""Sketch quality: captured energy over that of the best rank-k matrix, on gradients of RNNs."""
+"""Sketch quality: captured tangent energy over the best of rank 2k, on gradients of RNNs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from riemann_unn.demo.models import orthogonal_learner
 from riemann_unn.demo.tasks import Copy, Digits, Task
-from riemann_unn.linalg import SketchMethod
-from riemann_unn.retractions import Retraction
+from riemann_unn.linalg import TangentMethod, skew, tangent_energies
+from riemann_unn.retractions import Directions, Retraction
 
 from .page import Section, figure, short, table
 from .plan import Clock, Plan
@@ -35,16 +35,17 @@ class Source:
     task: Task
 
 
-def gradients(task: Task, count: int, *, seed: int) -> list[Tensor]:
-    """Return the gradients of the recurrence at consecutive steps of training."""
+def gradients(task: Task, count: int, *, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the recurrence and its gradient at consecutive steps of training."""
     learner = orthogonal_learner(task, hidden=task.hidden, rank=1, lr=task.lr, seed=seed)
     rnn: Any = learner.model.rnn
     source = torch.Generator().manual_seed(seed)
-    found: list[Tensor] = []
+    found: list[tuple[Tensor, Tensor]] = []
     while True:
         for batch in task.train_batches(source):
+            point = rnn.weight_hh_l0.detach().clone()
             learner.step(task, *batch)
-            found.append(rnn.weight_hh_l0.grad.detach().clone())
+            found.append((point, rnn.weight_hh_l0.grad.detach().clone()))
             if len(found) == count + _WARM_UP:
                 return found[_WARM_UP:]
 
@@ -53,30 +54,31 @@ def run(plan: Plan, clock: Clock, images: Path) -> Section:
     sources = [Source("digits", Digits()), Source("copying memory", Copy(delay=80, batch_size=32))]
     if not plan.full:
         sources = sources[:1]
-    methods: tuple[SketchMethod, ...] = get_args(SketchMethod)
+    methods: tuple[TangentMethod, ...] = get_args(TangentMethod)
     lines: list[str] = []
     values: dict[str, float] = {}
     pictured: dict[str, dict[float, float]] = {}
     shuffle = random.Random(plan.seed)
     for source in sources:
         found = gradients(source.task, plan.gradients, seed=plan.seed)
-        n = found[0].shape[-1]
-        ranks = [k for k in plan.ranks if k < n]
+        n = found[0][0].shape[-1]
+        ranks = [k for k in plan.ranks if 2 * k < n]
         jobs = [(method, k) for method in methods for k in ranks]
         shares: dict[tuple[str, int], list[float]] = {job: [] for job in jobs}
         seconds: dict[tuple[str, int], list[float]] = {job: [] for job in jobs}
         starts: dict[tuple[str, int], Tensor | None] = dict.fromkeys(jobs)
-        for index, g in enumerate(tqdm(found, desc=f"sketches, {source.name}", leave=False)):
-            energies = torch.linalg.svdvals(g.double()).square()
+        for index, (x, g) in enumerate(tqdm(found, desc=f"sketches, {source.name}", leave=False)):
+            energies = torch.linalg.svdvals(skew(x.mT.double() @ g.double())).square()
             for method, k in shuffle.sample(jobs, len(jobs)):
                 retraction = Retraction("exp", k, method)
                 generator = torch.Generator().manual_seed(plan.seed + index)
                 begin = time.perf_counter()
-                a, b = retraction.factor(g, start=starts[method, k], generator=generator)
-                starts[method, k] = retraction.next_start(a)
+                tangent = retraction.tangent(x, g, start=starts[method, k], generator=generator)
+                starts[method, k] = tangent.next_start()
                 seconds[method, k].append(time.perf_counter() - begin)
-                rest = (g.double() - a.double() @ b.double().mH).square().sum()
-                captured = (energies.sum() - rest) / energies[:k].sum()
+                assert isinstance(tangent, Directions)
+                total, missed = tangent_energies(x, g, tangent.v, tangent.coordinates)
+                captured = (total - missed) / energies[: 2 * k].sum()
                 shares[method, k].append(float(captured))
         lines += _table(source, found, n, ranks, methods, shares, seconds)
         for (name, k), share in shares.items():
@@ -88,7 +90,7 @@ def run(plan: Plan, clock: Clock, images: Path) -> Section:
     curves(
         images / "bench_sketches.png",
         pictured,
-        title="What sketches miss of the best rank-k energy",
+        title="What sketches miss of the best energy of rank 2k",
         x="rank k",
         y="1 − captured / best",
         panel="Mean over consecutive gradients of a recurrent matrix",
@@ -99,10 +101,10 @@ def run(plan: Plan, clock: Clock, images: Path) -> Section:
 
 def _table(
     source: Source,
-    found: list[Tensor],
+    found: list[tuple[Tensor, Tensor]],
     n: int,
     ranks: list[int],
-    methods: tuple[SketchMethod, ...],
+    methods: tuple[TangentMethod, ...],
     shares: dict[tuple[str, int], list[float]],
     seconds: dict[tuple[str, int], list[float]],
 ) -> list[str]:
@@ -115,8 +117,9 @@ def _table(
         rows.append([f'`"{method}"`', *cells])
     words = (
         f"{len(found)} consecutive gradients of the {n} × {n} recurrent matrix of an RNN that "
-        f'learns {source.name}. `"power"`, the default, starts each sketch from the one before, as '
-        "it does in the optimizer. Each cell: captured energy over that of the best matrix of that "
-        "rank, mean (worst; median milliseconds)."
+        f'learns {source.name}. `"tangent"`, the default, starts each sketch from the one before, '
+        "as it does in the optimizer; lsi and column sketch the Euclidean gradient. Each cell: the "
+        "energy of the tangent gradient that the step follows over that of the best skew part of "
+        "rank 2k, mean (worst; median milliseconds)."
     )
     return [words, "", *table(["sketch", *(f"rank {k}" for k in ranks)], rows), ""]

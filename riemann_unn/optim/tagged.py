@@ -260,6 +260,8 @@ def admit_(members: list[TaggedParam], *, off_manifold: Literal["raise", "projec
     Raises:
         OffManifoldError: naming the parameter and the remedy; nothing is changed.
     """
+    if not members:
+        return
     off: list[tuple[TaggedParam, str]] = []
     for member in members:
         error = member.manifold.estimated_error(member.param)

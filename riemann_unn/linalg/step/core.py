@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..factor import DOUBLE
-from ..maps import polar, skew
+from ..maps import polar
 
 __all__ = [
     "ANGLES",
@@ -24,9 +24,10 @@ __all__ = [
     "core_minus_identity",
     "has_imaginary_part",
     "leading_directions",
+    "leading_of",
     "plane_minus_identity",
     "planes_of",
-    "turn_minus_identity",
+    "small_turn",
 ]
 
 Phi = Literal["exp", "cayley", "polar"]
@@ -41,6 +42,8 @@ ANGLES: dict[str, Angle] = {
     "polar": torch.atan,
 }
 
+# Squares of angles up to this lose no digits that matter.
+_SMOOTH = 1.0
 # Angles above this have lost digits that a real matrix needs of both of a conjugate pair.
 _LARGE = 64.0
 
@@ -102,13 +105,12 @@ def planes_of(k: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return angles and vectors, :math:`K = V \operatorname{diag}(i\theta) V^H`, θ ascending.
 
     Args:
-        k: shape ``(..., m, m)``, m small; its skew-Hermitian part is taken.
+        k: skew-Hermitian, shape ``(..., m, m)``, m small.
 
     Returns:
         θ in float64, shape ``(..., m)``, and V in complex128.
     """
-    wide = skew(k.to(DOUBLE.get(k.dtype, k.dtype)))
-    theta, v = torch.linalg.eigh(-1j * wide)
+    theta, v = torch.linalg.eigh(-1j * k.to(DOUBLE.get(k.dtype, k.dtype)))
     return theta, v
 
 
@@ -128,16 +130,37 @@ def leading_directions(theta: Tensor, v: Tensor, count: int, *, is_complex: bool
     Returns:
         Shape ``(..., m, count)``, orthonormal, but for real K where angles are zero.
     """
-    # Phases that a complex matrix with zero imaginary part shares with the real one.
-    phase = v.sum(dim=-2, keepdim=True).sgn().conj()
-    v = v * torch.where(phase == 0, 1.0, phase)
-    up, down = v[..., -count:].flip(-1), v[..., :count]
     if not is_complex:
-        return 2**0.5 * up.real
-    a = theta[..., None, -count:].flip(-1).clamp_min(0)
+        return 2**0.5 * v[..., v.shape[-1] - count :].real
+    up, down = v[..., v.shape[-1] - count :].flip(-1), v[..., :count]
+    a = theta[..., None, v.shape[-1] - count :].flip(-1).clamp_min(0)
     b = (-theta[..., None, :count]).clamp_min(0)
     share = torch.where(a + b == 0, 1.0, a / (a + b))
     return share.sqrt() * up + (1 - share).sqrt() * down
+
+
+def leading_of(k: Tensor, count: int) -> Tensor:
+    """Return one direction of each of the leading planes of a small core, see above.
+
+    Of real cores by the symmetric KᵀK, in half of the time: of equal planes it may take two
+    directions from one, which does no harm where a sketch starts.
+    """
+    if has_imaginary_part(k):
+        return leading_directions(*planes_of(k), count, is_complex=True)
+    real = k.real if k.is_complex() else k
+    return _one_of_each_pair(torch.linalg.eigh(real.mT @ real)[1], count).to(k.dtype)
+
+
+def _one_of_each_pair(v: Tensor, count: int) -> Tensor:
+    """Both vectors of a plane are neighbours; which two they are is up to rounding.
+
+    The projection of a fixed vector on their plane is not.
+    """
+    pairs = v[..., v.shape[-1] - 2 * count :].unflatten(-1, (count, 2))
+    sums = pairs.sum(dim=-3, keepdim=True)
+    lengths = torch.linalg.vector_norm(sums, dim=-1, keepdim=True)
+    found: Tensor = (pairs * (sums / lengths.masked_fill(lengths == 0, 1))).sum(dim=-1)
+    return found
 
 
 def core_minus_identity(
@@ -148,38 +171,59 @@ def core_minus_identity(
     .. math:: K = V \operatorname{diag}(i\theta) V^H, \qquad
         \phi(K) - I = V \operatorname{diag}(e^{i\phi(\theta)} - 1) V^H
 
-    unitary to rounding whatever the angles, and to relative accuracy for tiny ones.
+    unitary to the rounding of double precision whatever the angles, and to relative accuracy for
+    tiny ones.
 
     Args:
-        k: skew-Hermitian, shape ``(..., m, m)``, m small; its skew part is taken.
+        k: skew-Hermitian, shape ``(..., m, m)``, m small.
         phi: which map, see :func:`angle_map`.
         max_angle: shortens a step whose largest θ exceeds it, all planes alike.
 
     Returns:
         φ(K) - I in double precision, shape of ``k``, and the angle, shape ``(...)``.
     """
+    turn, angle, _ = small_turn(k, phi, 0, max_angle=max_angle)
+    return turn, angle
+
+
+def small_turn(
+    k: Tensor, phi: Phi | Angle, count: int, *, max_angle: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what :func:`core_minus_identity` does, and what :func:`leading_of` does."""
+    wide = k.to(DOUBLE.get(k.dtype, k.dtype))
+    is_complex = has_imaginary_part(k)
+    if not is_complex:
+        real = wide.real if k.is_complex() else wide
+        squares, u = torch.linalg.eigh(real.mT @ real)
+        if bool((squares[..., -1] <= _SMOOTH).all()):
+            turn, angle = _smooth_turn(real, squares, u, phi, max_angle)
+            return turn.to(wide.dtype), angle, _one_of_each_pair(u, count).to(wide.dtype)
     theta, v = planes_of(k)
-    turn, angle = turn_minus_identity(
-        theta, v, phi, is_complex=has_imaginary_part(k), max_angle=max_angle
-    )
-    return turn.to(DOUBLE.get(k.dtype, k.dtype)), angle
-
-
-def turn_minus_identity(
-    theta: Tensor, v: Tensor, phi: Phi | Angle, *, is_complex: bool, max_angle: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return what :func:`core_minus_identity` does, from the angles and vectors of the core."""
     largest = theta.abs().amax(dim=-1)
-    angle = _capped(phi, theta, largest.unsqueeze(-1), max_angle)
-    turn = (v * _rotation_minus_one(angle).unsqueeze(-2)) @ v.mH
+    angles = _capped(phi, theta, largest.unsqueeze(-1), max_angle)
+    turn = (v * _rotation_minus_one(angles).unsqueeze(-2)) @ v.mH
     if not is_complex:
         turn = turn.real
         if bool((largest > _LARGE).any()):
             eye = torch.eye(turn.shape[-1], dtype=turn.dtype, device=turn.device)
-            return polar(turn + eye, det=1) - eye, angle.abs().amax(dim=-1)
+            turn = polar(turn + eye, det=1) - eye
     # One Newton-Schulz step in the error U^H U - I, which is formed without U.
     error = turn + turn.mH + turn.mH @ turn
-    return turn - 0.5 * (error + turn @ error), angle.abs().amax(dim=-1)
+    turn = turn - 0.5 * (error + turn @ error)
+    leading = leading_directions(theta, v, count, is_complex=is_complex)
+    return turn.to(wide.dtype), angles.abs().amax(dim=-1), leading.to(wide.dtype)
+
+
+def _smooth_turn(
+    k: Tensor, squares: Tensor, v: Tensor, phi: Phi | Angle, max_angle: float | None
+) -> tuple[Tensor, Tensor]:
+    """φ(K) - I of a real core of small angles: (cos φ(θ) - 1) + (sin φ(θ) / θ) K, θ² = KᵀK."""
+    theta = squares.clamp_min(0).sqrt()
+    angle = _capped(phi, theta, theta[..., -1:], max_angle)
+    half = torch.sin(0.5 * angle)
+    slope = torch.where(theta == 0, 1.0, torch.sin(angle) / theta)
+    even, odd = (v * (-2 * half * half).unsqueeze(-2)) @ v.mT, (v * slope.unsqueeze(-2)) @ v.mT
+    return even + odd @ k, angle[..., -1]
 
 
 def plane_minus_identity(

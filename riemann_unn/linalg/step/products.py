@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["CACHED", "add_product_", "rows_times", "times_columns"]
+__all__ = ["CACHED", "add_product_", "less_rows_times_", "rows_times", "times_columns"]
 
 # What has so many numbers stays in cache, where reading it again costs little.
 CACHED = 512 * 512
@@ -60,7 +60,21 @@ def rows_times(rows: Tensor, x: Tensor) -> Tensor:
             return torch.bmm(blocks, x.view(_BLOCKS, -1, x.shape[1])).sum(dim=0)
         if _is_cut(x.mT, rows.shape[-2]):
             return times_columns(x.mT, rows.mT).mT
-    return rows @ x
+    # A call of matmul is two of mm.
+    return torch.mm(rows, x) if x.ndim == 2 else rows @ x
+
+
+def less_rows_times_(y: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+    r"""Halve what a product leaves of rows, :math:`Y \leftarrow \tfrac12 (Y - R X)`.
+
+    Args:
+        y: Y, shape ``(..., k, p)``.
+        rows: R, shape ``(..., k, n)``, k small.
+        x: X, shape ``(..., n, p)``.
+    """
+    if y.is_conj() or x.ndim != 2 or _is_large(x):
+        return y.sub_(rows_times(rows, x)).mul_(0.5)
+    return y.addmm_(rows, x, beta=0.5, alpha=-0.5)
 
 
 def times_columns(x: Tensor, columns: Tensor) -> Tensor:
@@ -87,7 +101,7 @@ def times_columns(x: Tensor, columns: Tensor) -> Tensor:
             return blocks.movedim(0, 1).flatten(1).mT
         if _is_cut(x.mT, columns.shape[-1]):
             return rows_times(columns.mT, x.mT).mT
-    return x @ columns
+    return torch.mm(x, columns) if x.ndim == 2 else x @ columns
 
 
 def add_product_(x: Tensor, left: Tensor, right: Tensor, *, beta: float = 1.0) -> Tensor:

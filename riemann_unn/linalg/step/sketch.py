@@ -21,8 +21,8 @@ __all__ = ["SketchMethod", "orthonormal_columns", "sketch"]
 SketchMethod = Literal["lsi", "column", "svd"]
 """Name of a sketch, see :func:`sketch`."""
 
-# Below this length single precision has lost digits of the norm itself.
-_TINY = 1e-30
+# Lengths between this and its inverse are safe from underflow and overflow in every precision.
+_USUAL = 1e-15
 
 
 def orthonormal_columns(w: Tensor, *, otherwise: Tensor | None = None) -> Tensor:
@@ -40,8 +40,8 @@ def orthonormal_columns(w: Tensor, *, otherwise: Tensor | None = None) -> Tensor
     # Squares of single precision stay inside the exponent range of double.
     wide = DOUBLE.get(w.dtype, w.dtype).to_real()
     if w.ndim == 2 and w.is_cpu:
-        norm = torch.linalg.vector_norm(w, dtype=DOUBLE.get(w.dtype, w.dtype))
-        if abs(norm.item()) > _TINY:
+        norm = torch.linalg.vector_norm(w)
+        if _USUAL < norm.item() < 1 / _USUAL:
             q = w / norm
             return q
     norms = torch.linalg.vector_norm(

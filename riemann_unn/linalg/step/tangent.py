@@ -15,14 +15,13 @@ from torch import Tensor
 
 from ..factor import DOUBLE, thin_qr
 from ..maps import skew
-from .core import has_imaginary_part, leading_directions, planes_of
-from .products import CACHED, add_product_, rows_times, times_columns
+from .core import has_imaginary_part, leading_directions, leading_of, planes_of
+from .products import CACHED, add_product_, less_rows_times_, rows_times, times_columns
 from .sketch import orthonormal_columns, sketch
 
 __all__ = [
     "TangentMethod",
     "core_of",
-    "directions_in",
     "next_directions",
     "tangent_coordinates",
     "tangent_directions",
@@ -52,8 +51,7 @@ def tangent_times(x: Tensor, g: Tensor, v: Tensor, xv: Tensor | None = None) -> 
         Shape ``(..., n, k)``, stored column by column.
     """
     xv = times_columns(x, v) if xv is None else xv
-    rows = rows_times(times_columns(g, v).mH, x).sub_(rows_times(xv.mH, g))
-    return rows.mul_(0.5).mH
+    return less_rows_times_(rows_times(times_columns(g, v).mH, x), xv.mH, g).mH
 
 
 def tangent_coordinates(x: Tensor, delta: Tensor, v: Tensor, xv: Tensor) -> Tensor:
@@ -113,16 +111,10 @@ def core_of(v: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     k = v.shape[-1]
     q, r = thin_qr(torch.cat([v, d], dim=-1))
-    e, f = r[..., :k], r[..., k:]
-    return q, r, f @ e.mH - e @ f.mH - e @ skew(e.mH @ f) @ e.mH
-
-
-def directions_in(
-    q: Tensor, core: Tensor, theta: Tensor, u: Tensor, count: int, dtype: torch.dtype
-) -> Tensor:
-    """Return columns of the leading planes of a core in the basis Q."""
-    leading = leading_directions(theta, u, count, is_complex=has_imaginary_part(core))
-    return (q @ leading.to(q.dtype)).to(dtype)
+    # In the basis Q d vᴴ is R's two blocks; its part inside v counts once, and half in each term.
+    half = r[..., k:] @ r[..., :k].mH
+    half[..., :k, :k].mul_(0.5)
+    return q, r, half - half.mH
 
 
 def next_directions(v: Tensor, z: Tensor) -> Tensor:
@@ -136,7 +128,7 @@ def next_directions(v: Tensor, z: Tensor) -> Tensor:
         rest = z - v @ (v.mH @ z) if z.is_complex() else z
         return orthonormal_columns(rest, otherwise=v)
     q, _, core = core_of(v, z)
-    return directions_in(q, core, *planes_of(core), v.shape[-1], v.dtype)
+    return (q @ leading_of(core, v.shape[-1])).to(v.dtype)
 
 
 def _best_directions(x: Tensor, g: Tensor, rank: int) -> Tensor:

@@ -18,14 +18,12 @@ from .core import (
     angle_map,
     check_phi,
     core_minus_identity,
-    has_imaginary_part,
     plane_minus_identity,
-    planes_of,
-    turn_minus_identity,
+    small_turn,
 )
 from .polish import newton_schulz_
 from .products import CACHED, add_product_, rows_times, times_columns
-from .tangent import core_of, directions_in
+from .tangent import core_of
 
 __all__ = ["retract_low_rank", "retract_low_rank_", "rotate_low_rank_", "rotate_whole_"]
 
@@ -73,11 +71,8 @@ def rotate_low_rank_(
         turn, angle = _large_turn(core, phi, max_angle)
         added = narrow[..., -k:]
     else:
-        theta, u = planes_of(core)
-        turn, angle = turn_minus_identity(
-            theta, u, phi, is_complex=has_imaginary_part(core), max_angle=max_angle
-        )
-        turn, added = turn.to(q.dtype), directions_in(q, core, theta, u, k, x.dtype)
+        turn, angle, leading = small_turn(core, phi, k, max_angle=max_angle)
+        added = (q @ leading).to(x.dtype)
     if x.shape[-2:].numel() <= CACHED or not is_triangular(r):
         xq = times_columns(x, narrow)
     else:  # X v is known, and the first columns of Q are v in another basis
