@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,13 +17,16 @@ OPTIMIZERS = {
     "cayley": (ru.optim.Cayley, {}),
     "cayley-2": (ru.optim.Cayley, {"rank": 2}),
     "expm": (ru.optim.Expm, {}),
+    "projunn-d-whole": (ru.optim.ProjUNND, {"rank": None}),
 }
 BASES = {
     "sgd": (torch.optim.SGD, {}),
-    "momentum": (torch.optim.SGD, {"momentum": 0.9}),
     "adam": (torch.optim.Adam, {}),
+    # One of these for each case, by rotation.
+    "momentum": (torch.optim.SGD, {"momentum": 0.9}),
     "rmsprop": (torch.optim.RMSprop, {}),
     "adagrad": (torch.optim.Adagrad, {}),
+    "nadam": (torch.optim.NAdam, {}),
 }
 SQUARES = [(9, 9), (1, 1), (2, 4, 4), (0, 3, 3)]
 MANIFOLDS = [
@@ -65,9 +70,19 @@ def tagged(manifold, dtype, shape, layout=contiguous) -> nn.Parameter:
     return ru.tag_(nn.Parameter(layout(x)), manifold)
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize(("manifold", "dtype", "shape"), CASES)
+def _with_bases() -> list[Any]:
+    in_full, rotating = list(BASES)[:2], list(BASES)[2:]
+    pairs = [(case, name) for case in CASES for name in OPTIMIZERS]
+    return [
+        pytest.param(*case.values, name, base, id=f"{case.id}-{name}-{base}")
+        for i, (case, name) in enumerate(pairs)
+        for base in (*in_full, rotating[(i + i // len(rotating)) % len(rotating)])
+        # torch's NAdam takes real tensors only.
+        if not (base == "nadam" and case.values[1].is_complex)
+    ]
+
+
+@pytest.mark.parametrize(("manifold", "dtype", "shape", "name", "base"), _with_bases())
 def test_the_contract(manifold, dtype, shape, name, base):
     cls, options = OPTIMIZERS[name]
     base_class, base_options = BASES[base]

@@ -114,29 +114,32 @@ def planes_of(k: Tensor) -> tuple[Tensor, Tensor]:
     return theta, v
 
 
-def leading_directions(theta: Tensor, v: Tensor, count: int, *, is_complex: bool) -> Tensor:
+def leading_directions(k: Tensor, theta: Tensor, v: Tensor, count: int) -> Tensor:
     r"""Return columns of which each takes part in one of the leading planes.
 
     With such columns v, :math:`K v v^H + v v^H K - v v^H K v v^H` is the best matrix of rank 2
     ``count``: of two angles a > 0 > -b it is :math:`\sqrt{a/(a+b)}\,v_a + \sqrt{b/(a+b)}\,v_b`,
-    the other direction of whose plane is neutral; for real K twice the real part of one of them.
+    the other direction of whose plane is neutral; for real K twice the real part of one of them,
+    also for those of a complex batch, such as a kernel's matrices at its real frequencies.
 
     Args:
-        theta: from :func:`planes_of`.
-        v: likewise.
-        count: of columns, at most half of the size of K.
-        is_complex: whether K is.
+        k: skew-Hermitian, shape ``(..., m, m)``.
+        theta: its angles, from :func:`planes_of`.
+        v: its vectors, likewise.
+        count: of columns, at most half of m.
 
     Returns:
         Shape ``(..., m, count)``, orthonormal, but for real K where angles are zero.
     """
-    if not is_complex:
-        return 2**0.5 * v[..., v.shape[-1] - count :].real
     up, down = v[..., v.shape[-1] - count :].flip(-1), v[..., :count]
+    real = 2**0.5 * up.real
+    if not k.is_complex():
+        return real
     a = theta[..., None, v.shape[-1] - count :].flip(-1).clamp_min(0)
     b = (-theta[..., None, :count]).clamp_min(0)
     share = torch.where(a + b == 0, 1.0, a / (a + b))
-    return share.sqrt() * up + (1 - share).sqrt() * down
+    is_real = (k.imag == 0).flatten(-2).all(dim=-1)[..., None, None]
+    return torch.where(is_real, real, share.sqrt() * up + (1 - share).sqrt() * down)
 
 
 def leading_of(k: Tensor, count: int) -> Tensor:
@@ -146,7 +149,7 @@ def leading_of(k: Tensor, count: int) -> Tensor:
     directions from one, which does no harm where a sketch starts.
     """
     if has_imaginary_part(k):
-        return leading_directions(*planes_of(k), count, is_complex=True)
+        return leading_directions(k, *planes_of(k), count)
     real = k.real if k.is_complex() else k
     return _one_of_each_pair(torch.linalg.eigh(real.mT @ real)[1], count).to(k.dtype)
 
@@ -210,7 +213,7 @@ def small_turn(
     # One Newton-Schulz step in the error U^H U - I, which is formed without U.
     error = turn + turn.mH + turn.mH @ turn
     turn = turn - 0.5 * (error + turn @ error)
-    leading = leading_directions(theta, v, count, is_complex=is_complex)
+    leading = leading_directions(k, theta, v, count)
     return turn.to(wide.dtype), angles.abs().amax(dim=-1), leading.to(wide.dtype)
 
 

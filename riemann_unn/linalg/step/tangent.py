@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..factor import DOUBLE, thin_qr
 from ..maps import skew
-from .core import has_imaginary_part, leading_directions, leading_of, planes_of
+from .core import leading_directions, leading_of, planes_of
 from .products import CACHED, add_product_, less_rows_times_, rows_times, times_columns
 from .sketch import orthonormal_columns, sketch
 
@@ -111,9 +111,13 @@ def core_of(v: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     k = v.shape[-1]
     q, r = thin_qr(torch.cat([v, d], dim=-1))
-    # In the basis Q d vᴴ is R's two blocks; its part inside v counts once, and half in each term.
-    half = r[..., k:] @ r[..., :k].mH
-    half[..., :k, :k].mul_(0.5)
+    e, f = r[..., :k], r[..., k:]
+    half = f @ e.mH
+    # The part inside v is in both terms of K, and counts once.
+    if r.is_complex():
+        half = half - 0.5 * (e @ (e.mH @ f)) @ e.mH
+    else:  # R is triangular
+        half[..., :k, :k].mul_(0.5)
     return q, r, half - half.mH
 
 
@@ -134,7 +138,7 @@ def next_directions(v: Tensor, z: Tensor) -> Tensor:
 def _best_directions(x: Tensor, g: Tensor, rank: int) -> Tensor:
     """The v whose Ω_k is the best matrix of rank 2k there is, by all eigenvectors of Ω."""
     omega = skew(x.mH @ g)
-    leading = leading_directions(*planes_of(omega), rank, is_complex=has_imaginary_part(omega))
+    leading = leading_directions(omega, *planes_of(omega), rank)
     leading = leading.to(DOUBLE.get(x.dtype, x.dtype))
     return thin_qr(leading)[0].to(x.dtype)
 

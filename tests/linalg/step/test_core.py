@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from riemann_unn.linalg import check_phi, core_minus_identity, polar, skew
-from riemann_unn.linalg.step.core import ANGLES, plane_minus_identity
+from riemann_unn.linalg.step.core import (
+    ANGLES,
+    leading_directions,
+    leading_of,
+    plane_minus_identity,
+    planes_of,
+)
 from tests.support import DTYPES, double, gaussian
 
 PHIS = list(ANGLES)
@@ -128,3 +134,26 @@ def test_a_function_of_angles_of_ones_own():
     ):
         with pytest.raises(ValueError, match=message):
             check_phi(wrong)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_leading_directions_hold_all_of_a_core_that_has_no_more_planes(count):
+    """Ω of rank 2 count is known on them; a real matrix of a complex batch has real ones."""
+    real = gaussian(6, 2 * count, seed=1) @ core(2 * count, torch.float64, 1.0)
+    real = real @ gaussian(6, 2 * count, seed=1).mT
+    left = gaussian(6, count, dtype=torch.complex128, seed=2)
+    right = gaussian(6, count, dtype=torch.complex128, seed=3)
+    k = torch.stack([real.to(left.dtype), skew(left @ right.mH), torch.zeros_like(left @ left.mH)])
+    theta, v = planes_of(k)
+    found = leading_directions(k, theta, v, count)
+    assert not found[0].imag.any() and not found[2].imag.any()
+    eye = torch.eye(6, dtype=k.dtype)
+    for one, start in zip(k[:2], found[:2], strict=True):
+        rest = eye - start @ start.mH
+        assert (rest @ one @ rest).abs().max() <= 1e-12
+        if count > 1:  # one column too few leaves a plane out
+            rest = eye - start[:, 1:] @ start[:, 1:].mH
+            assert (rest @ one @ rest).abs().max() > 1e-3
+    start = torch.linalg.qr(leading_of(real, count))[0]
+    rest = torch.eye(6, dtype=real.dtype) - start @ start.mT
+    assert (rest @ real @ rest).abs().max() <= 1e-12
