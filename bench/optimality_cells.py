@@ -53,6 +53,7 @@ class Found:
     reached: dict[float, int] = field(default_factory=dict)
     least: float = math.inf
     message: str = ""
+    refused: bool = True  # whether every learning rate raised
     gaps: list[float] = field(default_factory=list)
     losses: float = 0.0  # evaluations of the loss alone over those of the gradient
 
@@ -60,7 +61,7 @@ class Found:
     def text(self) -> str:
         if TOLERANCES[0] in self.reached:
             return " / ".join(str(self.reached.get(t, "–")) for t in TOLERANCES)
-        return f"**{short(self.least) if math.isfinite(self.least) else self.message}**"
+        return f"**{self.message if self.refused else short(self.least)}**"
 
     def take(self, trace: Trace) -> None:
         hits = {t: n for t in TOLERANCES if (n := trace.reached(t)) is not None}
@@ -89,9 +90,11 @@ def solve(key: str, index: int, plan: Plan) -> Found:
         try:
             method.run(problem, start, rate, trace)
         except Finished:
-            pass
+            found.refused = False
         except Exception as exception:  # what a package raises is its result
             found.message = type(exception).__name__
+        else:
+            found.refused = False
         found.take(trace)
     return found
 

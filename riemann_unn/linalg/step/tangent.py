@@ -1,9 +1,9 @@
 """Tangent directions: a few columns v of the skew-Hermitian Ω that a gradient is at a point.
 
 Points here are square or wide, X of shape ``(..., p, n)`` with orthonormal rows, ``p <= n``, and
-move by X⁺ = X φ(-lr Ω), Ω = ½ (Xᴴ G - Gᴴ X). Ω is n by n and never formed: all that is asked of
-it is Ωv. For square X the entries of Ω are coordinates in the Lie algebra, the same at every
-point; for wide X a tangent vector U at X stands for the Ω of the displacement U.
+move by X⁺ = X φ(-lr Ω), Ω = ½ (Xᴴ G - Gᴴ X). Ω is n by n and not formed, but for the smallest:
+all that is asked of it is Ωv. For square X the entries of Ω are coordinates in the Lie algebra,
+the same at every point; for wide X a tangent vector U at X stands for the Ω of the displacement U.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ __all__ = [
 TangentMethod = Literal["tangent", "svd", "lsi", "column"]
 """Name of a way to find directions, see :func:`tangent_directions`."""
 
-# Of what stays in cache a second application costs little, and fresh columns may weigh as much as
-# those of the last step; measured, see docs/benchmarks.md.
-_APPLIES, _FRESH = (2, 1), (1.0, 0.3)
+# Of what stays in cache more applications cost little, and fresh columns may weigh more; measured,
+# see docs/benchmarks.md.
+_APPLIES, _FRESH = (3, 1), (0.5, 0.3)
+# Up to this size one product makes Ω, and is faster than the calls of thin ones.
+_FORMED = 64 * 64
 
 
 def tangent_times(x: Tensor, g: Tensor, v: Tensor, xv: Tensor | None = None) -> Tensor:
@@ -158,9 +160,9 @@ def tangent_directions(
 
     The methods are:
 
-    - ``"tangent"``: subspace iteration on Ω from ``start`` plus fresh Gaussian columns: two
+    - ``"tangent"``: subspace iteration on Ω from ``start`` plus fresh Gaussian columns: three
       applications of Ω where X stays in cache, else one; one more without ``start``. An
-      application reads X and G twice.
+      application reads X and G twice; for n up to 64 Ω is formed instead.
     - ``"svd"``: those of the best Ω_k there is, by an eigendecomposition, O(n³).
     - ``"lsi"``, ``"column"``: the right factor of a sketch :math:`A v^H` of the *Euclidean* G, and
       :math:`z = \operatorname{skew}(X^H A v^H)\,v`, as projUNN was published. What they leave out
@@ -187,22 +189,21 @@ def tangent_directions(
     """
     if method not in get_args(TangentMethod):
         raise ValueError(f"sketch {method!r} is unknown; choose from {get_args(TangentMethod)}")
-    if method == "svd":
-        v = _best_directions(x, g, rank)
-    elif method == "tangent":
-        v = _iterate(x, g, rank, start, generator)
-    else:
+    if method == "tangent":
+        return _iterate(x, g, rank, start, generator)
+    if method != "svd":
         a, v = sketch(g, rank=rank, method=method, generator=generator)
         xv = times_columns(x, v)
         inner = v.mH @ v  # a zero sketch has a zero column
         return v, 0.5 * (rows_times(a.mH, x).mH @ inner - v @ (a.mH @ xv)), xv
+    v = _best_directions(x, g, rank)
     xv = times_columns(x, v)
     return v, tangent_times(x, g, v, xv), xv
 
 
 def _iterate(
     x: Tensor, g: Tensor, rank: int, start: Tensor | None, generator: torch.Generator | None
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor]:
     n, is_large = x.shape[-1], x.shape[-2:].numel() > CACHED
     # Real for complex matrices too, so that a complex problem with zero imaginary part takes the
     # steps of the real one; the same for every matrix of a batch.
@@ -214,9 +215,12 @@ def _iterate(
         v = orthonormal_columns(
             torch.add(start, fresh, alpha=_FRESH[is_large] / n**0.5), otherwise=start
         )
+    omega = skew(x.mH @ g) if n * n <= _FORMED else None
     for _ in range(_APPLIES[is_large] - (start is not None)):
-        v = orthonormal_columns(tangent_times(x, g, v), otherwise=v)
-    return v
+        image = tangent_times(x, g, v) if omega is None else times_columns(omega, v)
+        v = orthonormal_columns(image, otherwise=v)
+    xv = times_columns(x, v)
+    return v, tangent_times(x, g, v, xv) if omega is None else times_columns(omega, v), xv
 
 
 # Energies are exact for matrices of so many numbers; of others a mean over probes tells them to

@@ -31,6 +31,7 @@ def kind(request, monkeypatch):
         monkeypatch.setattr("riemann_unn.linalg.step.products._BLOCKS", 2)
         monkeypatch.setattr("riemann_unn.linalg.step.update.CACHED", 0)
         monkeypatch.setattr("riemann_unn.linalg.step.tangent.CACHED", 0)
+        monkeypatch.setattr("riemann_unn.linalg.step.tangent._FORMED", 0)
 
 
 def omega(x, g):
