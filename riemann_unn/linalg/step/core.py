@@ -157,12 +157,15 @@ def leading_of(k: Tensor, count: int) -> Tensor:
 def _one_of_each_pair(v: Tensor, count: int) -> Tensor:
     """Both vectors of a plane are neighbours; which two they are is up to rounding.
 
-    The projection of a fixed vector on their plane is not.
+    The projection of the unit vector that is nearest to their plane on it is not.
     """
+    if count == 0:
+        return v[..., :0]
     pairs = v[..., v.shape[-1] - 2 * count :].unflatten(-1, (count, 2))
-    sums = pairs.sum(dim=-3, keepdim=True)
-    lengths = torch.linalg.vector_norm(sums, dim=-1, keepdim=True)
-    found: Tensor = (pairs * (sums / lengths.masked_fill(lengths == 0, 1))).sum(dim=-1)
+    squares = pairs.square().sum(dim=-1, keepdim=True)
+    length, nearest = squares.max(dim=-3, keepdim=True)
+    chosen = pairs.take_along_dim(nearest, dim=-3) * length.rsqrt()
+    found: Tensor = (pairs * chosen).sum(dim=-1)
     return found
 
 
