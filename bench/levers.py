@@ -21,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 import riemann_unn as ru
-from riemann_unn import retractions
-from riemann_unn.linalg import maps, polish, products, update
-from riemann_unn.optim import points, stacks
+from riemann_unn.linalg import maps
+from riemann_unn.linalg.step import core, polish, products, tangent, update
+from riemann_unn.optim import batch, tagged
 
 _PERIOD = 32  # steps, a multiple of every polish period
 module = importlib.import_module("riemann_unn.optim.optimizer")
@@ -31,19 +31,18 @@ module = importlib.import_module("riemann_unn.optim.optimizer")
 LEVERS: dict[str, list[tuple[Any, str, Any]]] = {
     "thin products as batches of row blocks": [(products, "_FEW", 0)],
     "thin products added in strips of eight rows": [(products, "_THIN", 0)],
-    "inner products and closed forms in the place of QR": [(update, "_WELL", -1.0)],
-    "Cᴴ X = Bᴴ, half of a product": [(update, "CACHED", math.inf)],
-    "the gradient's check by its sketch": [
-        (module.ManifoldOptimizer, "_needs_no_base", lambda *_: False)
-    ],
-    "points and stacks kept between steps": [
-        (points.Roster, "_is_current", lambda _: False),
-        (stacks.Stacks, "of", lambda _, members: stacks.Stack(members)),
+    "the closed form of a real plane": [(update, "_rotate_plane_", update._rotate_planes_)],
+    "real cores by their squares": [(core, "_SMOOTH", -1.0)],
+    "Ω formed for the smallest": [(tangent, "_FORMED", 0)],
+    "the gradient's check by its sketch": [(module.ManifoldOptimizer, "_sees", lambda *_: False)],
+    "batches kept between steps": [
+        (tagged.TaggedParams, "_is_current", lambda _: False),
+        (batch.Batches, "_batch", lambda _, members: batch.Batch(members)),
     ],
     "one question about where a parameter's memory is": [
-        (points, "_are_where_they_were", lambda *_: False)
+        (tagged, "_same_storage", lambda *_: False)
     ],
-    "three rounds of the sketch, which cost": [(retractions, "_ROUNDS", 1)],
+    "three applications of Ω in cache, which cost": [(tangent, "_APPLIES", (1, 1))],
 }
 DENSE_LEVERS: dict[str, list[tuple[Any, str, Any]]] = {
     "elimination by blocks in the place of a solve": [(maps, "_NEAR", -1.0)],
@@ -110,8 +109,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     args = parser.parse_args()
     cases: list[tuple[int, int, int | None]] = [
-        *[(n, 1, 1) for n in (128, 1024, 2048, 4096)],
-        *[(4096, 1, 8), (16, 1024, 1), (1024, 1, None)],
+        *[(n, 1, 1) for n in (64, 512, 2048, 4096)],
+        *[(64, 1, 8), (4096, 1, 8), (16, 1024, 1), (1024, 1, None)],
     ]
     columns = [ratios(*case, args.rounds) for case in cases]
     heads = [

@@ -7,7 +7,7 @@ from .manifolds import Orthogonal, OrthogonalConv, Stiefel, Unitary, UnitaryConv
 from .monitor import Monitor
 from .tagging import manifold_of, tag_, tagged_parameters, untag_
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ManifoldError",

@@ -13,6 +13,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from riemann_unn import Monitor
+
 from .cli import aligned, one_thread, positive, positive_float
 from .models import Learner, lstm_learner, orthogonal_learner
 from .tasks import TASKS, Adding, Copy, Digits, Task
@@ -67,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seed": options.seed,
     }
     print(f"{task.title[0].upper()}{task.title[1:]}")
+    monitor = Monitor(orthogonal.optimizer, every=task.batches_per_epoch)
     try:
         with one_thread():
             train(
@@ -87,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = options.out or Path(f"riemann_unn_demo_{task.name}.png")
     recurrence = orthogonal.model.get_parameter("rnn.weight_hh_l0")
     save_figure(out, task, (orthogonal, lstm), recurrence)
-    print(f"\n{table(task, (orthogonal, lstm))}\n\npicture: {out}")
+    print(f"\n{table(task, (orthogonal, lstm))}\n{watched(monitor)}\npicture: {out}")
     return 0
 
 
@@ -132,6 +135,24 @@ def table(task: Task, learners: Sequence[Learner]) -> str:
             + [f"{history.test_loss[-1]:.4f}", f"{sum(history.seconds):.1f}", error]
         )
     return f"{aligned(rows)}\n\n{_below_baseline(task, learners)}"
+
+
+def watched(monitor: Monitor) -> str:
+    """What the steps of the recurrence followed, in a line, from a monitor's history.
+
+    Args:
+        monitor: Of the orthogonal RNN's optimizer.
+    """
+    lines = []
+    for name, entries in monitor.history.items():
+        shares = [entry["captured"] for entry in entries if "captured" in entry]
+        followed = f", of which a step followed {sum(shares) / len(shares):.0%}" if shares else ""
+        lines.append(
+            f"{name}: Riemannian gradient {entries[0]['gradient']:.1e} at first, "
+            f"{entries[-1]['gradient']:.1e} in the last epoch{followed}; largest angle of a step "
+            f"{max(entry['angle'] for entry in entries):.1e}\n"
+        )
+    return "".join(lines)
 
 
 def _below_baseline(task: Task, learners: Sequence[Learner]) -> str:

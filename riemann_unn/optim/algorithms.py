@@ -13,16 +13,17 @@ __all__ = ["Cayley", "Expm", "ProjUNND", "ProjUNNT"]
 
 
 class ProjUNNT(ManifoldOptimizer):
-    r"""ProjUNN-T: a rank-k step along the tangent space, by the exponential map.
+    r"""ProjUNN-T: a step of rank k in the tangent space, by the exponential map.
 
-    .. math:: X^+ = \exp\bigl(\tfrac12 (\Delta_k X^H - X \Delta_k^H)\bigr)\, X,
-        \qquad \Delta_k = A B^H
+    .. math:: X^+ = X \exp(-\mathrm{lr}\,\Omega_k), \qquad
+        \Omega_k \approx \Omega = \tfrac12 (X^H G - G^H X)
 
-    Cost O(k n p) for an (n, p) parameter. Arguments, errors and behaviour are
-    those of :class:`ManifoldOptimizer`, but for ``phi``, which is fixed.
+    Cost O(k n p) for an (n, p) parameter. Arguments, errors and behaviour are those of
+    :class:`ManifoldOptimizer`, but for ``phi``, which is fixed.
 
     Reference:
-        Kiani et al., "projUNN" (2022), algorithm projUNN-T, section 4.
+        Kiani et al., "projUNN" (2022), algorithm projUNN-T, section 4; its sketches of the
+        Euclidean gradient are ``sketch="lsi"`` and ``"column"``.
     """
 
     def __init__(self, params: Iterable[Any], lr: float | Tensor, **options: Any) -> None:
@@ -30,13 +31,12 @@ class ProjUNNT(ManifoldOptimizer):
 
 
 class ProjUNND(ManifoldOptimizer):
-    r"""ProjUNN-D: a rank-k step straight ahead, then back by the nearest unitary matrix.
+    r"""ProjUNN-D: a step of rank k straight ahead, then back by the nearest unitary matrix.
 
-    .. math:: X^+ = \operatorname{polar}(X + \Delta_k)
-        = (X + \Delta_k)\bigl((X + \Delta_k)^H (X + \Delta_k)\bigr)^{-1/2}
+    .. math:: X^+ = X \operatorname{polar}(I - \mathrm{lr}\,\Omega_k)
 
-    Cost O(k n p) for an (n, p) parameter. Arguments, errors and behaviour are
-    those of :class:`ManifoldOptimizer`, but for ``phi``, which is fixed.
+    of square X the polar factor of :math:`X - \mathrm{lr}\,X \Omega_k`. Cost and arguments are
+    those of :class:`ProjUNNT`.
 
     Reference:
         Kiani et al., "projUNN" (2022), algorithm projUNN-D, section 4.
@@ -47,17 +47,13 @@ class ProjUNND(ManifoldOptimizer):
 
 
 class Cayley(ManifoldOptimizer):
-    r"""Steps along the tangent space by the Cayley transform, whole or of rank k.
+    r"""Steps in the tangent space by the Cayley transform, whole or of rank k.
 
-    .. math:: X^+ = (I - \tfrac12 K)^{-1} (I + \tfrac12 K)\, X,
-        \qquad K = \tfrac12 (\Delta X^H - X \Delta^H)
+    .. math:: X^+ = X\,(I - \tfrac12 K)^{-1} (I + \tfrac12 K), \qquad K = -\mathrm{lr}\,\Omega
 
-    With ``rank=None``, the default, Δ is taken whole: O(n³) for square
-    matrices, O(n p²) for tall ones, for which nothing n by n is formed. With a
-    rank k the inverse is that of a 2k by 2k core, by the Sherman-Morrison-Woodbury
-    formula, at O(k n p). The transform agrees with the exponential to second
-    order. Other arguments, errors and behaviour are those of
-    :class:`ManifoldOptimizer`, but for ``phi``, which is fixed.
+    With ``rank=None``, the default, O(n³) for square matrices, O(n p²) for tall ones, for which
+    nothing n by n is formed; with a rank k O(k n p). The transform agrees with the exponential to
+    second order. Other arguments are those of :class:`ManifoldOptimizer`.
 
     Reference:
         Wen and Yin, "A feasible method for optimization with orthogonality
@@ -76,14 +72,11 @@ class Cayley(ManifoldOptimizer):
 
 
 class Expm(ManifoldOptimizer):
-    r"""Steps along the tangent space by the matrix exponential, whole or of rank k.
+    r"""Steps in the tangent space by the matrix exponential, whole or of rank k.
 
-    .. math:: X^+ = \exp(K)\, X, \qquad K = \tfrac12 (\Delta X^H - X \Delta^H)
+    .. math:: X^+ = X \exp(-\mathrm{lr}\,\Omega)
 
-    With ``rank=None``, the default, Δ is taken whole: O(n³) for square
-    matrices, O(n p²) for tall ones, for which nothing n by n is formed. With a
-    rank k it is :class:`ProjUNNT`. Other arguments, errors and behaviour are
-    those of :class:`ManifoldOptimizer`, but for ``phi``, which is fixed.
+    As :class:`Cayley`; with a rank k it is :class:`ProjUNNT`.
 
     Reference:
         Lezcano-Casado and Martínez-Rubio, "Cheap orthogonal constraints in

@@ -31,14 +31,16 @@ class ManifoldOptimizer(Optimizer):
 
     .. math::
 
-        \Delta_t = \mathrm{base}(\nabla f \text{ on the tangent space at } X_t), \qquad
-        X_{t+1} = R_{X_t}(\Delta_t)
+        \Delta = \mathrm{base}(\Omega_k), \qquad X^+ = X\,\phi(\operatorname{skew} \Delta), \qquad
+        \Omega_k \approx \Omega = \tfrac12 (X^H \nabla f - \nabla f^H X)
 
-    In each step the base sees a zero tensor in the place of every tagged
-    parameter, writes its displacement Δ there, with its own momentum, state and
-    schedule, and the retraction moves the parameter by it. Untagged parameters
-    get exactly what ``base`` alone would do, bit for bit. Weight decay does not
-    pull tagged parameters, which cannot shrink.
+    In each step the base sees a zero tensor in the place of every tagged parameter and, as its
+    gradient, the Riemannian one on the k directions of the sketch (all of it for ``rank=None``):
+    for square matrices in coordinates of the Lie algebra, which mean the same at every point, so
+    that momentum needs no transport; for others as a tangent vector at X. It writes its
+    displacement Δ there, with its own momentum, state and schedule, and φ turns the parameter by
+    it. So fixed points are the critical points. Untagged parameters get exactly what ``base``
+    alone would do, bit for bit. Weight decay does not pull tagged parameters.
 
     A step leaves every tagged parameter on its manifold to rounding or raises
     an error that names the parameter. Gradients and points are checked before
@@ -46,21 +48,20 @@ class ManifoldOptimizer(Optimizer):
     finite is caught before any tagged parameter moves, but, unless the base is
     plain SGD, after the base has stepped the others.
 
-    For whole steps (``rank=None``) of square matrices by the exponential or
-    Cayley map the base works in Lie-algebra coordinates, on
-    :math:`\operatorname{skew}(X^H \nabla f)`, where momentum needs no transport.
     Parameters stored in half precision move as a master copy in float32, kept in
     the state; the stored values are its rounding.
 
     Args:
         params: parameters, named parameters or groups, as ``torch.optim`` takes
             them. At least one must be tagged, see :func:`riemann_unn.tag_`. A group
-            may set its own ``rank`` and ``sketch``.
+            may set its own ``rank``, ``sketch`` and ``max_angle``, also between steps.
         lr: the base's learning rate, a float or a tensor.
-        phi: the map φ: ``"exp"``, ``"cayley"`` or ``"polar"``.
-        rank: columns k of the low-rank displacement; ``None`` for all of it.
+        phi: the map φ: ``"exp"``, ``"cayley"``, ``"polar"``, or a function of the angles of
+            planes, in radians, odd and with slope 1 at zero.
+        rank: directions k of a step; ``None`` for all, as from half of n on.
         base: a class of ``torch.optim``; its arguments follow as keywords.
-        sketch: how the low-rank factors are found, see :func:`riemann_unn.linalg.sketch`.
+        sketch: how directions are found, see :func:`riemann_unn.linalg.tangent_directions`.
+        max_angle: no plane turns by more in a step, in radians: a larger step is shortened.
         seed: seeds the sketches, which never touch the global generator.
         nonfinite: at a gradient with NaN or infinity ``"raise"``, or ``"skip"``
             the parameter for this step.
@@ -192,7 +193,8 @@ class ManifoldOptimizer(Optimizer):
         """Add a group of parameters, as :meth:`torch.optim.Optimizer.add_param_group` does.
 
         Args:
-            param_group: ``params`` and options; ``rank`` and ``sketch`` may be among them.
+            param_group: ``params`` and options; ``rank``, ``sketch`` and ``max_angle`` may be
+                among them.
 
         Raises:
             ManifoldError: a parameter is given twice or off its manifold; nothing is added.
