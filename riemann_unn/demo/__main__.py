@@ -144,11 +144,11 @@ def watched(monitor: Monitor) -> str:
         monitor: Of the orthogonal RNN's optimizer.
     """
     lines = []
-    for name, entries in monitor.history.items():
+    for entries in monitor.history.values():
         shares = [entry["captured"] for entry in entries if "captured" in entry]
         followed = f", of which a step followed {sum(shares) / len(shares):.0%}" if shares else ""
         lines.append(
-            f"{name}: Riemannian gradient {entries[0]['gradient']:.1e} at first, "
+            f"recurrence: Riemannian gradient {entries[0]['gradient']:.1e} at first, "
             f"{entries[-1]['gradient']:.1e} in the last epoch{followed}; largest angle of a step "
             f"{max(entry['angle'] for entry in entries):.1e}\n"
         )
