@@ -43,7 +43,7 @@ class Retraction:
 
     Args:
         phi: ``"exp"`` (projUNN-T), ``"polar"`` (projUNN-D), ``"cayley"``, or a function of angles.
-        rank: k, the directions of a step, which moves 2k planes' worth of X; ``None`` for all.
+        rank: k, the directions of a step; ``None`` for all.
         sketch: how directions are found, see :func:`riemann_unn.linalg.tangent_directions`.
         max_angle: no plane turns by more in a step, in radians; ``None`` for no limit.
 

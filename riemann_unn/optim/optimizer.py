@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import lru_cache
 from itertools import chain
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from torch.optim import SGD, Optimizer
 
 from ..errors import ManifoldError, NonFiniteError
 from ..linalg import Angle, Phi, TangentMethod
+from ..precision import full_precision
 from ..retractions import Retraction
 from .base import check_base, displace_, is_plain_sgd
 from .batch import START, Batch, Batches
@@ -346,17 +346,6 @@ def _refuse_overflow(batches: list[Batch]) -> None:
         f"the step of {names} overflows to NaN or infinity although the gradient is finite; "
         "lower the learning rate. No tagged parameter was moved"
     )
-
-
-def full_precision(device_types: Iterable[str]) -> AbstractContextManager[object]:
-    """Switch autocast off on some types of devices."""
-    active = [device for device in device_types if torch.is_autocast_enabled(device)]
-    if not active:
-        return nullcontext()
-    stack = ExitStack()
-    for device in active:
-        stack.enter_context(torch.autocast(device, enabled=False))
-    return stack
 
 
 # Options are read from the groups at every step, since users may change them there.

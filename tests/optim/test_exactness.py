@@ -215,3 +215,21 @@ def test_slightly_rough_points_are_mended_by_the_first_step():
         p.grad = gaussian(*shape, dtype=torch.float32)
         ru.optim.ProjUNNT([p], lr=0.1).step()
         assert_on_manifold(p)
+
+
+@pytest.mark.parametrize("phi", PHIS)
+@pytest.mark.parametrize("rank", [1, 2, None])
+@pytest.mark.parametrize("n", [1, 2, 3, 12])
+def test_gradients_at_the_ends_of_single_precision(phi, rank, n):
+    """1e36 turns by a huge angle, and 1e-36 by the one that its learning rate asks for."""
+    for dtype in (torch.float32, torch.complex64):
+        ends = []
+        for scale, lr in ((1e36, 1.0), (1.0, 0.1), (1e-36, 1e35)):
+            p = parameter(n, n, dtype=dtype)
+            optimizer = CLASSES[phi]([p], lr=lr, rank=rank)
+            for step in range(3):
+                p.grad = gaussian(n, n, dtype=dtype, seed=step) * scale
+                optimizer.step()
+            assert torch.isfinite(p).all() and error(p) <= 1e-6
+            ends.append(p.detach().clone())
+        assert (ends[1] - ends[2]).abs().max() <= 1e-4
