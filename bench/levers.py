@@ -28,6 +28,13 @@ from riemann_unn.optim import batch, tagged
 _PERIOD = 32  # steps, a multiple of every polish period
 module = importlib.import_module("riemann_unn.optim.optimizer")
 
+
+def _made_anew(_: batch.Batches, members: list[Any], kept: list[Any]) -> batch.Batch:
+    new = batch.Batch(members)
+    new._kept = kept
+    return new
+
+
 LEVERS: dict[str, list[tuple[Any, str, Any]]] = {
     "thin products as batches of row blocks": [(products, "_FEW", 0)],
     "thin products added in strips of eight rows": [(products, "_THIN", 0)],
@@ -37,7 +44,7 @@ LEVERS: dict[str, list[tuple[Any, str, Any]]] = {
     "the gradient's check by its sketch": [(module.ManifoldOptimizer, "_sees", lambda *_: False)],
     "batches kept between steps": [
         (tagged.TaggedParams, "_is_current", lambda _: False),
-        (batch.Batches, "_batch", lambda _, members: batch.Batch(members)),
+        (batch.Batches, "_batch", _made_anew),
     ],
     "one question about where a parameter's memory is": [
         (tagged, "_same_storage", lambda *_: False)

@@ -45,18 +45,16 @@ class Batch:
         self._rooms: dict[str, tuple[Tensor, list[Tensor]]] = {}
         self._starts: tuple[Tensor, Sequence[Tensor]] | None = None
         self._shape = torch.Size()
+        self._kept: list[dict[str, Any]] = []
 
     # The steps of a step ---------------------------------------------------
 
-    def sketch_(
-        self, retraction: Retraction, state: State, seeds: Seeds, scale: float | Tensor | None
-    ) -> None:
+    def sketch_(self, retraction: Retraction, seeds: Seeds, scale: float | Tensor | None) -> None:
         """Find the tangent coordinates of the gradients; nothing is changed.
 
         Plain SGD moves by ``scale`` times them; without, the move is :meth:`read_` from the base.
         """
         members = self.members
-        self._kept = [state.get(member.param, _NOTHING) for member in members]
         self._step = self._kept[0].get(STEP, 0)
         for member, kept in zip(members, self._kept, strict=True) if members[0].is_half else ():
             member.value = _master(member, kept)
@@ -303,7 +301,8 @@ class Batch:
             whole = torch.stack(rows)
         x = self._x
         whole = whole if whole.is_complex() == x.is_complex() else torch.view_as_complex(whole)
-        whole = whole.to(x.device, x.dtype)
+        if whole.dtype is not x.dtype or whole.device != x.device:
+            whole = whole.to(x.device, x.dtype)
         whole = whole if whole.ndim <= 3 else whole.reshape(-1, *whole.shape[-2:])
         # A start of another shape is left from another rank: begin anew.
         fits = whole.shape == (*x.shape[:-2], rank, x.shape[-1])
@@ -347,21 +346,24 @@ class Batches:
             and len({known.get(STEP, 0) for known in kept}) == 1
             and len({START in known for known in kept}) == 1
         ):
-            return [self._batch(members)] if members[0].value.numel() > 0 else []
-        alike: dict[Hashable, list[TaggedParam]] = {}
+            return [self._batch(members, kept)] if members[0].value.numel() > 0 else []
+        alike: dict[Hashable, tuple[list[TaggedParam], list[dict[str, Any]]]] = {}
         for member, known in zip(members, kept, strict=True):
             key = (member.batch_key, known.get(STEP, 0), START in known)
-            alike.setdefault(key, []).append(member)
-        return [self._batch(some) for some in alike.values() if some[0].value.numel() > 0]
+            some, kept_of_some = alike.setdefault(key, ([], []))
+            some.append(member)
+            kept_of_some.append(known)
+        return [self._batch(*both) for both in alike.values() if both[0][0].value.numel() > 0]
 
     def last(self) -> list[Batch]:
         """Return the batches that are kept."""
         return list(self._by_first.values())
 
-    def _batch(self, members: list[TaggedParam]) -> Batch:
+    def _batch(self, members: list[TaggedParam], kept: list[dict[str, Any]]) -> Batch:
         batch = self._by_first.get(members[0])
         if batch is None or batch.members != members:
             batch = self._by_first[members[0]] = Batch(members)
+        batch._kept = kept
         return batch
 
 

@@ -263,7 +263,7 @@ class ManifoldOptimizer(Optimizer):
         for batch in batches:
             plain, group = is_plain_sgd(self.base, batch.group), batch.group
             scale = group["lr"] * (1 if group.get("maximize") else -1) if plain else None
-            batch.sketch_(self._retraction(group), self.state, self._seeds, scale)
+            batch.sketch_(self._retraction(group), self._seeds, scale)
         wrong = [batch for batch in batches if not batch.is_finite]
         if not wrong:
             return batches, skipped

@@ -16,9 +16,7 @@ class Seeds:
         self.seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
 
-    def generator(
-        self, device: torch.device, shape: tuple[int, ...], step: int
-    ) -> torch.Generator:
+    def generator(self, device: torch.device, shape: tuple[int, ...], step: int) -> torch.Generator:
         """Return the generator for matrices of a shape at a step, on their device."""
         generator = self._generators.get(device)
         if generator is None:

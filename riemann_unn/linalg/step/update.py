@@ -102,9 +102,15 @@ def _rotate_plane_(
     theta = angle.item()
     half, sine = math.sin(0.5 * theta), math.sin(theta)
     cosine_minus_1 = -2 * half * half
-    turn = torch.tensor([[cosine_minus_1, -sine], [sine, cosine_minus_1]], dtype=x.dtype)
-    right = turn @ torch.cat([v, q], dim=-1).mT
-    add_product_(x, torch.cat([xv, times_columns(x, q)], dim=-1), right)
+    xq = times_columns(x, q)
+    left = torch.cat(
+        [
+            (xv * cosine_minus_1).add_(xq, alpha=sine),
+            (xq * cosine_minus_1).add_(xv, alpha=-sine),
+        ],
+        dim=-1,
+    )
+    add_product_(x, left, torch.cat([v.mT, q.mT], dim=-2))
     return angle, q
 
 
