@@ -198,3 +198,16 @@ def test_zero_gradients_and_resuming(phi):
         q.grad = gaussian(6, 6, dtype=torch.float32, seed=step)
         optimizer.step()
     assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("phi", PHIS)
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2), (4, 5), (2, 7, 5)])
+def test_points_that_are_nearly_square(phi, base, shape):
+    """Two directions for each row are more than there are."""
+    p = parameter(*shape, dtype=torch.float64)
+    optimizer = CLASSES[phi]([p], lr=0.1, base=base)
+    for step in range(5):
+        p.grad = gaussian(*shape, seed=step)
+        optimizer.step()
+    assert_on_manifold(p)

@@ -58,7 +58,8 @@ def rotate_low_rank_(
 
     Returns:
         The largest angle that a plane has turned by, in radians, float64, shape ``(...)``, and
-        columns of K's leading planes, shape ``(..., n, k)``, see :func:`.tangent.next_directions`.
+        columns of K's leading planes, shape ``(..., n, k)`` if 2 k <= n, see
+        :func:`.tangent.next_directions`.
     """
     if v.shape[-1] == 1:
         if x.ndim == 2 and x.is_cpu and not x.is_complex():
@@ -71,7 +72,9 @@ def rotate_low_rank_(
         turn, angle = _large_turn(core, phi, max_angle)
         added = narrow[..., -k:]
     else:
-        turn, angle, leading = small_turn(core, phi, k, max_angle=max_angle)
+        # No sketch starts from a step that leaves nothing out.
+        count = k if core.shape[-1] == 2 * k else 0
+        turn, angle, leading = small_turn(core, phi, count, max_angle=max_angle)
         added = (q @ leading).to(x.dtype)
     if x.shape[-2:].numel() <= CACHED or not is_triangular(r):
         xq = times_columns(x, narrow)
