@@ -326,7 +326,7 @@ _OLD_SKETCH, _OLD_START = "power", "sketch_start"
 def _translated(state_dict: dict[str, Any]) -> dict[str, Any]:
     """Return a state of 0.1.0 as one of today, and say what it cannot tell."""
     groups = state_dict["param_groups"]
-    if not any(group.get("sketch") == _OLD_SKETCH for group in groups):
+    if not any("rank" in group and "max_angle" not in group for group in groups):
         return state_dict
     warnings.warn(
         "this state was saved by riemann_unn 0.1.0: its sketches start anew, and the momentum of "

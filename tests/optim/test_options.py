@@ -194,12 +194,12 @@ def test_options_of_the_whole_optimizer_in_a_group_are_refused(key, value):
 # States of 0.1.0 ------------------------------------------------------------------------
 
 
-def old_state(optimizer):
+def old_state(optimizer, sketch="power"):
     """The state as 0.1.0 would have saved it: another sketch, its start under another name."""
     state = copy.deepcopy(optimizer.state_dict())
     for group in state["param_groups"]:
         del group["max_angle"]
-        group["sketch"] = "power"
+        group["sketch"] = sketch
     for kept in state["state"].values():
         if "sketch_directions" in kept:
             kept["sketch_start"] = kept.pop("sketch_directions")
@@ -227,6 +227,11 @@ def test_a_state_of_0_1_0_loads_and_says_what_is_lost(dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         other.load_state_dict(other.state_dict())
+        plain = torch.optim.SGD([p], lr=0.1, momentum=0.9)
+        other.load_state_dict(plain.state_dict())
+    with pytest.warns(UserWarning, match=r"0\.1\.0"):
+        other.load_state_dict(old_state(optimizer, "lsi"))
+    assert other.param_groups[0]["sketch"] == "lsi"
 
 
 def test_what_the_last_step_did():
