@@ -36,8 +36,9 @@ TangentMethod = Literal["tangent", "svd", "lsi", "column"]
 # Of what stays in cache more applications cost little, and fresh columns may weigh more; measured,
 # see docs/benchmarks.md.
 _APPLIES, _FRESH = (3, 1), (0.5, 0.3)
-# Up to this size one product makes Ω, and is faster than the calls of thin ones.
-_FORMED = 64 * 64
+# Up to this n, and for so many operations, one product makes Ω and is faster than the calls of
+# thin ones.
+_FORMED, _OPERATIONS = 64, 2**23
 
 
 def tangent_times(x: Tensor, g: Tensor, v: Tensor, xv: Tensor | None = None) -> Tensor:
@@ -215,7 +216,8 @@ def _iterate(
         v = orthonormal_columns(
             torch.add(start, fresh, alpha=_FRESH[is_large] / n**0.5), otherwise=start
         )
-    omega = skew(x.mH @ g) if n * n <= _FORMED else None
+    is_formed = n <= _FORMED and x.numel() * n <= _OPERATIONS // (4 if x.is_complex() else 1)
+    omega = skew(x.mH @ g) if is_formed else None
     for _ in range(_APPLIES[is_large] - (start is not None)):
         image = tangent_times(x, g, v) if omega is None else times_columns(omega, v)
         v = orthonormal_columns(image, otherwise=v)
