@@ -355,10 +355,6 @@ class Batches:
             kept_of_some.append(known)
         return [self._batch(*both) for both in alike.values() if both[0][0].value.numel() > 0]
 
-    def last(self) -> list[Batch]:
-        """Return the batches that are kept."""
-        return list(self._by_first.values())
-
     def _batch(self, members: list[TaggedParam], kept: list[dict[str, Any]]) -> Batch:
         batch = self._by_first.get(members[0])
         if batch is None or batch.members != members:
