@@ -14,6 +14,7 @@ from torch import Tensor
 from ..linalg import newton_schulz_
 from ..retractions import Directions, Retraction, Tangent
 from .seeds import Seeds
+from .starts import stored_start, usable_start
 from .tagged import TaggedParam
 
 __all__ = ["MASTER", "START", "STEP", "Batch", "Batches", "State"]
@@ -300,32 +301,23 @@ class Batch:
                 return None
             whole = torch.stack(rows)
         x = self._x
-        whole = whole if whole.is_complex() == x.is_complex() else torch.view_as_complex(whole)
-        if whole.dtype is not x.dtype or whole.device != x.device:
-            whole = whole.to(x.device, x.dtype)
-        whole = whole if whole.ndim <= 3 else whole.reshape(-1, *whole.shape[-2:])
-        # A start of another shape is left from another rank: begin anew.
-        fits = whole.shape == (*x.shape[:-2], rank, x.shape[-1])
-        return whole.mH if fits else None
+        return usable_start(whole, x, (*x.shape[:-2], rank or 1, x.shape[-1]))
 
     def _keep_starts(self, rows: Tensor) -> None:
         """Note the rows that start the next sketches in what is kept of each member."""
         if rows.ndim > 2:
             batch = self._shape[:-2] if len(self._kept) > 1 else self._shape[1:-2]
             rows = rows.reshape(*batch, *rows.shape[-2:])
-        # A real parameter may have complex matrices, but its state has to be real: torch casts a
-        # state to the parameter's dtype when it is loaded.
-        if rows.is_complex() != self.members[0].param.is_complex():
-            rows = torch.view_as_real(rows.resolve_conj())
+        rows = stored_start(rows, self.members[0].param)
         if len(self._kept) == 1:
-            self._kept[0][START] = rows.resolve_conj().contiguous()
+            self._kept[0][START] = rows.contiguous()
             return
         if self._starts is not None:
             whole = self._starts[0]
             if whole.shape == rows.shape and _can_hold(whole, rows):
                 whole.copy_(rows)
                 return
-        whole = rows.clone(memory_format=torch.contiguous_format).resolve_conj()
+        whole = rows.clone(memory_format=torch.contiguous_format)
         self._starts = whole, whole.unbind(0)
         for kept, one in zip(self._kept, self._starts[1], strict=True):
             kept[START] = one

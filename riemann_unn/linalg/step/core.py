@@ -131,6 +131,7 @@ def leading_directions(k: Tensor, theta: Tensor, v: Tensor, count: int) -> Tenso
     Returns:
         Shape ``(..., m, count)``, orthonormal, but for real K where angles are zero.
     """
+    v = _with_phases(v)
     up, down = v[..., v.shape[-1] - count :].flip(-1), v[..., :count]
     real = 2**0.5 * up.real
     if not k.is_complex():
@@ -140,6 +141,18 @@ def leading_directions(k: Tensor, theta: Tensor, v: Tensor, count: int) -> Tenso
     share = torch.where(a + b == 0, 1.0, a / (a + b))
     is_real = (k.imag == 0).flatten(-2).all(dim=-1)[..., None, None]
     return torch.where(is_real, real, share.sqrt() * up + (1 - share).sqrt() * down)
+
+
+def _with_phases(v: Tensor) -> Tensor:
+    """Fix the phase of each column, which an eigendecomposition leaves to rounding.
+
+    Computations that round otherwise, such as those of other processes, then take the same steps.
+    """
+    if v.numel() == 0:
+        return v
+    anchor = v.take_along_dim(v.abs().argmax(dim=-2, keepdim=True), dim=-2)
+    fixed: Tensor = v * anchor.sgn().conj()
+    return fixed
 
 
 def leading_of(k: Tensor, count: int) -> Tensor:
@@ -216,7 +229,7 @@ def small_turn(
     # One Newton-Schulz step in the error U^H U - I, which is formed without U.
     error = turn + turn.mH + turn.mH @ turn
     turn = turn - 0.5 * (error + turn @ error)
-    leading = leading_directions(k, theta, v, count)
+    leading = leading_directions(k, theta, v, count) if is_complex else _one_of_each_pair(u, count)
     return turn.to(wide.dtype), angles.abs().amax(dim=-1), leading.to(wide.dtype)
 
 

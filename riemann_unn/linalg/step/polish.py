@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["newton_schulz_", "polish_", "polish_block_"]
+__all__ = ["columns_due", "newton_schulz_", "polish_", "polish_block_"]
 
 # One block of columns every few steps. Wide blocks make efficient matrix products, and the
 # period keeps their share of a rank-1 step below 15 % (bench/polish_drift.py measures it).
@@ -66,6 +66,17 @@ def polish_block_(x: Tensor, start: int, stop: int) -> Tensor:
     inside.mul_(0.5)
     block.sub_(x @ error)
     return x
+
+
+def columns_due(p: int, *, step: int) -> tuple[int, int]:
+    """Return which few columns are to be mended at a step, from the first to before the second.
+
+    As many in all as :func:`polish_` mends, but some at each step in the place of many now and
+    then: for where mends are sent between processes.
+    """
+    count = min(p, -(-_BLOCK // _period(p)))
+    start = step % -(-p // count) * count
+    return start, min(start + count, p)
 
 
 def polish_(x: Tensor, *, step: int) -> Tensor:

@@ -202,23 +202,48 @@ def tangent_directions(
     return v, tangent_times(x, g, v, xv), xv
 
 
+def first_directions(
+    shape: torch.Size,
+    like: Tensor,
+    *,
+    rank: int,
+    start: Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Return the v that a subspace iteration begins with: a start mixed with Gaussian columns.
+
+    Args:
+        shape: of the points, ``(..., p, n)``.
+        like: a tensor of their dtype and device.
+        rank: k.
+        start: columns ``(..., n, k)``, or None.
+        generator: source of the random columns; the default is the global one.
+    """
+    n = shape[-1]
+    # Real for complex matrices too, so that a complex problem with zero imaginary part takes the
+    # steps of the real one; the same for every matrix of a batch.
+    dtype = like.dtype.to_real()
+    fresh = torch.randn(rank, n, dtype=dtype, device=like.device, generator=generator)
+    fresh = fresh.to(like.dtype).mT
+    if start is None:
+        return orthonormal_columns(fresh.expand(*shape[:-2], n, rank), otherwise=None)
+    weight = _FRESH[shape[-2:].numel() > CACHED]
+    return orthonormal_columns(torch.add(start, fresh, alpha=weight / n**0.5), otherwise=start)
+
+
+def applications(shape: torch.Size, start: Tensor | None) -> int:
+    """Return how often a subspace iteration applies Ω, Ωv of the last v included."""
+    return 1 + _APPLIES[shape[-2:].numel() > CACHED] - (start is not None)
+
+
 def _iterate(
     x: Tensor, g: Tensor, rank: int, start: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    n, is_large = x.shape[-1], x.shape[-2:].numel() > CACHED
-    # Real for complex matrices too, so that a complex problem with zero imaginary part takes the
-    # steps of the real one; the same for every matrix of a batch.
-    dtype = x.real.dtype if x.is_complex() else x.dtype
-    fresh = torch.randn(rank, n, dtype=dtype, device=x.device, generator=generator).to(x.dtype).mT
-    if start is None:
-        v = orthonormal_columns(fresh.expand(*x.shape[:-2], n, rank), otherwise=None)
-    else:
-        v = orthonormal_columns(
-            torch.add(start, fresh, alpha=_FRESH[is_large] / n**0.5), otherwise=start
-        )
+    n = x.shape[-1]
+    v = first_directions(x.shape, x, rank=rank, start=start, generator=generator)
     is_formed = n <= _FORMED and x.numel() * n <= _OPERATIONS // (4 if x.is_complex() else 1)
     omega = skew(x.mH @ g) if is_formed else None
-    for _ in range(_APPLIES[is_large] - (start is not None)):
+    for _ in range(applications(x.shape, start) - 1):
         image = tangent_times(x, g, v) if omega is None else times_columns(omega, v)
         v = orthonormal_columns(image, otherwise=v)
     xv = times_columns(x, v)

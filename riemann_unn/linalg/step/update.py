@@ -65,24 +65,49 @@ def rotate_low_rank_(
         if x.ndim == 2 and x.is_cpu and not x.is_complex():
             return _rotate_plane_(x, v, d, xv, phi, max_angle)
         return _rotate_planes_(x, v, d, xv, phi, max_angle)
+    q, r, right, angle, added = _turn_of_planes(v, d, phi, max_angle)
+    narrow, k = q.to(x.dtype), v.shape[-1]
+    if x.shape[-2:].numel() <= CACHED or not is_triangular(r):
+        xq = times_columns(x, narrow)
+    else:  # X v is known, and the first columns of Q are v in another basis
+        corner = r[..., :k, :k]
+        known = torch.linalg.solve_triangular(corner, xv.to(r.dtype), upper=True, left=False)
+        xq = torch.cat([known.to(x.dtype), times_columns(x, narrow[..., k:])], dim=-1)
+    add_product_(x, xq, right.to(x.dtype))
+    return angle, added
+
+
+def turn_of(
+    v: Tensor, d: Tensor, *, phi: Phi | Angle, max_angle: float | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""Return what turns points along directions, :math:`\phi(K) = I + Q\,(\phi(K_Q) - I)\,Q^H`.
+
+    Arguments are those of :func:`rotate_low_rank_`.
+
+    Returns:
+        Q, that spans v and d, and the right factor :math:`(\phi(K_Q) - I)\,Q^H`, in double
+        precision; and the two results of :func:`rotate_low_rank_`.
+    """
+    if v.shape[-1] == 1:
+        return _turn_of_plane(v, d, phi, max_angle)
+    q, _, right, angle, added = _turn_of_planes(v, d, phi, max_angle)
+    return q, right, angle, added
+
+
+def _turn_of_planes(
+    v: Tensor, d: Tensor, phi: Phi | Angle, max_angle: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     k = v.shape[-1]
     q, r, core = core_of(v, d)
-    e, narrow = r[..., :k], q.to(x.dtype)
     if core.shape[-1] > _CORE and not callable(phi):
         turn, angle = _large_turn(core, phi, max_angle)
-        added = narrow[..., -k:]
+        added = q.to(v.dtype)[..., -k:]
     else:
         # No sketch starts from a step that leaves nothing out.
         count = k if core.shape[-1] == 2 * k else 0
         turn, angle, leading = small_turn(core, phi, count, max_angle=max_angle)
-        added = (q @ leading).to(x.dtype)
-    if x.shape[-2:].numel() <= CACHED or not is_triangular(r):
-        xq = times_columns(x, narrow)
-    else:  # X v is known, and the first columns of Q are v in another basis
-        known = torch.linalg.solve_triangular(e[..., :k, :], xv.to(r.dtype), upper=True, left=False)
-        xq = torch.cat([known.to(x.dtype), times_columns(x, narrow[..., k:])], dim=-1)
-    add_product_(x, xq, (turn @ q.mH).to(x.dtype))
-    return angle, added
+        added = (q @ leading).to(v.dtype)
+    return q, r, turn @ q.mH, angle, added
 
 
 def _rotate_plane_(
@@ -121,23 +146,29 @@ def _rotate_planes_(
     x: Tensor, v: Tensor, d: Tensor, xv: Tensor, phi: Phi | Angle, max_angle: float | None
 ) -> tuple[Tensor, Tensor]:
     """One plane of each matrix of a batch, or a complex one."""
-    wide = DOUBLE.get(x.dtype, x.dtype)
+    basis, right, angle, added = _turn_of_plane(v, d, phi, max_angle)
+    xq = torch.cat([xv, times_columns(x, basis[..., 1:].to(x.dtype))], dim=-1)
+    add_product_(x, xq, right.to(x.dtype))
+    return angle, added
+
+
+def _turn_of_plane(
+    v: Tensor, d: Tensor, phi: Phi | Angle, max_angle: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = DOUBLE.get(v.dtype, v.dtype)
     v_wide, d_wide = v.to(wide), d.to(wide)
     v_wide = v_wide / torch.linalg.vector_norm(v_wide, dim=-2, keepdim=True)
     inner = v_wide.mH @ d_wide
-    corner = inner.imag if x.is_complex() else torch.zeros_like(inner)
+    corner = inner.imag if v.is_complex() else torch.zeros_like(inner)
     rest = d_wide - v_wide * inner
     beside = torch.linalg.vector_norm(rest, dim=-2, keepdim=True)
     q = rest / beside.masked_fill(beside == 0, 1)
     turn, angle = plane_minus_identity(
         corner[..., 0, 0], beside[..., 0, 0], phi, max_angle=max_angle
     )
-    turn = turn if x.is_complex() else turn.real
-    q_narrow = q.to(x.dtype)
-    xq = torch.cat([xv, times_columns(x, q_narrow)], dim=-1)
-    right = turn.to(wide) @ torch.cat([v_wide, q], dim=-1).mH
-    add_product_(x, xq, right.to(x.dtype))
-    return angle, torch.where(beside == 0, v, q_narrow)
+    turn = turn if v.is_complex() else turn.real
+    basis = torch.cat([v_wide, q], dim=-1)
+    return basis, turn.to(wide) @ basis.mH, angle, torch.where(beside == 0, v, q.to(v.dtype))
 
 
 def _turn(core: Tensor, phi: Phi | Angle) -> Tensor:
