@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,16 +14,22 @@ from torch.optim import SGD, Optimizer
 
 from ..errors import ManifoldError, NonFiniteError
 from ..linalg import Angle, Phi, TangentMethod
+from ..parallel import Group, is_sharded, together
 from ..precision import full_precision
 from ..retractions import Retraction
 from .base import check_base, displace_, is_plain_sgd
 from .batch import START, Batch, Batches
 from .seeds import Seeds
+from .stand_ins import standing_in
 from .tagged import TaggedParam, TaggedParams, admit_, as_groups, check_duplicates
+
+if TYPE_CHECKING:
+    from .shared import SharedPoint
+    from .shared_step import SharedPoints
 
 __all__ = ["ManifoldOptimizer"]
 
-_RESERVED = {"base", "phi", "seed", "nonfinite", "off_manifold", "polish"}
+_RESERVED = {"base", "phi", "seed", "nonfinite", "off_manifold", "polish", "process_group"}
 
 
 class ManifoldOptimizer(Optimizer):
@@ -68,6 +74,9 @@ class ManifoldOptimizer(Optimizer):
         off_manifold: at a parameter off its manifold ``"raise"``, or
             ``"project"`` it to the nearest point.
         polish: keep rounding errors from accumulating (recommended; off for study).
+        process_group: of data-parallel training with a replica of each tagged parameter on every
+            process: the step averages the sketches of their gradients, which need not be averaged
+            before. Sharded parameters, DTensors, need none.
         **base_kwargs: arguments of ``base``.
 
     Raises:
@@ -83,6 +92,7 @@ class ManifoldOptimizer(Optimizer):
     """
 
     base: Optimizer
+    _shared: SharedPoints | None
 
     def __init__(
         self,
@@ -98,6 +108,7 @@ class ManifoldOptimizer(Optimizer):
         nonfinite: Literal["raise", "skip"] = "raise",
         off_manifold: Literal["raise", "project"] = "raise",
         polish: bool = True,
+        process_group: Group | None = None,
         **base_kwargs: Any,
     ) -> None:
         check_base(base, ManifoldOptimizer)
@@ -109,6 +120,7 @@ class ManifoldOptimizer(Optimizer):
         self._options = {"rank": rank, "sketch": sketch, "max_angle": max_angle}
         self._seed, self._polish = int(seed), bool(polish)
         self._nonfinite, self._off_manifold = nonfinite, off_manifold
+        self._process_group = process_group
         self._retraction(self._options)
         groups = as_groups(params)
         for group in groups:
@@ -128,9 +140,11 @@ class ManifoldOptimizer(Optimizer):
         self.base = base
         for group in base.param_groups:
             self._complete(group)
-        self._tagged, self._batches = TaggedParams(base.param_groups), Batches()
+        are_replicas = self._process_group is not None
+        self._tagged = TaggedParams(base.param_groups, are_replicas=are_replicas)
+        self._batches, self._shared = Batches(), None
         self._seeds = Seeds(self._seed)
-        self._stepped: list[Batch] = []
+        self._stepped: list[Batch | SharedPoint] = []
         super().__setstate__(
             {"defaults": base.defaults, "state": base.state, "param_groups": base.param_groups}
         )
@@ -153,7 +167,10 @@ class ManifoldOptimizer(Optimizer):
             raise ManifoldError(str(error)) from None
 
     def __getstate__(self) -> dict[str, Any]:
-        keys = ("base", "_phi", "_options", "_seed", "_polish", "_nonfinite", "_off_manifold")
+        keys = (
+            "base", "_phi", "_options", "_seed", "_polish", "_nonfinite", "_off_manifold",
+            "_process_group",
+        )  # fmt: skip
         return {key: self.__dict__[key] for key in keys}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -210,10 +227,25 @@ class ManifoldOptimizer(Optimizer):
             raise
 
     def _admit_new(self) -> None:
-        members = [member for member in self._tagged.members() if member.version is None]
-        for member in members:
+        new = [member for member in self._tagged.members() if member.version is None]
+        for member in new:
             member.check_kind()
-        admit_(members, off_manifold=self._off_manifold)
+        admit_([m for m in new if not m.is_shared], off_manifold=self._off_manifold)
+        points = [point for point in self._shared_points() if point.member.version is None]
+        if points:
+            self._sharing().admit_(points, off_manifold=self._off_manifold)
+
+    def _shared_points(self) -> list[SharedPoint]:
+        """Return the tagged parameters that other processes have parts or replicas of."""
+        members = self._tagged.shared()
+        return self._sharing().of(members) if members else []
+
+    def _sharing(self) -> SharedPoints:
+        if self._shared is None:
+            from .shared_step import SharedPoints  # as slow to import as all the rest
+
+            self._shared = SharedPoints(self._process_group)
+        return self._shared
 
     # The step ---------------------------------------------------------------
 
@@ -236,15 +268,51 @@ class ManifoldOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups, written = self._tagged.with_gradients()
         with full_precision(self._tagged.device_types):
-            batches = [batch for some in groups for batch in self._batches.of(some, self.state)]
-            batches, skipped = self._sketch_(batches, written)
-            self._displace_(batches, skipped)
+            batches, skipped, trouble = self._sketch_own_()
+            points, left_out = self._sketch_shared_(trouble)
+            self._displace_(batches, points, [*skipped, *left_out])
             for batch in batches:
                 batch.retract_(self.state, polish=self._polish)
-        self._stepped = batches
+            if points:
+                together(
+                    (point.place.group, point.retract_(self.state, polish=self._polish))
+                    for point in points
+                )
+        self._stepped = [*batches, *points]
         return loss
+
+    def _sketch_own_(self) -> tuple[list[Batch], list[TaggedParam], Exception | None]:
+        """Sketch what is this process's own; tell of an error if others have to raise it too."""
+        try:
+            groups, written = self._tagged.with_gradients()
+            batches = [batch for some in groups for batch in self._batches.of(some, self.state)]
+            return *self._sketch_(batches, written), None
+        except Exception as error:
+            if not self._tagged.has_shared:
+                raise
+            return [], [], error
+
+    def _sketch_shared_(
+        self, trouble: Exception | None
+    ) -> tuple[list[SharedPoint], list[TaggedParam]]:
+        """Sketch what processes share, all of them together; nothing has changed."""
+        points = self._shared_points()
+        if not points:
+            return [], []
+        stepping, left_out = self._sharing().sketch_(
+            points,
+            self.state,
+            retraction=self._retraction,
+            seeds=self._seeds,
+            trouble=trouble,
+            nonfinite=self._nonfinite,
+            off_manifold=self._off_manifold,
+        )
+        for point in stepping:
+            if is_plain_sgd(self.base, point.group):
+                point.scale(_scale(point.group))
+        return stepping, [point.member for point in left_out]
 
     def _sketch_(
         self, batches: list[Batch], written: list[TaggedParam]
@@ -262,8 +330,7 @@ class ManifoldOptimizer(Optimizer):
         admit_([m for m in written if m not in skipped], off_manifold=self._off_manifold)
         for batch in batches:
             plain, group = is_plain_sgd(self.base, batch.group), batch.group
-            scale = group["lr"] * (1 if group.get("maximize") else -1) if plain else None
-            batch.sketch_(self._retraction(group), self._seeds, scale)
+            batch.sketch_(self._retraction(group), self._seeds, _scale(group) if plain else None)
         wrong = [batch for batch in batches if not batch.is_finite]
         if not wrong:
             return batches, skipped
@@ -291,20 +358,31 @@ class ManifoldOptimizer(Optimizer):
         kept = [[m for m in batch.members if m not in bad] for batch in batches]
         return [batch for some in kept if some for batch in self._batches.of(some, self.state)]
 
-    def _displace_(self, batches: list[Batch], skipped: list[TaggedParam]) -> None:
+    def _displace_(
+        self, batches: list[Batch], points: list[SharedPoint], skipped: list[TaggedParam]
+    ) -> None:
         """Run the base: on tangent coordinates, and on parameters without a tag as they are."""
         shown = [batch for batch in batches if not is_plain_sgd(self.base, batch.group)]
-        if not shown and all(p.grad is None for p in self._tagged.others):
+        shared = [point for point in points if not is_plain_sgd(self.base, point.group)]
+        if not shown and not shared and all(p.grad is None for p in self._tagged.others):
             return  # the base has nothing to do
         plain = [m for batch in batches if batch not in shown for m in batch.members]
-        displace_(
-            self.base,
-            chain.from_iterable(batch.show() for batch in shown),
-            [member.param for member in (*plain, *skipped)],
-        )
+        plain += [point.member for point in points if point not in shared]
+        rows = together((point.place.group, point.show()) for point in shared)
+        with standing_in(self.base, [row for row in rows if is_sharded(row[0])]):
+            displace_(
+                self.base,
+                chain(
+                    chain.from_iterable(batch.show() for batch in shown),
+                    (row for row in rows if not is_sharded(row[0])),
+                ),
+                [member.param for member in (*plain, *skipped)],
+            )
         for batch in shown:
             batch.read_()
-        overflowing = [batch for batch in shown if not batch.is_finite]
+        together((point.place.group, point.read()) for point in shared)
+        moving: list[Batch | SharedPoint] = [*shown, *shared]
+        overflowing = [one for one in moving if not one.is_finite]
         if overflowing:
             _refuse_overflow(overflowing)
 
@@ -340,7 +418,13 @@ def _translated(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "param_groups": renamed}
 
 
-def _refuse_overflow(batches: list[Batch]) -> None:
+def _scale(group: dict[str, Any]) -> float | Tensor:
+    """Return what plain SGD multiplies a gradient with."""
+    scale: float | Tensor = group["lr"] * (1 if group.get("maximize") else -1)
+    return scale
+
+
+def _refuse_overflow(batches: Sequence[Batch | SharedPoint]) -> None:
     names = ", ".join(member.name for batch in batches for member in batch.overflowing())
     raise NonFiniteError(
         f"the step of {names} overflows to NaN or infinity although the gradient is finite; "

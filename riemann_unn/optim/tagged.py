@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, repeat
 from operator import attrgetter, is_
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import geoopt
 import torch
@@ -14,9 +14,17 @@ from torch import Tensor
 
 from ..errors import ManifoldError, ManifoldTypeError, OffManifoldError
 from ..manifolds import MatrixManifold, Stiefel, acceptance_level, rounding_level
+from ..parallel import is_sharded, local_part
 from ..tagging import manifold_of
 
-__all__ = ["TaggedParam", "TaggedParams", "admit_", "as_groups", "check_duplicates"]
+__all__ = [
+    "TaggedParam",
+    "TaggedParams",
+    "admit_",
+    "as_groups",
+    "check_duplicates",
+    "refuse_off_manifold",
+]
 
 
 # What parameters must have in common to move together: group, manifold, shape, dtype and device,
@@ -39,6 +47,7 @@ class TaggedParam:
     in half. ``version`` counts the writes to it when it was last found on its
     manifold, and those of one ``batch_key``, numbered in ``keys``, can move together.
     ``is_rough`` where its error was then above rounding, to be mended by the next step.
+    Where ``is_shared`` with other processes, memory and value are what this one holds.
     """
 
     name: str
@@ -47,6 +56,7 @@ class TaggedParam:
     tag: object
     manifold: MatrixManifold
     keys: dict[BatchKey, int]
+    is_shared: bool
     memory: Tensor = field(init=False)
     value: Tensor = field(init=False)
     version: int | None = field(init=False)
@@ -60,15 +70,26 @@ class TaggedParam:
     def refresh(self) -> None:
         """See the parameter's memory as it is now; nothing is known of its values."""
         # A plain tensor: torch asks of each parameter in a list whether it overrides functions.
-        self.memory = self.value = value = self.param.detach()
+        self.memory = self.value = value = local_part(self.param)
         self.version = None
-        fits = self.manifold.why_not(value.shape, value.dtype) is None
+        fits = not self.is_shared and self.manifold.why_not(value.shape, value.dtype) is None
         is_small = fits and self.manifold.to_matrices(value).shape[-2:].numel() <= _BATCH_UP_TO
         alone = 0 if is_small else id(self)
         key = (id(self.group), self.manifold, value.shape, value.dtype, alone, value.device)
         self.batch_key = self.keys.setdefault(key, len(self.keys))
         # Stored too coarsely to be a point itself.
         self.is_half = value.dtype in (torch.float16, torch.bfloat16)
+
+    def refresh_if_moved(self) -> None:
+        """See the parameter's memory anew if it is elsewhere."""
+        now, then = local_part(self.param), self.memory
+        if (now.data_ptr(), now.shape, now.stride(), now.dtype) != (
+            then.data_ptr(),
+            then.shape,
+            then.stride(),
+            then.dtype,
+        ):
+            self.refresh()
 
     def check_kind(self) -> None:
         """Refuse a parameter whose shape or dtype its manifold does not take.
@@ -92,14 +113,7 @@ def _same_storage(params: list[Tensor], memories: list[Tensor]) -> bool:
 
 def _refresh_moved(members: list[TaggedParam]) -> None:
     for member in members:
-        now, then = member.param, member.memory
-        if (now.data_ptr(), now.shape, now.stride(), now.dtype) != (
-            then.data_ptr(),
-            then.shape,
-            then.stride(),
-            then.dtype,
-        ):
-            member.refresh()
+        member.refresh_if_moved()
 
 
 def _refuse_sparse(members: list[TaggedParam], grads: list[Tensor]) -> None:
@@ -114,11 +128,12 @@ def _refuse_sparse(members: list[TaggedParam], grads: list[Tensor]) -> None:
 class TaggedParams:
     """The tagged parameters of some groups, kept between steps until somebody changes them."""
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
-        self._groups = groups
+    def __init__(self, groups: list[dict[str, Any]], *, are_replicas: bool) -> None:
+        self._groups, self._are_replicas = groups, are_replicas
         self._seen: list[tuple[Tensor, object, dict[str, Any]]] = []
         self._members: list[TaggedParam] = []
         self._by_group: list[list[TaggedParam]] = []
+        self._shared: list[TaggedParam] = []
         self._others: list[Tensor] = []
         self._keys: dict[BatchKey, int] = {}
 
@@ -166,11 +181,13 @@ class TaggedParams:
         if not self._is_current():
             known = {(id(member.param), id(member.group)): member for member in self._members}
             found = []
-            for member in _tagged(self._groups, self._keys):
+            for member in _tagged(self._groups, self._keys, self._are_replicas):
                 old = known.get((id(member.param), id(member.group)))
                 found.append(member if old is None or old.tag is not member.tag else old)
             self._members, tagged = found, {id(member.param) for member in found}
-            by_group = groupby(found, key=lambda member: id(member.group))
+            own = [member for member in found if not member.is_shared]
+            self._shared = [member for member in found if member.is_shared]
+            by_group = groupby(own, key=lambda member: id(member.group))
             self._by_group = [list(members) for _, members in by_group]
             self._seen = [
                 (p, getattr(p, "manifold", None), group)
@@ -179,6 +196,16 @@ class TaggedParams:
             ]
             self._others = [p for p, _, _ in self._seen if id(p) not in tagged]
         return self._members
+
+    def shared(self) -> list[TaggedParam]:
+        """Return those that other processes have parts or replicas of, and that are trained."""
+        self.members()
+        return [m for m in self._shared if m.param.requires_grad or m.param.grad is not None]
+
+    @property
+    def has_shared(self) -> bool:
+        """Whether other processes wait for this one in a step."""
+        return bool(self._shared)
 
     @property
     def device_types(self) -> set[str]:
@@ -200,7 +227,9 @@ class TaggedParams:
         return next(seen, None) is None
 
 
-def _tagged(groups: list[dict[str, Any]], keys: dict[BatchKey, int]) -> Iterator[TaggedParam]:
+def _tagged(
+    groups: list[dict[str, Any]], keys: dict[BatchKey, int], are_replicas: bool
+) -> Iterator[TaggedParam]:
     for index, group in enumerate(groups):
         names = group.get("param_names")
         for i, p in enumerate(group["params"]):
@@ -211,7 +240,9 @@ def _tagged(groups: list[dict[str, Any]], keys: dict[BatchKey, int]) -> Iterator
                 given = names[i] if names else getattr(p, "tagged_as", None)
                 where = f"param_groups[{index}]['params'][{i}] of shape {tuple(p.shape)}"
                 name = where if given is None else repr(given)
-                yield TaggedParam(name, p, group, tag, manifold, keys)
+                yield TaggedParam(
+                    name, p, group, tag, manifold, keys, are_replicas or is_sharded(p)
+                )
             elif isinstance(tag, geoopt.Manifold) and not isinstance(tag, geoopt.Euclidean):
                 raise ManifoldTypeError(
                     f"a parameter of shape {tuple(p.shape)} is on {tag!r}, which is not a "
@@ -274,14 +305,19 @@ def admit_(members: list[TaggedParam], *, off_manifold: Literal["raise", "projec
     for member, reason in off:
         finite = bool(torch.isfinite(member.param).all())
         if off_manifold == "raise" or not finite:
-            remedy = (
-                'call riemann_unn.init.warm_start_ or pass off_manifold="project"'
-                if finite
-                else "it holds NaN or infinity, so initialise it again"
-            )
-            raise OffManifoldError(f"{member.name} {reason}; {remedy}")
+            refuse_off_manifold(member, reason, is_finite=finite)
     with torch.no_grad():
         for member, _ in off:
             member.param.copy_(member.manifold.projx(member.param.detach()))
     for member in members:
         member.version = member.memory._version
+
+
+def refuse_off_manifold(member: TaggedParam, reason: str, *, is_finite: bool) -> NoReturn:
+    """Raise the error for a parameter off its manifold, with the remedy."""
+    remedy = (
+        'call riemann_unn.init.warm_start_ or pass off_manifold="project"'
+        if is_finite
+        else "it holds NaN or infinity, so initialise it again"
+    )
+    raise OffManifoldError(f"{member.name} {reason}; {remedy}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,10 @@ from torch import Tensor
 
 __all__ = ["Computation", "FromOwner", "Group", "ToOwner", "bytes_sent", "together"]
 
-Group = dist.ProcessGroup
+if TYPE_CHECKING:
+    Group = dist.ProcessGroup
+else:  # a build of torch without them can do all else
+    Group = object
 Computation = Generator[Any, Any, Any]
 
 

@@ -18,7 +18,7 @@ from ..linalg import Block
 from ..manifolds import MatrixManifold
 from .exchange import Group
 
-__all__ = ["Place", "as_whole", "is_sharded", "local_part", "place_of"]
+__all__ = ["Place", "place_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +29,10 @@ class Place:
         group: the processes that share the parameter.
         block: the part of this one.
         is_turned: whether the matrices are tall, so that the block is of their adjoints.
+        blocks: the block of each process.
         sizes: how many numbers each process of the group gives to a whole: of those that hold
             the same part one gives it.
-        blocks: the block of each process.
+        is_averaged: whether each process has a gradient of its own, the mean of which is meant.
     """
 
     group: Group
@@ -39,23 +40,7 @@ class Place:
     is_turned: bool
     blocks: tuple[Block, ...]
     sizes: tuple[int, ...]
-
-
-def is_sharded(x: object) -> bool:
-    """Tell whether a tensor is one of several processes."""
-    return isinstance(x, DTensor)
-
-
-def local_part(x: Tensor) -> Tensor:
-    """Return what this process holds of a tensor, detached: all of a plain one."""
-    x = x.detach()
-    return x.to_local() if isinstance(x, DTensor) else x
-
-
-def as_whole(x: Tensor) -> Tensor:
-    """Return all of a tensor, detached; of a sharded one every process has to ask."""
-    x = x.detach()
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    is_averaged: bool
 
 
 def place_of(name: str, p: Tensor, manifold: MatrixManifold, group: Group | None) -> Place:
@@ -86,7 +71,7 @@ def place_of(name: str, p: Tensor, manifold: MatrixManifold, group: Group | None
         first = repr(one.index) not in seen
         seen.add(repr(one.index))
         sizes.append(prod(part.stop - part.start for part in one.index) if first else 0)
-    return Place(group, block, is_turned, tuple(blocks), tuple(sizes))
+    return Place(group, block, is_turned, tuple(blocks), tuple(sizes), not isinstance(p, DTensor))
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,242 @@
+"""Shared points: a tagged parameter of which several processes hold parts or replicas, in a step.
+
+The interface of :class:`.batch.Batch`, but that what needs other processes is a generator, for
+:func:`riemann_unn.parallel.together` to run beside those of other parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ManifoldTypeError
+from ..linalg import block_correction, block_error, block_whole, newton_schulz_
+from ..parallel import Computation, as_whole, is_sharded, local_part, scattered, sharded_like
+from ..parallel.places import Place
+from ..retractions import Retraction
+from .batch import MASTER, START, STEP, State, View
+from .seeds import Seeds
+from .shared_tangent import InBlocks, SharedTangent, shared_tangent
+from .starts import stored_start, usable_start
+from .tagged import TaggedParam
+
+__all__ = ["SharedPoint"]
+
+
+class SharedPoint:
+    """A tagged parameter that processes share, and what a step learns of it.
+
+    Args:
+        member: the parameter.
+        place: where this process's part lies.
+        owner: the rank, in the group, that takes whole steps of it.
+    """
+
+    def __init__(self, member: TaggedParam, place: Place, owner: int) -> None:
+        self.members, self.group = [member], member.group
+        self.member, self.place, self.owner = member, place, owner
+        self.laid_out: tuple[object, ...] = ()
+        self.tangent: SharedTangent | None = None
+        self.angle: Tensor | None = None
+        self._length = 0.0
+        self._correction: tuple[Tensor, Tensor] | None = None
+        self._renewed: Tensor | None = None
+
+    # The steps of a step ---------------------------------------------------
+
+    def begin(self, state: State) -> bool:
+        """See the point as it is; return whether its master copy is to be made anew."""
+        member = self.member
+        self._kept = state.get(member.param, {})
+        self._step = self._kept.get(STEP, 0)
+        is_stale = False
+        if member.is_half:
+            stored = self._kept.get(MASTER)
+            master = local_part(stored) if self._renewed is None and stored is not None else None
+            is_stale = self._renewed is None and (
+                master is None or not torch.equal(master.to(member.memory.dtype), member.memory)
+            )
+            member.value = member.memory.float() if master is None else master
+            member.value = member.value if self._renewed is None else self._renewed
+        self._x = self._block(member.value, member.manifold.to_matrices)
+        return is_stale
+
+    def renew_master(self) -> None:
+        """Make the copy in single precision anew, of values that it is not the origin of."""
+        member = self.member
+        whole = member.manifold.projx(as_whole(member.param).float())
+        self._renewed = scattered(whole, member.param).clone()
+
+    def sketch(self, retraction: Retraction, seeds: Seeds) -> Computation:
+        """Find the tangent coordinates of the gradient; nothing is changed."""
+        self.tangent = shared_tangent(retraction, self.place, self.owner)
+        shape = self.place.block.shape
+        stored = self._kept.get(START)
+        start = None
+        if stored is not None and isinstance(self.tangent, InBlocks):
+            start = usable_start(stored, self._x, (*shape[:-2], retraction.rank or 1, shape[-1]))
+        self._length = yield from self.tangent.sketch(
+            self._x,
+            self._block(self._gradient(), self.member.manifold.displacement_matrices),
+            start=start,
+            generator=seeds.generator(self._x.device, (shape[-1], shape[-2]), self._step),
+        )
+
+    def correct(self) -> Computation:
+        """Find, beside the sketch, what keeps rounding from accumulating."""
+        self._correction = yield from block_correction(self.place.block, self._x, step=self._step)
+
+    def scale(self, scale: float | Tensor) -> None:
+        """Take a multiple of the gradient's coordinates as the move, for plain SGD."""
+        assert self.tangent is not None
+        self.tangent.scale(scale)
+
+    def show(self) -> Computation:
+        """Return the parameter with zeros to displace and the Riemannian gradient to show."""
+        assert self.tangent is not None
+        local = self.member.value
+        self._zeros = torch.zeros_like(local)
+        found = yield from self.tangent.gradient(self._x)
+        return self.member.param, self._zeros, self._tensor(found, local).resolve_conj()
+
+    def read(self) -> Computation:
+        """Take what the base has written into the zeros as the move."""
+        assert self.tangent is not None
+        delta = self._block(self._zeros, self.member.manifold.displacement_matrices)
+        self._length = yield from self.tangent.read(self._x, delta)
+
+    def retract_(self, state: State, *, polish: bool) -> Computation:
+        """Move the point, and note what its next step needs."""
+        assert self.tangent is not None
+        member, x = self.member, self._x
+        self.angle = None
+        if self._length > 0:  # what has a zero move stays bit for bit as it is
+            if self._correction is not None and polish:
+                due, update = self._correction
+                due.sub_(update)
+            self.angle = yield from self.tangent.rotate_(x, polish=polish, step=self._step)
+            if member.is_rough:
+                whole = yield from block_whole(self.place.block, x)
+                tall = whole if whole.shape[-1] == whole.shape[-2] else whole.mH
+                newton_schulz_(newton_schulz_(tall))
+                x.copy_(whole[self.place.block.index])
+            self._write_back()
+        self._note(state)
+
+    def _write_back(self) -> None:
+        local = self.member.value
+        if self._x.untyped_storage().data_ptr() != local.untyped_storage().data_ptr():
+            local.copy_(self._tensor(self._x, local))
+        if self.member.is_half:
+            self.member.memory.copy_(local)
+
+    def _note(self, state: State) -> None:
+        assert self.tangent is not None
+        member, kept = self.member, state[self.member.param]
+        kept[STEP] = self._step + 1
+        start = self.tangent.next_start()
+        if start is not None:
+            kept[START] = stored_start(start.mH, member.param).contiguous()
+        if member.is_half and self._length > 0:
+            kept[MASTER] = sharded_like(member.value, member.param)
+        member.version, member.is_rough = member.memory._version, False
+        self._correction = self._renewed = None
+        del self._x, self._kept
+
+    # What is asked of it ---------------------------------------------------
+
+    @property
+    def world(self) -> int:
+        """How many processes hold a part."""
+        return len(self.place.blocks)
+
+    def has_gradient(self) -> bool:
+        """Whether this process has a gradient of it."""
+        return self.member.param.grad is not None
+
+    def is_written(self) -> bool:
+        """Whether this process's part was written to since the last step."""
+        self.member.refresh_if_moved()
+        return bool(self.member.version != self.member.memory._version)
+
+    def tell(self, flags: list[bool]) -> Computation:
+        """Return how many processes say yes to each of some questions."""
+        dtype = self.member.value.dtype.to_real()
+        (counts,) = yield [torch.tensor(flags, dtype=dtype, device=self.member.value.device)]
+        return counts.tolist()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the move is, the same on every process."""
+        return math.isfinite(self._length)
+
+    def has_nonfinite_gradient(self) -> bool:
+        """Whether this process's part of the gradient holds NaN or infinity."""
+        grad = self.member.param.grad
+        if grad is None:
+            return False
+        return not bool(torch.isfinite(local_part(grad)).all())
+
+    def overflowing(self) -> list[TaggedParam]:
+        """Return the member if its move is not finite."""
+        return [] if self.is_finite else self.members
+
+    def report(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """Return what :meth:`ManifoldOptimizer.last_step` tells of it."""
+        told: dict[str, Tensor] = {}
+        if self.angle is not None and isinstance(self.tangent, InBlocks):
+            v, z = (
+                t.reshape(-1, *t.shape[-2:]) for t in (self.tangent.v, self.tangent.coordinates)
+            )
+            told = {"angle": self.angle.amax(), "directions": v, "coordinates": z}
+        return [(self.member.param, told)]
+
+    def error(self) -> Computation:
+        """Return the estimated error of the stored point, the worst of a batch."""
+        local = self.member.memory
+        wide = local.float() if self.member.is_half else local
+        x = self._block(wide, self.member.manifold.to_matrices)
+        errors = yield from block_error(self.place.block, x)
+        return float(errors.max()) if errors.numel() else 0.0
+
+    # Tensors as blocks, and back -------------------------------------------
+
+    def _gradient(self) -> Tensor:
+        """Return this process's part of the gradient, in the precision in which the point moves."""
+        param, grad = self.member.param, self.member.param.grad
+        if grad is None:
+            return torch.zeros_like(self.member.value)
+        if is_sharded(param):
+            if not is_sharded(grad):
+                raise ManifoldTypeError(
+                    f"{self.member.name} is a DTensor but its gradient is a {type(grad).__name__}"
+                )
+            given: Any = grad
+            if given.placements != param.placements:  # type: ignore[attr-defined]
+                grad = given.redistribute(placements=param.placements)  # type: ignore[attr-defined]
+        local = local_part(grad)
+        return local.float() if self.member.is_half else local
+
+    @property
+    def _is_as_given(self) -> bool:
+        """Whether the manifold's view of the local part is my block, and not its adjoint."""
+        rows, columns = (part.stop - part.start for part in self.place.block.index[-2:])
+        if self.place.is_turned:
+            return bool(columns < rows)
+        return bool(rows >= columns)
+
+    def _block(self, local: Tensor, view: View) -> Tensor:
+        """Return my block of the matrices that the local part of a tensor is."""
+        matrices = view(local)
+        self._shape = matrices.shape
+        matrices = matrices if self._is_as_given else matrices.mH
+        parts = [part.stop - part.start for part in self.place.block.index]
+        return matrices.reshape(parts)
+
+    def _tensor(self, x: Tensor, local: Tensor) -> Tensor:
+        """Return the local part of the tensor whose block is ``x``."""
+        matrices = x if self._is_as_given else x.mH
+        return self.member.manifold.from_matrices(matrices.reshape(self._shape), local.shape)

@@ -1,0 +1,206 @@
+"""Tangent coordinates of points that processes share: in blocks, or whole at one owner.
+
+The same interface as :mod:`riemann_unn.retractions`, of generators for
+:func:`riemann_unn.parallel.together`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..linalg import (
+    block_coordinates,
+    block_directions,
+    block_gradient,
+    block_rotate_,
+    next_directions,
+)
+from ..parallel import Computation, FromOwner, ToOwner
+from ..parallel.places import Place
+from ..retractions import Retraction, Tangent
+
+__all__ = ["InBlocks", "SharedTangent", "WithOwner", "from_owner", "shared_tangent", "to_owner"]
+
+
+def to_owner(place: Place, owner: int, part: Tensor) -> Computation:
+    """Return at its owner the whole of which every process has a block; None at the others."""
+    index = [block.index for block in place.blocks]
+    mine = place.sizes[_rank(place)] > 0 or part.numel() == 0
+    parts = yield ToOwner(owner, part if mine else part.flatten()[:0], list(place.sizes))
+    if parts is None:
+        return None
+    whole = part.new_empty(place.block.shape)
+    for where, size, given in zip(index, place.sizes, parts, strict=True):
+        if size:
+            whole[where] = given.view(whole[where].shape)
+    return whole
+
+
+def from_owner(place: Place, owner: int, whole: Tensor | None, like: Tensor) -> Computation:
+    """Return my block of what its owner has whole."""
+    parts = None
+    if whole is not None:
+        parts = [whole[block.index].contiguous() for block in place.blocks]
+    found = yield FromOwner(owner, parts, like)
+    return found
+
+
+def _rank(place: Place) -> int:
+    return torch.distributed.get_rank(place.group)
+
+
+class InBlocks:
+    """A low-rank step: directions and coordinates are whole on every process."""
+
+    def __init__(self, retraction: Retraction, place: Place) -> None:
+        self.retraction, self.place = retraction, place
+        self._is_scaled = False
+        self._added: Tensor | None = None
+
+    def sketch(
+        self, x: Tensor, g: Tensor, *, start: Tensor | None, generator: torch.Generator
+    ) -> Computation:
+        """Find v, z = Ωv and X v; return the length of z."""
+        self.v, self.coordinates, self.xv = yield from block_directions(
+            self.place.block,
+            x,
+            g,
+            rank=self.retraction.rank or 1,
+            start=start,
+            generator=generator,
+        )
+        self.move = self.coordinates
+        return _length(self.move)
+
+    def scale(self, scale: float | Tensor) -> None:
+        """Take a multiple of the coordinates as the move."""
+        self.move, self._is_scaled = self.coordinates * scale, True
+
+    def gradient(self, x: Tensor) -> Computation:
+        """Return my block of what a base sees."""
+        found = yield from block_gradient(self.place.block, x, self.v, self.coordinates, self.xv)
+        return found
+
+    def read(self, x: Tensor, delta: Tensor) -> Computation:
+        """Take what a base wrote as the move; return its length."""
+        self.move = yield from block_coordinates(self.place.block, x, delta, self.v, self.xv)
+        return _length(self.move)
+
+    def rotate_(self, x: Tensor, *, polish: bool, step: int) -> Computation:
+        """Turn my block by the move, in place; return the largest angles."""
+        angle, added = yield from block_rotate_(
+            self.place.block,
+            x,
+            self.v,
+            self.move,
+            self.xv,
+            phi=self.retraction.phi,
+            max_angle=self.retraction.max_angle,
+        )
+        if self._is_scaled:
+            self._added = added
+        return angle
+
+    def next_start(self) -> Tensor | None:
+        """Return where the next sketch starts."""
+        return next_directions(self.v, self.coordinates) if self._added is None else self._added
+
+
+class WithOwner:
+    """A step of whole matrices: one process has them while it is taken.
+
+    A replicated matrix is owned by every process, and its gradient averaged.
+    """
+
+    def __init__(self, retraction: Retraction, place: Place, owner: int) -> None:
+        self.retraction, self.place, self.owner = retraction, place, owner
+        self._tangent: Tangent | None = None
+        self.move: Tensor | None = None
+
+    @property
+    def _is_replicated(self) -> bool:
+        return self.place.block.is_whole
+
+    def sketch(
+        self, x: Tensor, g: Tensor, *, start: Tensor | None, generator: torch.Generator
+    ) -> Computation:
+        """Find the coordinates of the gradient where the whole is; return their length."""
+        if self._is_replicated:
+            if self.place.is_averaged:
+                (g,) = yield [self.place.block.placed_whole(g)]
+            self._x: Tensor | None = x
+        else:
+            self._x = yield from to_owner(self.place, self.owner, x)
+            g = yield from to_owner(self.place, self.owner, g)
+        if self._x is not None:
+            self._tangent = self.retraction.tangent(self._x, g, start=start, generator=generator)
+            self.move = self._tangent.coordinates
+        length = yield from self._length(x)
+        return length
+
+    def _length(self, like: Tensor) -> Computation:
+        """Tell everybody how long the move is."""
+        length = _length(self.move) if self.move is not None else 0.0
+        if self._is_replicated:
+            return length
+        told = torch.tensor([length], dtype=torch.float64, device=like.device)
+        (told,) = yield [told]
+        return told.item()
+
+    def scale(self, scale: float | Tensor) -> None:
+        """Take a multiple of the coordinates as the move."""
+        if self._tangent is not None:
+            self.move = self._tangent.scaled(scale)
+
+    def gradient(self, x: Tensor) -> Computation:
+        """Return my block of what a base sees."""
+        whole = None
+        if self._tangent is not None and self._x is not None:
+            whole = self._tangent.gradient(self._x, None)
+        if self._is_replicated:
+            return whole
+        found = yield from from_owner(self.place, self.owner, whole, x)
+        return found
+
+    def read(self, x: Tensor, delta: Tensor) -> Computation:
+        """Take what a base wrote as the move; return its length."""
+        if not self._is_replicated:
+            delta = yield from to_owner(self.place, self.owner, delta)
+        if self._tangent is not None and self._x is not None:
+            self.move = self._tangent.read(self._x, delta)
+        length = yield from self._length(x)
+        return length
+
+    def rotate_(self, x: Tensor, *, polish: bool, step: int) -> Computation:
+        """Turn the whole by the move, polish it, and put my block of it in the place of ``x``."""
+        angle, turned = None, self._x
+        if self._tangent is not None and turned is not None and self.move is not None:
+            angle = self._tangent.rotate_(turned, self.move)
+            if polish:
+                self._tangent.polish_(turned, step=step)
+        if not self._is_replicated:
+            x.copy_((yield from from_owner(self.place, self.owner, turned, x)))
+        return angle
+
+    def next_start(self) -> None:
+        """Return None: a sketch of an owner's starts anew."""
+
+
+SharedTangent = InBlocks | WithOwner
+
+
+def shared_tangent(retraction: Retraction, place: Place, owner: int) -> SharedTangent:
+    """Return the coordinates that a step of a shared parameter is taken in."""
+    if retraction.sketch == "tangent" and not retraction.is_whole_for(
+        torch.Size(place.block.shape)
+    ):
+        return InBlocks(retraction, place)
+    return WithOwner(retraction, place, owner)
+
+
+def _length(move: Any) -> float:
+    wide = torch.complex128 if move.is_complex() else torch.float64
+    return float(torch.linalg.vector_norm(move, dtype=wide).real)

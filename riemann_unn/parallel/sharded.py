@@ -1,0 +1,54 @@
+"""Sharded tensors, torch's DTensor: what a process holds of them, and all of them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["as_whole", "is_sharded", "local_part", "sharded_like"]
+
+
+def _dtensor() -> Any:
+    # Nobody has one before this is imported, which takes as long as all of this package.
+    return sys.modules.get("torch.distributed.tensor")
+
+
+def is_sharded(x: object) -> bool:
+    """Tell whether a tensor is one of several processes."""
+    module = _dtensor()
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def local_part(x: Any) -> Tensor:
+    """Return what this process holds of a tensor, detached: all of a plain one."""
+    found: Tensor = x.detach().to_local() if is_sharded(x) else x.detach()
+    return found
+
+
+def as_whole(x: Any) -> Tensor:
+    """Return all of a tensor, detached; of a sharded one every process has to ask."""
+    found: Tensor = x.detach().full_tensor() if is_sharded(x) else x.detach()
+    return found
+
+
+def sharded_like(local: Tensor, p: Any) -> Tensor:
+    """Return the tensor placed like ``p`` of which this process holds ``local``."""
+    if not is_sharded(p):
+        return local
+    found: Tensor = _dtensor().DTensor.from_local(
+        local, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
+    )
+    return found
+
+
+def scattered(whole: Tensor, p: Any) -> Tensor:
+    """Return this process's part of what every process has whole, placed like ``p``."""
+    if not is_sharded(p):
+        return whole
+    module = _dtensor()
+    found: Tensor = module.distribute_tensor(
+        whole, p.device_mesh, p.placements, src_data_rank=None
+    ).to_local()
+    return found
