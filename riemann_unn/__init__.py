@@ -1,6 +1,7 @@
 """Training for neural networks whose weights stay orthogonal or unitary, exactly."""
 
 from . import errors, init, linalg, nn, optim
+from .data_parallel import exclude_from_ddp_
 from .diagnostics import orthogonality_error
 from .errors import ManifoldError, ManifoldTypeError, NonFiniteError, OffManifoldError
 from .manifolds import Orthogonal, OrthogonalConv, Stiefel, Unitary, UnitaryConv
@@ -21,6 +22,7 @@ __all__ = [
     "Unitary",
     "UnitaryConv",
     "errors",
+    "exclude_from_ddp_",
     "init",
     "linalg",
     "manifold_of",

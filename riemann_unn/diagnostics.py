@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .errors import ManifoldError, ManifoldTypeError
 from .manifolds import MatrixManifold, Stiefel
+from .parallel import as_whole
 from .tagging import manifold_of, tagged_parameters
 
 __all__ = ["orthogonality_error"]
@@ -30,7 +31,7 @@ def orthogonality_error(
     .. math:: \|X^H X - I\|_F / \sqrt{p}
 
     computed in float64 on the matrix view of the manifold (for wide matrices
-    :math:`X X^H`).
+    :math:`X X^H`). A sharded tensor (DTensor) is gathered, so every process has to ask.
 
     Args:
         x: a tensor, a tagged parameter, or a module with tagged parameters.
@@ -66,5 +67,5 @@ def orthogonality_error(
     reason = manifold.why_not(x.shape, x.dtype)
     if reason is not None:
         raise ManifoldError(f"the tensor is no point of {manifold!r}: it {reason}")
-    errors = manifold.orthogonality_error(x)
+    errors = manifold.orthogonality_error(as_whole(x))
     return errors.max() if errors.numel() else errors.new_zeros((), dtype=torch.float64)

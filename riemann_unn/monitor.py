@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from .errors import ManifoldTypeError
 from .linalg import tangent_energies
 from .manifolds import MatrixManifold
+from .parallel import as_whole
 from .tagging import manifold_of
 
 __all__ = ["Monitor"]
@@ -52,6 +53,7 @@ class Monitor:
 
     The monitor is a pair of hooks on the optimizer and works on a copy of the points: it changes
     nothing. Matrices above 512 by 512 cost products with a few dozen columns, O(n p), no more.
+    Sharded parameters (DTensors) are gathered for it, so every process needs a monitor.
 
     Args:
         optimizer: an optimizer of :mod:`riemann_unn.optim`, or any that trains
@@ -127,7 +129,7 @@ class Monitor:
     def _remember(self, optimizer: Optimizer, *_: Any) -> None:
         if self._step % self.every == 0:
             self._before = {
-                name: p.detach().clone()
+                name: as_whole(p).clone()
                 for name, p, _ in _tagged(optimizer)
                 if p.grad is not None and p.numel() > 0
             }
@@ -163,12 +165,13 @@ def _tagged(optimizer: Optimizer) -> list[tuple[str, Tensor, MatrixManifold]]:
 def _measure(
     before: Tensor, p: Tensor, manifold: MatrixManifold, told: dict[str, Tensor]
 ) -> Numbers:
-    old, new = (_wide(manifold.to_matrices(_single(x))) for x in (before, p.detach()))
+    now = as_whole(p)
+    old, new = (_wide(manifold.to_matrices(_single(x))) for x in (before, now))
     is_large = max(new.shape[-2:]) > _LARGE
     error = manifold.estimated_error if is_large else manifold.orthogonality_error
-    numbers = {"error": float(torch.as_tensor(error(p.detach())).max())}
+    numbers = {"error": float(torch.as_tensor(error(now)).max())}
     if p.grad is not None:
-        grad = _wide(manifold.displacement_matrices(_single(p.grad)))
+        grad = _wide(manifold.displacement_matrices(_single(as_whole(p.grad))))
         v, z = (
             t.reshape(*old.shape[:-2], *t.shape[-2:]) if t is not None else None
             for t in (told.get("directions"), told.get("coordinates"))

@@ -25,6 +25,7 @@ from .linalg import (
     rotate_low_rank_,
     rotate_whole_,
     skew,
+    starts_by_planes,
     tangent_coordinates,
     tangent_directions,
     tangent_gradient,
@@ -87,7 +88,13 @@ class Retraction:
         return self.sketch not in ("svd", "column")
 
     def tangent(
-        self, x: Tensor, g: Tensor, *, start: Tensor | None, generator: torch.Generator
+        self,
+        x: Tensor,
+        g: Tensor,
+        *,
+        start: Tensor | None,
+        generator: torch.Generator,
+        step: int = 0,
     ) -> Tangent:
         """Return the coordinates of a step at points.
 
@@ -96,19 +103,20 @@ class Retraction:
             g: their Euclidean gradients.
             start: where to start a sketch, from :meth:`Tangent.next_start`.
             generator: source of random directions.
+            step: count of the steps taken.
         """
         if not self.is_whole_for(x.shape):
             rank = self.rank or 1
             v, z, xv = tangent_directions(
                 x, g, rank=rank, method=self.sketch, start=start, generator=generator
             )
-            return Directions(self, v, z, xv, is_sketch=self.sketch == "tangent")
+            return Directions(self, v, z, xv, step=step, is_sketch=self.sketch == "tangent")
         if x.shape[-2] == x.shape[-1]:
             return Whole(self, skew(x.mH @ g))
         # All of a thin Ω is known from its products with the rows of X.
         v = x.mH.clone()
         xv = x @ v
-        return Directions(self, v, tangent_times(x, g, v, xv), xv, is_sketch=False)
+        return Directions(self, v, tangent_times(x, g, v, xv), xv, step=step, is_sketch=False)
 
 
 @dataclass(eq=False)
@@ -122,6 +130,7 @@ class Directions:
     v: Tensor
     coordinates: Tensor
     xv: Tensor
+    step: int
     is_sketch: bool
     # What a move that is a multiple of z adds to v.
     _added: Tensor | None = None
@@ -149,6 +158,7 @@ class Directions:
             self.xv,
             phi=self.retraction.phi,
             max_angle=self.retraction.max_angle,
+            by_planes=starts_by_planes(self.step),
         )
         if self._is_scaled:
             self._added = added
@@ -166,7 +176,10 @@ class Directions:
         """Return where the next sketch starts, ``(..., n, k)``."""
         if not self.is_sketch:
             return None
-        return next_directions(self.v, self.coordinates) if self._added is None else self._added
+        if self._added is not None:
+            return self._added
+        by_planes = starts_by_planes(self.step)
+        return next_directions(self.v, self.coordinates, by_planes=by_planes)
 
 
 @dataclass(eq=False)

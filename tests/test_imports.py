@@ -19,6 +19,7 @@ ALLOWED = {
     "manifolds": {"errors", "linalg", "retractions"},
     "parallel": {"errors", "linalg", "manifolds"},
     "tagging": {"errors", "linalg", "retractions", "manifolds"},
+    "data_parallel": {"errors", "manifolds", "parallel", "tagging"},
     "diagnostics": {"errors", "linalg", "manifolds", "parallel", "tagging"},
     "monitor": {"errors", "linalg", "manifolds", "parallel", "tagging"},
     "optim": {"errors", "precision", "linalg", "retractions", "manifolds", "parallel", "tagging"},

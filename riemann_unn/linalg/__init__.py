@@ -52,6 +52,7 @@ from .step.sketch import SketchMethod, sketch
 from .step.tangent import (
     TangentMethod,
     next_directions,
+    starts_by_planes,
     tangent_coordinates,
     tangent_directions,
     tangent_energies,
@@ -122,6 +123,7 @@ __all__ = [
     "sketch",
     "skew",
     "spectral_factors",
+    "starts_by_planes",
     "tangent_coordinates",
     "tangent_directions",
     "tangent_energies",

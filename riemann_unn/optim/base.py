@@ -9,7 +9,7 @@ from torch.optim import SGD, Optimizer
 
 from ..errors import ManifoldTypeError
 
-__all__ = ["check_base", "displace_", "is_plain_sgd"]
+__all__ = ["check_base", "check_sharded", "displace_", "is_plain_sgd", "kept_whole"]
 
 _REFUSED = {
     "LBFGS": "it evaluates the loss several times in a step, away from the manifold",
@@ -32,6 +32,38 @@ def check_base(base: object, manifold_optimizer: type[Optimizer]) -> None:
             f"base={base.__name__} cannot be used: {_REFUSED[base.__name__]}; "
             "use another class of torch.optim, such as Adam"
         )
+
+
+# Those whose step of an entry depends on that entry's own gradients alone.
+_ELEMENTWISE = {
+    "ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop",
+    "SGD",
+}  # fmt: skip
+# Those that need a matrix whole, with what they keep of its shape.
+_WHOLE = {"Muon": ("momentum_buffer",)}
+
+
+def check_sharded(base: Optimizer, name: str) -> None:
+    """Refuse a base that would do otherwise on the parts of a matrix than on the whole.
+
+    Raises:
+        ManifoldTypeError: it is neither Muon nor one that is known to be elementwise, nor does it
+            say ``is_elementwise = True``.
+    """
+    own = [cls.__name__ for cls in type(base).__mro__ if cls.__module__.startswith("torch.optim")]
+    is_known = own[0] in _ELEMENTWISE or own[0] in _WHOLE
+    if not getattr(base, "is_elementwise", is_known):
+        raise ManifoldTypeError(
+            f"{name} is sharded, and base={type(base).__name__} is not known to move each entry by "
+            "its own gradient alone, so that parts would not move as the whole does; use one that "
+            "does, such as Adam, or set is_elementwise = True in a class of your own that does"
+        )
+
+
+def kept_whole(base: Optimizer) -> tuple[str, ...] | None:
+    """Return what a base that needs whole matrices keeps of their shape; None for any other."""
+    names = (cls.__name__ for cls in type(base).__mro__)
+    return next((_WHOLE[name] for name in names if name in _WHOLE), None)
 
 
 def is_plain_sgd(base: Optimizer, group: dict[str, object]) -> bool:

@@ -71,6 +71,7 @@ class Batch:
             g,
             start=self._start(retraction.rank),
             generator=seeds.generator(g.device, self._tall(g).shape[-2:], self._step),
+            step=self._step,
         )
         coordinates = self.tangent.coordinates
         self._take(coordinates if scale is None else self.tangent.scaled(scale))

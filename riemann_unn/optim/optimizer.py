@@ -17,7 +17,7 @@ from ..linalg import Angle, Phi, TangentMethod
 from ..parallel import Group, is_sharded, together
 from ..precision import full_precision
 from ..retractions import Retraction
-from .base import check_base, displace_, is_plain_sgd
+from .base import check_base, check_sharded, displace_, is_plain_sgd, kept_whole
 from .batch import START, Batch, Batches
 from .seeds import Seeds
 from .stand_ins import standing_in
@@ -230,6 +230,8 @@ class ManifoldOptimizer(Optimizer):
         new = [member for member in self._tagged.members() if member.version is None]
         for member in new:
             member.check_kind()
+            if is_sharded(member.param):
+                check_sharded(self.base, member.name)
         admit_([m for m in new if not m.is_shared], off_manifold=self._off_manifold)
         points = [point for point in self._shared_points() if point.member.version is None]
         if points:
@@ -367,20 +369,18 @@ class ManifoldOptimizer(Optimizer):
         if not shown and not shared and all(p.grad is None for p in self._tagged.others):
             return  # the base has nothing to do
         plain = [m for batch in batches if batch not in shown for m in batch.members]
-        plain += [point.member for point in points if point not in shared]
-        rows = together((point.place.group, point.show()) for point in shared)
-        with standing_in(self.base, [row for row in rows if is_sharded(row[0])]):
+        plain += [point.member for point in points]  # where the base is to see one, a stand-in
+        whole = kept_whole(self.base)
+        seen = together((point.place.group, point.show(whole)) for point in shared)
+        with standing_in(self.base, [one for one in seen if one is not None]):
             displace_(
                 self.base,
-                chain(
-                    chain.from_iterable(batch.show() for batch in shown),
-                    (row for row in rows if not is_sharded(row[0])),
-                ),
+                chain.from_iterable(batch.show() for batch in shown),
                 [member.param for member in (*plain, *skipped)],
             )
         for batch in shown:
             batch.read_()
-        together((point.place.group, point.read()) for point in shared)
+        together((point.place.group, point.read(self.state, whole)) for point in shared)
         moving: list[Batch | SharedPoint] = [*shown, *shared]
         overflowing = [one for one in moving if not one.is_finite]
         if overflowing:

@@ -19,11 +19,15 @@ from ..parallel.places import Place
 from ..retractions import Retraction
 from .batch import MASTER, START, STEP, State, View
 from .seeds import Seeds
-from .shared_tangent import InBlocks, SharedTangent, shared_tangent
+from .shared_tangent import InBlocks, SharedTangent, from_owner, shared_tangent, to_owner
+from .stand_ins import StandIn
 from .starts import stored_start, usable_start
 from .tagged import TaggedParam
 
 __all__ = ["SharedPoint"]
+
+# What is kept of a parameter beside the base's own.
+_OWN = (STEP, MASTER, START)
 
 
 class SharedPoint:
@@ -80,9 +84,10 @@ class SharedPoint:
             start = usable_start(stored, self._x, (*shape[:-2], retraction.rank or 1, shape[-1]))
         self._length = yield from self.tangent.sketch(
             self._x,
-            self._block(self._gradient(), self.member.manifold.displacement_matrices),
+            self._block(self._gradient()),
             start=start,
             generator=seeds.generator(self._x.device, (shape[-1], shape[-2]), self._step),
+            step=self._step,
         )
 
     def correct(self) -> Computation:
@@ -94,19 +99,73 @@ class SharedPoint:
         assert self.tangent is not None
         self.tangent.scale(scale)
 
-    def show(self) -> Computation:
-        """Return the parameter with zeros to displace and the Riemannian gradient to show."""
+    def show(self, kept_whole: tuple[str, ...] | None) -> Computation:
+        """Return what the base is to see of the parameter; None if it is to see nothing here.
+
+        Args:
+            kept_whole: of a base that needs whole matrices, what it keeps of their shape.
+        """
         assert self.tangent is not None
         local = self.member.value
-        self._zeros = torch.zeros_like(local)
         found = yield from self.tangent.gradient(self._x)
-        return self.member.param, self._zeros, self._tensor(found, local).resolve_conj()
+        state = {key: value for key, value in self._kept.items() if key not in _OWN}
+        self._has_owner = kept_whole is not None and not self.place.block.is_whole
+        self._shown = None
+        if not self._has_owner:
+            parts = {k: local_part(v) if isinstance(v, Tensor) else v for k, v in state.items()}
+            gradient = self._tensor(found, local).resolve_conj()
+            self._shown = StandIn(self.member.param, torch.zeros_like(local), gradient, parts)
+            return self._shown
+        whole = yield from self._gather(found)
+        for key in kept_whole or ():
+            if key in state:
+                state[key] = yield from self._gather(self._block(local_part(state[key])))
+        if whole is not None:
+            self._shown = StandIn(self.member.param, torch.zeros_like(whole), whole, state)
+        return self._shown
 
-    def read(self) -> Computation:
-        """Take what the base has written into the zeros as the move."""
+    def read(self, state: State, kept_whole: tuple[str, ...] | None) -> Computation:
+        """Take what the base has written into the zeros as the move, and keep its state."""
         assert self.tangent is not None
-        delta = self._block(self._zeros, self.member.manifold.displacement_matrices)
+        shown, self._shown = self._shown, None
+        kept = state[self.member.param]
+        if not self._has_owner:
+            assert shown is not None
+            self._keep(kept, shown.state)
+            delta = self._block(shown.zeros)
+        else:
+            delta = yield from self._scatter(None if shown is None else shown.zeros)
+            for key in kept_whole or ():
+                part = yield from self._scatter(None if shown is None else shown.state[key])
+                self._keep(kept, {key: self._tensor(part, self.member.value).contiguous()})
         self._length = yield from self.tangent.read(self._x, delta)
+
+    def _keep(self, kept: dict[str, Any], found: dict[str, Any]) -> None:
+        """Keep the base's state: what has the local part's shape is sharded like the parameter."""
+        param, local = self.member.param, self.member.value
+        for key, value in found.items():
+            is_part = isinstance(value, Tensor) and value.shape == local.shape
+            old = kept.get(key)
+            if not (is_part and isinstance(old, Tensor) and local_part(old).is_set_to(value)):
+                kept[key] = sharded_like(value, param) if is_part else value
+
+    def _gather(self, block: Tensor) -> Computation:
+        """Return at the owner the whole tensor of which every process has a block."""
+        whole = yield from to_owner(self.place, self.owner, block)
+        if whole is None:
+            return None
+        whole = whole.mH if self.place.is_turned else whole
+        return whole.resolve_conj().reshape(self.member.param.shape)
+
+    def _scatter(self, whole: Tensor | None) -> Computation:
+        """Return my block of the tensor that its owner has whole."""
+        if whole is not None:
+            shape = self.place.block.shape
+            rows = (*shape[:-2], shape[-1], shape[-2]) if self.place.is_turned else shape
+            whole = whole.reshape(rows)
+            whole = whole.mH.resolve_conj() if self.place.is_turned else whole
+        part = yield from from_owner(self.place, self.owner, whole, self._x)
+        return part
 
     def retract_(self, state: State, *, polish: bool) -> Computation:
         """Move the point, and note what its next step needs."""
@@ -228,9 +287,9 @@ class SharedPoint:
             return bool(columns < rows)
         return bool(rows >= columns)
 
-    def _block(self, local: Tensor, view: View) -> Tensor:
+    def _block(self, local: Tensor, view: View | None = None) -> Tensor:
         """Return my block of the matrices that the local part of a tensor is."""
-        matrices = view(local)
+        matrices = (view or self.member.manifold.displacement_matrices)(local)
         self._shape = matrices.shape
         matrices = matrices if self._is_as_given else matrices.mH
         parts = [part.stop - part.start for part in self.place.block.index]

@@ -17,6 +17,7 @@ from ..linalg import (
     block_gradient,
     block_rotate_,
     next_directions,
+    starts_by_planes,
 )
 from ..parallel import Computation, FromOwner, ToOwner
 from ..parallel.places import Place
@@ -61,7 +62,7 @@ class InBlocks:
         self._added: Tensor | None = None
 
     def sketch(
-        self, x: Tensor, g: Tensor, *, start: Tensor | None, generator: torch.Generator
+        self, x: Tensor, g: Tensor, *, start: Tensor | None, generator: torch.Generator, step: int
     ) -> Computation:
         """Find v, z = Ωv and X v; return the length of z."""
         self.v, self.coordinates, self.xv = yield from block_directions(
@@ -72,7 +73,7 @@ class InBlocks:
             start=start,
             generator=generator,
         )
-        self.move = self.coordinates
+        self.move, self._by_planes = self.coordinates, starts_by_planes(step)
         return _length(self.move)
 
     def scale(self, scale: float | Tensor) -> None:
@@ -99,6 +100,7 @@ class InBlocks:
             self.xv,
             phi=self.retraction.phi,
             max_angle=self.retraction.max_angle,
+            by_planes=self._by_planes,
         )
         if self._is_scaled:
             self._added = added
@@ -106,7 +108,9 @@ class InBlocks:
 
     def next_start(self) -> Tensor | None:
         """Return where the next sketch starts."""
-        return next_directions(self.v, self.coordinates) if self._added is None else self._added
+        if self._added is not None:
+            return self._added
+        return next_directions(self.v, self.coordinates, by_planes=self._by_planes)
 
 
 class WithOwner:
@@ -125,7 +129,7 @@ class WithOwner:
         return self.place.block.is_whole
 
     def sketch(
-        self, x: Tensor, g: Tensor, *, start: Tensor | None, generator: torch.Generator
+        self, x: Tensor, g: Tensor, *, start: Tensor | None, generator: torch.Generator, step: int
     ) -> Computation:
         """Find the coordinates of the gradient where the whole is; return their length."""
         if self._is_replicated:
@@ -136,7 +140,9 @@ class WithOwner:
             self._x = yield from to_owner(self.place, self.owner, x)
             g = yield from to_owner(self.place, self.owner, g)
         if self._x is not None:
-            self._tangent = self.retraction.tangent(self._x, g, start=start, generator=generator)
+            self._tangent = self.retraction.tangent(
+                self._x, g, start=start, generator=generator, step=step
+            )
             self.move = self._tangent.coordinates
         length = yield from self._length(x)
         return length

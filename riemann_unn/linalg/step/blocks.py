@@ -196,12 +196,13 @@ def block_rotate_(
     *,
     phi: Phi | Angle,
     max_angle: float | None = None,
+    by_planes: bool = True,
 ) -> Summed[tuple[Tensor, Tensor]]:
     """Turn my block of points, in place, as :func:`.update.rotate_low_rank_` does.
 
     Nothing is summed but, where columns are cut, 2 k p numbers.
     """
-    q, right, angle, added = turn_of(v, d, phi=phi, max_angle=max_angle)
+    q, right, angle, added = turn_of(v, d, phi=phi, max_angle=max_angle, by_planes=by_planes)
     narrow = q.to(x.dtype)
     xq = times_columns(x, block.rows_of(narrow, -1))
     if block.cut[-1]:

@@ -23,6 +23,7 @@ __all__ = [
     "TangentMethod",
     "core_of",
     "next_directions",
+    "starts_by_planes",
     "tangent_coordinates",
     "tangent_directions",
     "tangent_energies",
@@ -36,6 +37,8 @@ TangentMethod = Literal["tangent", "svd", "lsi", "column"]
 # Of what stays in cache more applications cost little, and fresh columns may weigh more; measured,
 # see docs/benchmarks.md.
 _APPLIES, _FRESH = (3, 1), (0.5, 0.3)
+# Of the share of Ω that planes at every step find, planes at every fourth lose a hundredth or two.
+_PLANES_EVERY = 4
 # Up to this n, and for so many operations, one product makes Ω and is faster than the calls of
 # thin ones.
 _FORMED, _OPERATIONS = 64, 2**23
@@ -124,18 +127,32 @@ def core_of(v: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, r, half - half.mH
 
 
-def next_directions(v: Tensor, z: Tensor) -> Tensor:
-    """Return columns where the next sketch starts: one of each leading plane of Ω_k.
+def next_directions(v: Tensor, z: Tensor, *, by_planes: bool = True) -> Tensor:
+    """Return columns where the next sketch starts: one of each plane of Ω_k, or what z adds to v.
 
-    Of a single plane it is what z adds to v. To start from z itself would waste columns: v and z
-    come to hold both directions of the same planes.
+    To start from z itself would waste columns: v and z come to hold both directions of the same
+    planes. One of each plane is best, but near planes of equal angles it is up to rounding, so
+    that computations that round otherwise part; what z adds to v is not, and is as good for some
+    steps (:func:`starts_by_planes`). Of a single plane both are the same.
+
+    Args:
+        v: orthonormal columns, shape ``(..., n, k)``.
+        z: Ω v.
+        by_planes: which of the two.
     """
     if v.shape[-1] == 1:
         # Of a real Ω, z is orthogonal to v.
         rest = z - v @ (v.mH @ z) if z.is_complex() else z
         return orthonormal_columns(rest, otherwise=v)
+    if not by_planes:
+        return thin_qr(torch.cat([v, z], dim=-1))[0][..., v.shape[-1] :].to(v.dtype)
     q, _, core = core_of(v, z)
     return (q @ leading_of(core, v.shape[-1])).to(v.dtype)
+
+
+def starts_by_planes(step: int) -> bool:
+    """Tell whether the sketch after a step starts from one direction of each plane."""
+    return step % _PLANES_EVERY == 0
 
 
 def _best_directions(x: Tensor, g: Tensor, rank: int) -> Tensor:

@@ -39,6 +39,7 @@ def rotate_low_rank_(
     *,
     phi: Phi | Angle,
     max_angle: float | None = None,
+    by_planes: bool = True,
 ) -> tuple[Tensor, Tensor]:
     r"""Turn points along directions, in place.
 
@@ -55,17 +56,18 @@ def rotate_low_rank_(
         xv: X v.
         phi: which map, see :func:`~riemann_unn.linalg.step.core.angle_map`.
         max_angle: no plane turns by more; a larger step is shortened.
+        by_planes: see :func:`.tangent.next_directions`.
 
     Returns:
         The largest angle that a plane has turned by, in radians, float64, shape ``(...)``, and
-        columns of K's leading planes, shape ``(..., n, k)`` if 2 k <= n, see
+        where the next sketch starts, shape ``(..., n, k)`` if 2 k <= n, see
         :func:`.tangent.next_directions`.
     """
     if v.shape[-1] == 1:
         if x.ndim == 2 and x.is_cpu and not x.is_complex():
             return _rotate_plane_(x, v, d, xv, phi, max_angle)
         return _rotate_planes_(x, v, d, xv, phi, max_angle)
-    q, r, right, angle, added = _turn_of_planes(v, d, phi, max_angle)
+    q, r, right, angle, added = _turn_of_planes(v, d, phi, max_angle, by_planes)
     narrow, k = q.to(x.dtype), v.shape[-1]
     if x.shape[-2:].numel() <= CACHED or not is_triangular(r):
         xq = times_columns(x, narrow)
@@ -78,7 +80,12 @@ def rotate_low_rank_(
 
 
 def turn_of(
-    v: Tensor, d: Tensor, *, phi: Phi | Angle, max_angle: float | None = None
+    v: Tensor,
+    d: Tensor,
+    *,
+    phi: Phi | Angle,
+    max_angle: float | None = None,
+    by_planes: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r"""Return what turns points along directions, :math:`\phi(K) = I + Q\,(\phi(K_Q) - I)\,Q^H`.
 
@@ -90,12 +97,12 @@ def turn_of(
     """
     if v.shape[-1] == 1:
         return _turn_of_plane(v, d, phi, max_angle)
-    q, _, right, angle, added = _turn_of_planes(v, d, phi, max_angle)
+    q, _, right, angle, added = _turn_of_planes(v, d, phi, max_angle, by_planes)
     return q, right, angle, added
 
 
 def _turn_of_planes(
-    v: Tensor, d: Tensor, phi: Phi | Angle, max_angle: float | None
+    v: Tensor, d: Tensor, phi: Phi | Angle, max_angle: float | None, by_planes: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     k = v.shape[-1]
     q, r, core = core_of(v, d)
@@ -104,9 +111,9 @@ def _turn_of_planes(
         added = q.to(v.dtype)[..., -k:]
     else:
         # No sketch starts from a step that leaves nothing out.
-        count = k if core.shape[-1] == 2 * k else 0
+        count = k if by_planes and core.shape[-1] == 2 * k else 0
         turn, angle, leading = small_turn(core, phi, count, max_angle=max_angle)
-        added = (q @ leading).to(v.dtype)
+        added = (q @ leading if count else q[..., k:]).to(v.dtype)
     return q, r, turn @ q.mH, angle, added
 
 
