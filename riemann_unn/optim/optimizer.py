@@ -128,7 +128,7 @@ class ManifoldOptimizer(Optimizer):
         self.base = base
         for group in base.param_groups:
             self._complete(group)
-        self._tagged, self._batches = TaggedParams(base.param_groups), Batches()
+        self._tagged, self._batches = TaggedParams(base.param_groups, base.state), Batches()
         self._seeds = Seeds(self._seed)
         self._stepped: list[Batch] = []
         super().__setstate__(
@@ -172,6 +172,7 @@ class ManifoldOptimizer(Optimizer):
         Args:
             state_dict: from :meth:`state_dict`.
         """
+        self._tagged.members()  # a tag that was lost is not forgotten with the old state
         super().load_state_dict(_translated(state_dict))
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         ours = chain.from_iterable(group["params"] for group in self.param_groups)

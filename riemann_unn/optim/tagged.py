@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from itertools import groupby, repeat
 from operator import attrgetter, is_
@@ -12,9 +12,11 @@ import geoopt
 import torch
 from torch import Tensor
 
-from ..errors import ManifoldError, ManifoldTypeError, OffManifoldError
+from ..errors import LostTagError, ManifoldError, ManifoldTypeError, OffManifoldError
 from ..manifolds import MatrixManifold, Stiefel, acceptance_level, rounding_level
-from ..tagging import manifold_of
+from ..tagging import KnownTags, manifold_of, refuse_flattened
+from .conversion import refuse_conversions
+from .memory import refuse_shared
 
 __all__ = ["TaggedParam", "TaggedParams", "admit_", "as_groups", "check_duplicates"]
 
@@ -76,6 +78,7 @@ class TaggedParam:
         Raises:
             ManifoldError: naming the parameter.
         """
+        refuse_flattened(self.name, self.param)
         reason = self.manifold.why_not(self.param.shape, self.param.dtype)
         if reason is not None:
             raise ManifoldError(f"{self.name} is tagged {self.manifold!r} but {reason}")
@@ -90,7 +93,8 @@ def _same_storage(params: list[Tensor], memories: list[Tensor]) -> bool:
     return same and all(map(is_, map(_DTYPE, params), map(_DTYPE, memories)))
 
 
-def _refresh_moved(members: list[TaggedParam]) -> None:
+def _moved(members: list[TaggedParam]) -> list[TaggedParam]:
+    found = []
     for member in members:
         now, then = member.param, member.memory
         if (now.data_ptr(), now.shape, now.stride(), now.dtype) != (
@@ -99,7 +103,8 @@ def _refresh_moved(members: list[TaggedParam]) -> None:
             then.stride(),
             then.dtype,
         ):
-            member.refresh()
+            found.append(member)
+    return found
 
 
 def _refuse_sparse(members: list[TaggedParam], grads: list[Tensor]) -> None:
@@ -114,8 +119,11 @@ def _refuse_sparse(members: list[TaggedParam], grads: list[Tensor]) -> None:
 class TaggedParams:
     """The tagged parameters of some groups, kept between steps until somebody changes them."""
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
-        self._groups = groups
+    def __init__(
+        self, groups: list[dict[str, Any]], state: MutableMapping[Tensor, dict[str, Any]]
+    ) -> None:
+        self._groups, self._state = groups, state
+        self._known = KnownTags()
         self._seen: list[tuple[Tensor, object, dict[str, Any]]] = []
         self._members: list[TaggedParam] = []
         self._by_group: list[list[TaggedParam]] = []
@@ -126,12 +134,19 @@ class TaggedParams:
         """Return by group who has a gradient, and who was written to since the last step.
 
         Raises:
+            LostTagError: no parameter is tagged any more, or see :meth:`members`.
             ManifoldTypeError: a gradient is sparse, or see :meth:`members`.
-            ManifoldError: a parameter has become one that its manifold does not take.
+            ManifoldError: a parameter has become one that its manifold does not take, has come to
+                share memory, or has another dtype than its state.
         """
         groups: list[list[TaggedParam]] = []
         written: list[TaggedParam] = []
-        self.members()
+        if not self.members() and self._others:
+            raise LostTagError(
+                "no parameter of the optimizer is tagged any more, so every one would be trained "
+                "unconstrained; tag some with riemann_unn.tag_, or use a class of torch.optim. "
+                "Nothing was changed"
+            )
         for members in self._by_group:
             params = list(map(_PARAM, members))
             grads = list(map(_GRAD, params))
@@ -144,7 +159,7 @@ class TaggedParams:
             if set(map(_LAYOUT, grads)) != {torch.strided}:
                 _refuse_sparse(members, grads)
             if not _same_storage(params, list(map(_MEMORY, members))):
-                _refresh_moved(members)
+                self._refresh(_moved(members))
             counts = list(map(_COUNT, params))
             if counts != list(map(_VERSION, members)):
                 for member, count in zip(members, counts, strict=True):
@@ -160,6 +175,8 @@ class TaggedParams:
         """Return the tagged parameters in their order.
 
         Raises:
+            LostTagError: a parameter has lost its tag, and was not untagged.
+            ManifoldError: parameters share memory, or have another dtype than their state.
             ManifoldTypeError: a parameter is on a manifold this package does not
                 know, so that it would be trained as if it were on none.
         """
@@ -169,7 +186,8 @@ class TaggedParams:
             for member in _tagged(self._groups, self._keys):
                 old = known.get((id(member.param), id(member.group)))
                 found.append(member if old is None or old.tag is not member.tag else old)
-            self._members, tagged = found, {id(member.param) for member in found}
+            self._look(found, known.values())
+            self._members = found
             by_group = groupby(found, key=lambda member: id(member.group))
             self._by_group = [list(members) for _, members in by_group]
             self._seen = [
@@ -177,8 +195,27 @@ class TaggedParams:
                 for group in self._groups
                 for p in group["params"]
             ]
-            self._others = [p for p, _, _ in self._seen if id(p) not in tagged]
+            self._others = self._without(found)
         return self._members
+
+    def _look(self, found: list[TaggedParam], known: Iterable[TaggedParam]) -> None:
+        """Refuse what may not have changed since the last look."""
+        self._known.look(self._groups, [(m.name, m.param, m.group) for m in found])
+        dtypes = {id(old.param): old.memory.dtype for old in known}
+        changed = ((m.name, m.param, dtypes.get(id(m.param), m.param.dtype)) for m in found)
+        refuse_conversions(changed, self._state)
+        refuse_shared(((m.name, m.param) for m in found), self._without(found))
+
+    def _without(self, members: list[TaggedParam]) -> list[Tensor]:
+        tagged = {id(member.param) for member in members}
+        return [p for group in self._groups for p in group["params"] if id(p) not in tagged]
+
+    def _refresh(self, moved: list[TaggedParam]) -> None:
+        if moved:
+            refuse_conversions(((m.name, m.param, m.memory.dtype) for m in moved), self._state)
+            refuse_shared(((m.name, m.param) for m in self._members), self._others)
+        for member in moved:
+            member.refresh()
 
     @property
     def device_types(self) -> set[str]:
@@ -191,6 +228,8 @@ class TaggedParams:
         return self._others
 
     def _is_current(self) -> bool:
+        if self._known.is_stale:
+            return False
         seen = iter(self._seen)
         for group in self._groups:
             for p in group["params"]:
