@@ -18,6 +18,7 @@ from ..precision import full_precision
 from ..retractions import Retraction
 from .base import check_base, displace_, is_plain_sgd
 from .batch import START, Batch, Batches
+from .partition import untagged_rank
 from .seeds import Seeds
 from .tagged import TaggedParam, TaggedParams, admit_, as_groups, check_duplicates
 
@@ -71,8 +72,10 @@ class ManifoldOptimizer(Optimizer):
         **base_kwargs: arguments of ``base``.
 
     Raises:
-        ManifoldError: no parameter is tagged, one is given twice, or an option is wrong.
+        ManifoldError: no parameter is tagged, one is given twice or shares memory with another or
+            with itself, or an option is wrong.
         ManifoldTypeError: ``base`` is no optimizer class, or one that cannot work.
+        LostTagError: an untagged parameter is where a module remembers a tagged one.
         OffManifoldError: a parameter does not satisfy its constraint.
 
     Reference:
@@ -119,6 +122,7 @@ class ManifoldOptimizer(Optimizer):
             raise ManifoldError(
                 "no parameter is tagged, so every one would be trained unconstrained; tag "
                 f"some with riemann_unn.tag_, or use torch.optim.{base.__name__} itself"
+                + untagged_rank()
             )
         self._admit_new()
 
@@ -128,12 +132,16 @@ class ManifoldOptimizer(Optimizer):
         self.base = base
         for group in base.param_groups:
             self._complete(group)
-        self._tagged, self._batches = TaggedParams(base.param_groups, base.state), Batches()
+        self._tagged, self._batches = TaggedParams(base), Batches()
         self._seeds = Seeds(self._seed)
         self._stepped: list[Batch] = []
         super().__setstate__(
             {"defaults": base.defaults, "state": base.state, "param_groups": base.param_groups}
         )
+
+    def _take_over(self) -> None:
+        """Give the base what users may have assigned, as they may with a class of torch.optim."""
+        self.base.param_groups, self.base.state = self.param_groups, self.state
 
     def _complete(self, group: dict[str, Any]) -> None:
         reserved = sorted(_RESERVED.intersection(group))
@@ -172,6 +180,7 @@ class ManifoldOptimizer(Optimizer):
         Args:
             state_dict: from :meth:`state_dict`.
         """
+        self._take_over()
         self._tagged.members()  # a tag that was lost is not forgotten with the old state
         super().load_state_dict(_translated(state_dict))
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
@@ -203,6 +212,7 @@ class ManifoldOptimizer(Optimizer):
         (group,) = as_groups([param_group])
         check_duplicates(group["params"])
         self._complete(group)
+        self._take_over()
         self.base.add_param_group(group)
         try:
             self._admit_new()
@@ -232,11 +242,15 @@ class ManifoldOptimizer(Optimizer):
             NonFiniteError: a tagged parameter's gradient holds NaN or infinity,
                 or its displacement overflows.
             OffManifoldError: a parameter was moved off its manifold since the last step.
+            LostTagError: a parameter has lost its tag since, other than by ``untag_``.
+            ManifoldError: parameters have come to share memory, or one has another dtype than its
+                state.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._take_over()
         groups, written = self._tagged.with_gradients()
         with full_precision(self._tagged.device_types):
             batches = [batch for some in groups for batch in self._batches.of(some, self.state)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, repeat
 from operator import attrgetter, is_
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import geoopt
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ..errors import LostTagError, ManifoldError, ManifoldTypeError, OffManifoldError
 from ..manifolds import MatrixManifold, Stiefel, acceptance_level, rounding_level
@@ -117,12 +118,10 @@ def _refuse_sparse(members: list[TaggedParam], grads: list[Tensor]) -> None:
 
 
 class TaggedParams:
-    """The tagged parameters of some groups, kept between steps until somebody changes them."""
+    """The tagged parameters of a base's groups, kept between steps until somebody changes them."""
 
-    def __init__(
-        self, groups: list[dict[str, Any]], state: MutableMapping[Tensor, dict[str, Any]]
-    ) -> None:
-        self._groups, self._state = groups, state
+    def __init__(self, base: Optimizer) -> None:
+        self._base = base
         self._known = KnownTags()
         self._seen: list[tuple[Tensor, object, dict[str, Any]]] = []
         self._members: list[TaggedParam] = []
@@ -183,7 +182,7 @@ class TaggedParams:
         if not self._is_current():
             known = {(id(member.param), id(member.group)): member for member in self._members}
             found = []
-            for member in _tagged(self._groups, self._keys):
+            for member in _tagged(self._base.param_groups, self._keys):
                 old = known.get((id(member.param), id(member.group)))
                 found.append(member if old is None or old.tag is not member.tag else old)
             self._look(found, known.values())
@@ -192,7 +191,7 @@ class TaggedParams:
             self._by_group = [list(members) for _, members in by_group]
             self._seen = [
                 (p, getattr(p, "manifold", None), group)
-                for group in self._groups
+                for group in self._base.param_groups
                 for p in group["params"]
             ]
             self._others = self._without(found)
@@ -200,19 +199,21 @@ class TaggedParams:
 
     def _look(self, found: list[TaggedParam], known: Iterable[TaggedParam]) -> None:
         """Refuse what may not have changed since the last look."""
-        self._known.look(self._groups, [(m.name, m.param, m.group) for m in found])
+        self._known.look(self._base.param_groups, [(m.name, m.param, m.group) for m in found])
         dtypes = {id(old.param): old.memory.dtype for old in known}
         changed = ((m.name, m.param, dtypes.get(id(m.param), m.param.dtype)) for m in found)
-        refuse_conversions(changed, self._state)
+        refuse_conversions(changed, self._base.state)
         refuse_shared(((m.name, m.param) for m in found), self._without(found))
 
     def _without(self, members: list[TaggedParam]) -> list[Tensor]:
         tagged = {id(member.param) for member in members}
-        return [p for group in self._groups for p in group["params"] if id(p) not in tagged]
+        return [
+            p for group in self._base.param_groups for p in group["params"] if id(p) not in tagged
+        ]
 
     def _refresh(self, moved: list[TaggedParam]) -> None:
         if moved:
-            refuse_conversions(((m.name, m.param, m.memory.dtype) for m in moved), self._state)
+            refuse_conversions(((m.name, m.param, m.memory.dtype) for m in moved), self._base.state)
             refuse_shared(((m.name, m.param) for m in self._members), self._others)
         for member in moved:
             member.refresh()
@@ -231,7 +232,7 @@ class TaggedParams:
         if self._known.is_stale:
             return False
         seen = iter(self._seen)
-        for group in self._groups:
+        for group in self._base.param_groups:
             for p in group["params"]:
                 was, tag, owner = next(seen, (None, None, None))
                 if was is not p or owner is not group or tag is not getattr(p, "manifold", None):

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import LostTagError
+from .attribute import is_constrained
 from .causes import swapped
 from .memory import refuse_replaced, tell_of_untagging
 
@@ -58,7 +59,7 @@ class KnownTags:
 
     def _refuse_untagged(self, missing: list[tuple[str, Tensor, Group]], params: set[int]) -> None:
         for name, p, _ in missing:
-            if id(p) in params:
+            if id(p) in params and not is_constrained(p):
                 raise LostTagError(
                     f"{name} has lost its tag since the optimizer last saw it, and would be "
                     f"trained unconstrained; {swapped()}. Where it is to be free, call "

@@ -188,7 +188,8 @@ def refuse_replaced(params: Iterable[Tensor]) -> None:
             # The name from the outermost module says most.
             if found in untagged and len(path) >= len(lost.get(found, ("",))[0]):
                 lost[found] = path, tagged, place
-    _refuse({path: (tagged, place) for path, tagged, place in lost.values()})
+    in_order = [lost[key] for key in untagged if key in lost]
+    _refuse({path: (tagged, place) for path, tagged, place in in_order})
     for p in untagged.values():
         if is_flat(p):
             _refuse_flat(p)

@@ -175,9 +175,12 @@ def tagged_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
     Raises:
         LostTagError: an untagged tensor is where a tagged parameter was, see :func:`tag_`.
-        ManifoldTypeError: ``module`` is not a module.
+        ManifoldTypeError: ``module`` is not a module, or FSDP1 has flattened a tagged parameter.
     """
     if not isinstance(module, nn.Module):
         raise ManifoldTypeError(f"a torch.nn.Module is needed, got a {type(module).__name__}")
     refuse_lost_in(module)
-    return [(name, p) for name, p in module.named_parameters() if manifold_of(p) is not None]
+    found = [(name, p) for name, p in module.named_parameters() if manifold_of(p) is not None]
+    for name, p in found:
+        refuse_flattened(repr(name), p)
+    return found
