@@ -11,6 +11,7 @@ import copy
 import math
 import platform
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -276,6 +277,67 @@ def drift_double(column: Column, quick: bool) -> Cell:
     return drift(column, 64, torch.float64, quick)
 
 
+def loaded_by_swap(column: Column, quick: bool) -> Cell:
+    """Load a state as torch does it under its newer flag, by exchanging the parameters."""
+    training = Training(column, start(32), 0.1)
+    training.steps(2)
+    before = training.weight
+    training.optimizer.zero_grad()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        training.module.load_state_dict(copy.deepcopy(training.module.state_dict()))
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    training.steps(20)
+    return verdict(training.weight, before)
+
+
+def replaced(column: Column, quick: bool) -> Cell:
+    """Put new parameters into the module and the optimizer's groups, as wrappers do."""
+    training = Training(column, start(32), 0.1)
+    training.steps(2)
+    before = training.weight
+    for module in training.module.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                module._parameters[name] = nn.Parameter(p.detach().clone())
+    training.optimizer.param_groups[0]["params"] = list(training.module.parameters())
+    training.steps(20)
+    return verdict(training.weight, before)
+
+
+def sharded(column: Column, quick: bool) -> Cell:
+    """Shard the module over the one process there is, then make the optimizer and train."""
+    import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import distribute_tensor
+
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
+        try:
+            mesh = dist.init_device_mesh("cpu", (1,))
+            module = fully_shard(column.module(start(32)), mesh=mesh)
+            training = Training(column, start(32), 0.1, of=module)
+            before = module.weight.full_tensor().detach().clone()
+            for g in gradients(20, 32, torch.float32, seed=7):
+                column.feed(module, distribute_tensor(g, mesh, module.weight.placements))
+                training.optimizer.step()
+            return verdict(module.weight.full_tensor().detach(), before)
+        finally:
+            dist.destroy_process_group()
+
+
+def halved(column: Column, quick: bool) -> Cell:
+    """Convert the model when the optimizer has momentum in the other precision."""
+    training = Training(column, start(32), 0.1, momentum=0.9)
+    training.steps(3)
+    training.optimizer.zero_grad()
+    training.module.half()
+    before = training.weight
+    training.steps(20)
+    return verdict(training.weight, before)
+
+
 CASES: dict[str, tuple[str, Callable[[Column, bool], Cell]]] = {
     "nan": ("NaN in a gradient", nan_gradient),
     "inf": ("infinity in a gradient", inf_gradient),
@@ -286,6 +348,10 @@ CASES: dict[str, tuple[str, Callable[[Column, bool], Cell]]] = {
     "fp16": ("float16 weights, 100 steps", float16),
     "complex": ("complex64, 100 steps", complex64),
     "copy": ("`copy.deepcopy(model)`, then 100 steps", deep_copy),
+    "swap": ("`load_state_dict` that swaps parameters, 20 steps", loaded_by_swap),
+    "replaced": ("new parameters in `param_groups`, 20 steps", replaced),
+    "shard": ("`fully_shard`, optimizer, 20 steps", sharded),
+    "half": ("`model.half()` after steps with momentum", halved),
     "momentum": ("first step with momentum / plain step (torch: 1)", momentum_ratio),
     "decay": ("weight decay changes `.grad`", decay_and_grad),
     "drift32": ("drift, float32, n=128, 10⁴ steps of 10⁻²", drift_single),

@@ -3,7 +3,13 @@
 from . import errors, init, linalg, nn, optim
 from .data_parallel import exclude_from_ddp_
 from .diagnostics import orthogonality_error
-from .errors import ManifoldError, ManifoldTypeError, NonFiniteError, OffManifoldError
+from .errors import (
+    LostTagError,
+    ManifoldError,
+    ManifoldTypeError,
+    NonFiniteError,
+    OffManifoldError,
+)
 from .manifolds import Orthogonal, OrthogonalConv, Stiefel, Unitary, UnitaryConv
 from .monitor import Monitor
 from .tagging import manifold_of, tag_, tagged_parameters, untag_
@@ -11,6 +17,7 @@ from .tagging import manifold_of, tag_, tagged_parameters, untag_
 __version__ = "0.2.0"
 
 __all__ = [
+    "LostTagError",
     "ManifoldError",
     "ManifoldTypeError",
     "Monitor",

@@ -45,6 +45,7 @@ def orthogonality_error(
     Raises:
         ManifoldError: the tensor cannot be on the manifold, or the module has
             no tagged parameter.
+        LostTagError: in the module an untagged tensor is where a tagged parameter was.
         ManifoldTypeError: an argument is of another kind.
     """
     if manifold is not None and not isinstance(manifold, MatrixManifold):

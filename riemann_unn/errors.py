@@ -1,6 +1,13 @@
 """The errors this package raises: each says what, why and the remedy."""
 
-__all__ = ["GraphError", "ManifoldError", "ManifoldTypeError", "NonFiniteError", "OffManifoldError"]
+__all__ = [
+    "GraphError",
+    "LostTagError",
+    "ManifoldError",
+    "ManifoldTypeError",
+    "NonFiniteError",
+    "OffManifoldError",
+]
 
 
 class ManifoldError(ValueError):
@@ -13,6 +20,10 @@ class ManifoldTypeError(ManifoldError, TypeError):
 
 class OffManifoldError(ManifoldError):
     """A parameter's values do not satisfy the constraint it is tagged with."""
+
+
+class LostTagError(ManifoldError):
+    """A parameter that was tagged is one no longer, although nobody has untagged it."""
 
 
 class NonFiniteError(ManifoldError):

@@ -16,7 +16,7 @@ from .errors import ManifoldTypeError
 from .linalg import tangent_energies
 from .manifolds import MatrixManifold
 from .parallel import as_whole
-from .tagging import manifold_of
+from .tagging import KnownTags, manifold_of
 
 __all__ = ["Monitor"]
 
@@ -64,6 +64,8 @@ class Monitor:
 
     Raises:
         ManifoldTypeError: ``optimizer`` is none, or has no tagged parameter.
+        LostTagError: an untagged parameter is where a module remembers a tagged one; at a step
+            also where one has lost its tag since the monitor last saw it.
         ValueError: ``every`` is below 1.
 
     Attributes:
@@ -82,7 +84,8 @@ class Monitor:
             raise ManifoldTypeError(f"an optimizer is needed, got a {type(optimizer).__name__}")
         if every < 1:
             raise ValueError(f"{every=} must be at least 1")
-        if not _tagged(optimizer):
+        self._known = KnownTags()
+        if not self._tagged(optimizer):
             raise ManifoldTypeError("the optimizer has no tagged parameter to monitor")
         self.every = every
         self.history: dict[str, list[Numbers]] = {}
@@ -125,12 +128,25 @@ class Monitor:
             figure.axes[0].legend(fontsize="small")
         figure.savefig(path)
 
+    def _tagged(self, optimizer: Optimizer) -> list[tuple[str, Tensor, MatrixManifold]]:
+        found, known = [], []
+        for i, group in enumerate(optimizer.param_groups):
+            names = group.get("param_names")
+            for j, p in enumerate(group["params"]):
+                manifold = manifold_of(p)
+                if manifold is not None:
+                    name = names[j] if names else getattr(p, "tagged_as", f"group{i}.param{j}")
+                    found.append((str(name), p, manifold))
+                    known.append((repr(str(name)), p, group))
+        self._known.look(optimizer.param_groups, known)
+        return found
+
     @torch.no_grad()
     def _remember(self, optimizer: Optimizer, *_: Any) -> None:
         if self._step % self.every == 0:
             self._before = {
                 name: as_whole(p).clone()
-                for name, p, _ in _tagged(optimizer)
+                for name, p, _ in self._tagged(optimizer)
                 if p.grad is not None and p.numel() > 0
             }
 
@@ -139,7 +155,7 @@ class Monitor:
         if self._step % self.every == 0:
             tell = getattr(optimizer, "last_step", dict)  # other optimizers have none
             told: dict[Tensor, dict[str, Tensor]] = tell()
-            for name, p, manifold in _tagged(optimizer):
+            for name, p, manifold in self._tagged(optimizer):
                 if name in self._before:
                     numbers = _measure(self._before[name], p, manifold, told.get(p, {}))
                     self.history.setdefault(name, []).append({"step": float(self._step)} | numbers)
@@ -148,18 +164,6 @@ class Monitor:
                             self._log(f"{name}/{key}", value, self._step)
             self._before = {}
         self._step += 1
-
-
-def _tagged(optimizer: Optimizer) -> list[tuple[str, Tensor, MatrixManifold]]:
-    found = []
-    for i, group in enumerate(optimizer.param_groups):
-        names = group.get("param_names")
-        for j, p in enumerate(group["params"]):
-            manifold = manifold_of(p)
-            if manifold is not None:
-                name = names[j] if names else getattr(p, "tagged_as", f"group{i}.param{j}")
-                found.append((str(name), p, manifold))
-    return found
 
 
 def _measure(

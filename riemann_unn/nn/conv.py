@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..linalg import conv_apply, conv_identity, conv_polar
 from ..manifolds import OrthogonalConv, UnitaryConv
-from ..tagging import keep_tags_on_assign_, tag_
+from ..tagging import remember_tags_, tag_
 
 __all__ = ["CircularConv1d", "CircularConv2d", "CircularConv3d"]
 
@@ -110,7 +110,7 @@ class _CircularConv(nn.Module):
         self.reset_parameters()
         manifold = UnitaryConv if dtype.is_complex else OrthogonalConv
         tag_(self.weight, manifold(self.ndim))
-        keep_tags_on_assign_(self)
+        remember_tags_(self)
 
     def reset_parameters(self) -> None:
         """Draw the kernel again, by ``init``, and set the bias to zero."""

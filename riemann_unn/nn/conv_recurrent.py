@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..linalg.conv.algebra import frequencies, sites
 from ..manifolds import OrthogonalConv, UnitaryConv
-from ..tagging import keep_tags_on_assign_, tag_
+from ..tagging import remember_tags_, tag_
 from .activations import ModReLU, PhaseSigmoid
 from .conv import KernelInit, check_dtype, init_kernel_, lattice
 
@@ -97,7 +97,7 @@ class ConvRNN(nn.Module):
         self.reset_parameters()
         manifold = UnitaryConv if dtype.is_complex else OrthogonalConv
         tag_(self.kernel, manifold(len(self.size)))
-        keep_tags_on_assign_(self)
+        remember_tags_(self)
 
     def reset_parameters(self) -> None:
         """Draw every parameter again, from torch's global generator.

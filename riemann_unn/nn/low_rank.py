@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ..linalg import balanced, spectral_factors
 from ..manifolds import Stiefel
-from ..tagging import keep_tags_on_assign_, tag_
+from ..tagging import remember_tags_, tag_
 
 __all__ = ["LowRankFactors", "LowRankLinear"]
 
@@ -58,7 +58,7 @@ class LowRankFactors(nn.Module):
         if self.orthonormal:
             tag_(self.A, Stiefel())
             tag_(self.B, Stiefel())
-            keep_tags_on_assign_(self)
+            remember_tags_(self)
 
     def _reset(self, fan_in: int, outputs: int) -> None:
         """Draw factors whose product has the variance, 1/(3 fan_in), of torch's own layers."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from ..manifolds import Orthogonal, Unitary
-from ..tagging import keep_tags_on_assign_, tag_
+from ..tagging import remember_tags_, tag_
 from .activations import ModReLU
 from .recurrence_init import RECURRENCES
 
@@ -142,7 +142,7 @@ class OrthogonalRNN(nn.Module):
         manifold = Unitary if dtype.is_complex else Orthogonal
         for layer in range(num_layers):
             tag_(self.get_parameter(f"weight_hh_l{layer}"), manifold())
-        keep_tags_on_assign_(self)
+        remember_tags_(self)
 
     def reset_parameters(self) -> None:
         """Draw every parameter again, from torch's global generator.

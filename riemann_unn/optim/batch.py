@@ -13,13 +13,12 @@ from torch import Tensor
 
 from ..linalg import newton_schulz_
 from ..retractions import Directions, Retraction, Tangent
+from .entries import MASTER, START, STEP
 from .seeds import Seeds
 from .starts import stored_start, usable_start
 from .tagged import TaggedParam
 
 __all__ = ["MASTER", "START", "STEP", "Batch", "Batches", "State"]
-
-STEP, MASTER, START = "retraction_step", "master", "sketch_directions"
 
 State = MutableMapping[Tensor, dict[str, Any]]
 View = Callable[[Tensor], Tensor]

@@ -19,6 +19,7 @@ from ..precision import full_precision
 from ..retractions import Retraction
 from .base import check_base, check_sharded, displace_, is_plain_sgd, kept_whole
 from .batch import START, Batch, Batches
+from .partition import untagged_rank
 from .seeds import Seeds
 from .stand_ins import standing_in
 from .tagged import TaggedParam, TaggedParams, admit_, as_groups, check_duplicates
@@ -80,8 +81,10 @@ class ManifoldOptimizer(Optimizer):
         **base_kwargs: arguments of ``base``.
 
     Raises:
-        ManifoldError: no parameter is tagged, one is given twice, or an option is wrong.
+        ManifoldError: no parameter is tagged, one is given twice or shares memory with another or
+            with itself, or an option is wrong.
         ManifoldTypeError: ``base`` is no optimizer class, or one that cannot work.
+        LostTagError: an untagged parameter is where a module remembers a tagged one.
         OffManifoldError: a parameter does not satisfy its constraint.
 
     Reference:
@@ -131,6 +134,7 @@ class ManifoldOptimizer(Optimizer):
             raise ManifoldError(
                 "no parameter is tagged, so every one would be trained unconstrained; tag "
                 f"some with riemann_unn.tag_, or use torch.optim.{base.__name__} itself"
+                + untagged_rank()
             )
         self._admit_new()
 
@@ -141,13 +145,17 @@ class ManifoldOptimizer(Optimizer):
         for group in base.param_groups:
             self._complete(group)
         are_replicas = self._process_group is not None
-        self._tagged = TaggedParams(base.param_groups, are_replicas=are_replicas)
+        self._tagged = TaggedParams(base, are_replicas=are_replicas)
         self._batches, self._shared = Batches(), None
         self._seeds = Seeds(self._seed)
         self._stepped: list[Batch | SharedPoint] = []
         super().__setstate__(
             {"defaults": base.defaults, "state": base.state, "param_groups": base.param_groups}
         )
+
+    def _take_over(self) -> None:
+        """Give the base what users may have assigned, as they may with a class of torch.optim."""
+        self.base.param_groups, self.base.state = self.param_groups, self.state
 
     def _complete(self, group: dict[str, Any]) -> None:
         reserved = sorted(_RESERVED.intersection(group))
@@ -189,6 +197,8 @@ class ManifoldOptimizer(Optimizer):
         Args:
             state_dict: from :meth:`state_dict`.
         """
+        self._take_over()
+        self._tagged.members()  # a tag that was lost is not forgotten with the old state
         super().load_state_dict(_translated(state_dict))
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         ours = chain.from_iterable(group["params"] for group in self.param_groups)
@@ -219,6 +229,7 @@ class ManifoldOptimizer(Optimizer):
         (group,) = as_groups([param_group])
         check_duplicates(group["params"])
         self._complete(group)
+        self._take_over()
         self.base.add_param_group(group)
         try:
             self._admit_new()
@@ -265,11 +276,15 @@ class ManifoldOptimizer(Optimizer):
             NonFiniteError: a tagged parameter's gradient holds NaN or infinity,
                 or its displacement overflows.
             OffManifoldError: a parameter was moved off its manifold since the last step.
+            LostTagError: a parameter has lost its tag since, other than by ``untag_``.
+            ManifoldError: parameters have come to share memory, or one has another dtype than its
+                state.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._take_over()
         with full_precision(self._tagged.device_types):
             batches, skipped, trouble = self._sketch_own_()
             points, left_out = self._sketch_shared_(trouble)

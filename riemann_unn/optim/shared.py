@@ -218,7 +218,8 @@ class SharedPoint:
 
     def is_written(self) -> bool:
         """Whether this process's part was written to since the last step."""
-        self.member.refresh_if_moved()
+        if self.member.has_moved():
+            self.member.refresh()
         return bool(self.member.version != self.member.memory._version)
 
     def tell(self, flags: list[bool]) -> Computation:

@@ -11,11 +11,14 @@ from typing import Any, Literal, NoReturn
 import geoopt
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from ..errors import ManifoldError, ManifoldTypeError, OffManifoldError
+from ..errors import LostTagError, ManifoldError, ManifoldTypeError, OffManifoldError
 from ..manifolds import MatrixManifold, Stiefel, acceptance_level, rounding_level
 from ..parallel import is_sharded, local_part
-from ..tagging import manifold_of
+from ..tagging import KnownTags, manifold_of, refuse_flattened
+from .conversion import refuse_conversions
+from .memory import refuse_shared
 
 __all__ = [
     "TaggedParam",
@@ -80,16 +83,15 @@ class TaggedParam:
         # Stored too coarsely to be a point itself.
         self.is_half = value.dtype in (torch.float16, torch.bfloat16)
 
-    def refresh_if_moved(self) -> None:
-        """See the parameter's memory anew if it is elsewhere."""
+    def has_moved(self) -> bool:
+        """Whether the parameter's memory is elsewhere than it was last seen."""
         now, then = local_part(self.param), self.memory
-        if (now.data_ptr(), now.shape, now.stride(), now.dtype) != (
+        return (now.data_ptr(), now.shape, now.stride(), now.dtype) != (
             then.data_ptr(),
             then.shape,
             then.stride(),
             then.dtype,
-        ):
-            self.refresh()
+        )
 
     def check_kind(self) -> None:
         """Refuse a parameter whose shape or dtype its manifold does not take.
@@ -97,6 +99,7 @@ class TaggedParam:
         Raises:
             ManifoldError: naming the parameter.
         """
+        refuse_flattened(self.name, self.param)
         reason = self.manifold.why_not(self.param.shape, self.param.dtype)
         if reason is not None:
             raise ManifoldError(f"{self.name} is tagged {self.manifold!r} but {reason}")
@@ -111,9 +114,12 @@ def _same_storage(params: list[Tensor], memories: list[Tensor]) -> bool:
     return same and all(map(is_, map(_DTYPE, params), map(_DTYPE, memories)))
 
 
-def _refresh_moved(members: list[TaggedParam]) -> None:
+def _moved(members: list[TaggedParam]) -> list[TaggedParam]:
+    found = []
     for member in members:
-        member.refresh_if_moved()
+        if member.has_moved():
+            found.append(member)
+    return found
 
 
 def _refuse_sparse(members: list[TaggedParam], grads: list[Tensor]) -> None:
@@ -126,10 +132,11 @@ def _refuse_sparse(members: list[TaggedParam], grads: list[Tensor]) -> None:
 
 
 class TaggedParams:
-    """The tagged parameters of some groups, kept between steps until somebody changes them."""
+    """The tagged parameters of a base's groups, kept between steps until somebody changes them."""
 
-    def __init__(self, groups: list[dict[str, Any]], *, are_replicas: bool) -> None:
-        self._groups, self._are_replicas = groups, are_replicas
+    def __init__(self, base: Optimizer, *, are_replicas: bool) -> None:
+        self._base, self._are_replicas = base, are_replicas
+        self._known = KnownTags()
         self._seen: list[tuple[Tensor, object, dict[str, Any]]] = []
         self._members: list[TaggedParam] = []
         self._by_group: list[list[TaggedParam]] = []
@@ -141,12 +148,19 @@ class TaggedParams:
         """Return by group who has a gradient, and who was written to since the last step.
 
         Raises:
+            LostTagError: no parameter is tagged any more, or see :meth:`members`.
             ManifoldTypeError: a gradient is sparse, or see :meth:`members`.
-            ManifoldError: a parameter has become one that its manifold does not take.
+            ManifoldError: a parameter has become one that its manifold does not take, has come to
+                share memory, or has another dtype than its state.
         """
         groups: list[list[TaggedParam]] = []
         written: list[TaggedParam] = []
-        self.members()
+        if not self.members() and self._others:
+            raise LostTagError(
+                "no parameter of the optimizer is tagged any more, so every one would be trained "
+                "unconstrained; tag some with riemann_unn.tag_, or use a class of torch.optim. "
+                "Nothing was changed"
+            )
         for members in self._by_group:
             params = list(map(_PARAM, members))
             grads = list(map(_GRAD, params))
@@ -159,7 +173,7 @@ class TaggedParams:
             if set(map(_LAYOUT, grads)) != {torch.strided}:
                 _refuse_sparse(members, grads)
             if not _same_storage(params, list(map(_MEMORY, members))):
-                _refresh_moved(members)
+                self._refresh(_moved(members))
             counts = list(map(_COUNT, params))
             if counts != list(map(_VERSION, members)):
                 for member, count in zip(members, counts, strict=True):
@@ -175,26 +189,29 @@ class TaggedParams:
         """Return the tagged parameters in their order.
 
         Raises:
+            LostTagError: a parameter has lost its tag, and was not untagged.
+            ManifoldError: parameters share memory, or have another dtype than their state.
             ManifoldTypeError: a parameter is on a manifold this package does not
                 know, so that it would be trained as if it were on none.
         """
         if not self._is_current():
             known = {(id(member.param), id(member.group)): member for member in self._members}
             found = []
-            for member in _tagged(self._groups, self._keys, self._are_replicas):
+            for member in _tagged(self._base.param_groups, self._keys, self._are_replicas):
                 old = known.get((id(member.param), id(member.group)))
                 found.append(member if old is None or old.tag is not member.tag else old)
-            self._members, tagged = found, {id(member.param) for member in found}
+            self._look(found, known.values())
+            self._members = found
             own = [member for member in found if not member.is_shared]
             self._shared = [member for member in found if member.is_shared]
             by_group = groupby(own, key=lambda member: id(member.group))
             self._by_group = [list(members) for _, members in by_group]
             self._seen = [
                 (p, getattr(p, "manifold", None), group)
-                for group in self._groups
+                for group in self._base.param_groups
                 for p in group["params"]
             ]
-            self._others = [p for p, _, _ in self._seen if id(p) not in tagged]
+            self._others = self._without(found)
         return self._members
 
     def shared(self) -> list[TaggedParam]:
@@ -207,6 +224,27 @@ class TaggedParams:
         """Whether other processes wait for this one in a step."""
         return bool(self._shared)
 
+    def _look(self, found: list[TaggedParam], known: Iterable[TaggedParam]) -> None:
+        """Refuse what may not have changed since the last look."""
+        self._known.look(self._base.param_groups, [(m.name, m.param, m.group) for m in found])
+        dtypes = {id(old.param): old.memory.dtype for old in known}
+        changed = ((m.name, m.param, dtypes.get(id(m.param), m.param.dtype)) for m in found)
+        refuse_conversions(changed, self._base.state)
+        refuse_shared(((m.name, m.param) for m in found), self._without(found))
+
+    def _without(self, members: list[TaggedParam]) -> list[Tensor]:
+        tagged = {id(member.param) for member in members}
+        return [
+            p for group in self._base.param_groups for p in group["params"] if id(p) not in tagged
+        ]
+
+    def _refresh(self, moved: list[TaggedParam]) -> None:
+        if moved:
+            refuse_conversions(((m.name, m.param, m.memory.dtype) for m in moved), self._base.state)
+            refuse_shared(((m.name, m.param) for m in self._members), self._others)
+        for member in moved:
+            member.refresh()
+
     @property
     def device_types(self) -> set[str]:
         """The types of the devices that tagged parameters are, or once were, on."""
@@ -218,8 +256,10 @@ class TaggedParams:
         return self._others
 
     def _is_current(self) -> bool:
+        if self._known.is_stale:
+            return False
         seen = iter(self._seen)
-        for group in self._groups:
+        for group in self._base.param_groups:
             for p in group["params"]:
                 was, tag, owner = next(seen, (None, None, None))
                 if was is not p or owner is not group or tag is not getattr(p, "manifold", None):

@@ -1,4 +1,4 @@
-"""Tags: which parameters live on which manifold, written on the parameters themselves."""
+"""Tagging: parameters, or those of a module that match patterns, are put on a manifold."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-import geoopt
 from torch import Tensor, nn
 
-from .errors import ManifoldError, ManifoldTypeError
-from .manifolds import MatrixManifold
+from ..errors import ManifoldError, ManifoldTypeError
+from ..manifolds import MatrixManifold
+from .attribute import drop_tag_, manifold_of, name_of, set_tag_
+from .flattened import FSDP1, is_flat, refuse_flattened
+from .memory import forget_, refuse_lost_in, remember_
 
-__all__ = ["keep_tags_on_assign_", "manifold_of", "tag_", "tagged_parameters", "untag_"]
+__all__ = ["remember_tags_", "tag_", "tagged_parameters", "untag_"]
 
 T = TypeVar("T", Tensor, nn.Module)
-_ATTRIBUTE = "manifold"
 _KEEPS = "_keeps_tags"
-_NAME = "tagged_as"  # for messages only: it is lost by deepcopy, which the manifold is not
 
 
 def _check(name: str, p: object, manifold: object) -> None:
@@ -33,19 +33,10 @@ def _check(name: str, p: object, manifold: object) -> None:
         )
     if isinstance(p, nn.parameter.UninitializedParameter):
         raise ManifoldTypeError(f"{name} has no shape yet; run the module once, then tag it")
+    refuse_flattened(name, p)
     reason = manifold.why_not(p.shape, p.dtype)
     if reason is not None:
         raise ManifoldError(f"{name} cannot be tagged {manifold!r}: it {reason}")
-
-
-def _set(p: nn.Parameter, manifold: MatrixManifold, name: str | None = None) -> None:
-    # The class carries the tag through deepcopy and pickle, which plain attributes
-    # do not survive; the object stays the one that modules have registered.
-    if type(p) is nn.Parameter:
-        p.__class__ = geoopt.ManifoldParameter
-    setattr(p, _ATTRIBUTE, manifold)
-    if name is not None:
-        setattr(p, _NAME, name)
 
 
 def _keep_on_assign(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -58,15 +49,18 @@ def _keep_on_assign(module: nn.Module, state: dict[str, Any], prefix: str, *rest
             # Not in the caller's dict: torch hands its hooks a copy.
             state[prefix + name] = new = nn.Parameter(value.detach(), p.requires_grad)
             _check(repr(prefix + name), new, manifold)
-            _set(new, manifold, getattr(p, _NAME, None))
+            set_tag_(new, manifold, name_of(p))
 
 
-def keep_tags_on_assign_(module: nn.Module) -> None:
-    """Make the tags of a module's own parameters outlive ``load_state_dict(assign=True)``.
+def remember_tags_(module: nn.Module) -> None:
+    """Make a module remember which of its own parameters are tagged.
 
-    :func:`tag_` with patterns does this for every module it finds parameters in;
-    a module that tags its parameters one by one calls it once.
+    So their tags outlive ``load_state_dict(assign=True)``, and it shows if something else puts an
+    untagged tensor in their place. :func:`tag_` with patterns does this for every module it finds
+    parameters in; a module that tags its parameters one by one calls it once.
     """
+    own = {name: manifold_of(p) for name, p in module.named_parameters(recurse=False)}
+    remember_(module, {name: manifold for name, manifold in own.items() if manifold is not None})
     if not getattr(module, _KEEPS, False):
         module.register_load_state_dict_pre_hook(_keep_on_assign)
         setattr(module, _KEEPS, True)
@@ -86,7 +80,10 @@ def _match(module: nn.Module, patterns: object) -> list[tuple[str, nn.Parameter,
         matches = [(name, p) for name, p in named if fnmatchcase(name, str(pattern))]
         if not matches:
             names = ", ".join(repr(name) for name, _ in named) or "none"
-            raise ManifoldError(f"pattern {pattern!r} matches no parameter; the names are: {names}")
+            why = f". {FSDP1}" if any(is_flat(p) for _, p in named) else ""
+            raise ManifoldError(
+                f"pattern {pattern!r} matches no parameter; the names are: {names}{why}"
+            )
         found += [(name, p, manifold) for name, p in matches]
     manifolds: dict[int, tuple[str, object]] = {}
     for name, p, manifold in found:
@@ -105,8 +102,11 @@ def tag_(target: T, manifold: MatrixManifold | Mapping[str, MatrixManifold]) -> 
     manifold with :func:`riemann_unn.init.warm_start_`, and train it with an
     optimizer of :mod:`riemann_unn.optim`. The tag survives ``deepcopy``,
     ``pickle``, ``.to()``, ``torch.compile`` and ``AveragedModel``, and for a module tagged by
-    patterns ``load_state_dict(assign=True)``. That, like a move from the meta device, makes
-    new parameters: create the optimizer afterwards, and tag again after the meta device.
+    patterns ``load_state_dict(assign=True)``. That makes new parameters, so create the optimizer
+    afterwards. ``fully_shard``, ``parallelize_module``, ``to_empty`` and whatever else replaces
+    parameters loses their tags: tag again after it. A module tagged by patterns remembers them, so
+    that an optimizer, :func:`tagged_parameters`, :func:`riemann_unn.orthogonality_error` or a
+    :class:`riemann_unn.Monitor` that meets a parameter without its tag raises.
 
     Args:
         target: a parameter, or a module.
@@ -128,10 +128,11 @@ def tag_(target: T, manifold: MatrixManifold | Mapping[str, MatrixManifold]) -> 
             _check(repr(name), p, m)
         for name, p, m in found:
             assert isinstance(m, MatrixManifold)
-            _set(p, m, name)
+            set_tag_(p, m, name)
+        remember_(target, {name: m for name, _, m in found if isinstance(m, MatrixManifold)})
         for owner in target.modules():
             if any(manifold_of(p) is not None for p in owner.parameters(recurse=False)):
-                keep_tags_on_assign_(owner)
+                remember_tags_(owner)
         return target
     if isinstance(manifold, Mapping):
         raise ManifoldTypeError(
@@ -139,12 +140,14 @@ def tag_(target: T, manifold: MatrixManifold | Mapping[str, MatrixManifold]) -> 
             "give the parameter one manifold, or pass the module"
         )
     _check("the target", target, manifold)
-    _set(target, manifold)  # type: ignore[arg-type]
+    set_tag_(target, manifold)  # type: ignore[arg-type]
     return target
 
 
 def untag_(target: T) -> T:
     """Remove the tag of a parameter, or all tags of a module, in place.
+
+    Modules and optimizers that know the parameter forget that it was tagged.
 
     Args:
         target: a parameter or a module; untagged ones stay as they are.
@@ -155,27 +158,14 @@ def untag_(target: T) -> T:
     Raises:
         ManifoldTypeError: the target is neither.
     """
-    if isinstance(target, nn.Module):
-        for _, p in tagged_parameters(target):
-            untag_(p)
-        return target
-    if not isinstance(target, Tensor):
+    if not isinstance(target, (nn.Module, Tensor)):
         raise ManifoldTypeError(
             f"cannot untag a {type(target).__name__}: pass a parameter or module"
         )
-    if manifold_of(target) is not None:
-        for attribute in (_ATTRIBUTE, _NAME):
-            if hasattr(target, attribute):
-                delattr(target, attribute)
-        if type(target) is geoopt.ManifoldParameter:
-            target.__class__ = nn.Parameter
+    for p in target.parameters() if isinstance(target, nn.Module) else [target]:
+        drop_tag_(p)
+    forget_(target)
     return target
-
-
-def manifold_of(p: Tensor) -> MatrixManifold | None:
-    """Return the manifold a tensor is tagged with, or None."""
-    manifold = getattr(p, _ATTRIBUTE, None)
-    return manifold if isinstance(manifold, MatrixManifold) else None
 
 
 def tagged_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -184,8 +174,13 @@ def tagged_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     The list can be given to an optimizer as it is, names included.
 
     Raises:
-        ManifoldTypeError: ``module`` is not a module.
+        LostTagError: an untagged tensor is where a tagged parameter was, see :func:`tag_`.
+        ManifoldTypeError: ``module`` is not a module, or FSDP1 has flattened a tagged parameter.
     """
     if not isinstance(module, nn.Module):
         raise ManifoldTypeError(f"a torch.nn.Module is needed, got a {type(module).__name__}")
-    return [(name, p) for name, p in module.named_parameters() if manifold_of(p) is not None]
+    refuse_lost_in(module)
+    found = [(name, p) for name, p in module.named_parameters() if manifold_of(p) is not None]
+    for name, p in found:
+        refuse_flattened(repr(name), p)
+    return found

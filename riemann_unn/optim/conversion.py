@@ -1,0 +1,43 @@
+"""Conversion: a parameter's dtype may not change under the state that was made for another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ManifoldError
+from .entries import MASTER, START, STEP
+
+__all__ = ["refuse_conversions"]
+
+_HALF = (torch.float16, torch.bfloat16)
+_OURS = {MASTER, START, STEP}
+
+
+def refuse_conversions(
+    params: Iterable[tuple[str, Tensor, torch.dtype]],
+    state: MutableMapping[Tensor, dict[str, Any]],
+) -> None:
+    """Refuse parameters that have another dtype than their state was made for.
+
+    What plain SGD leaves there, a start for its sketches, has no precision to lose; but whether the
+    point itself is there, as that of a parameter stored in half is, has to stay as it was.
+
+    Args:
+        params: names and parameters, with the dtypes they had.
+        state: the optimizer's.
+
+    Raises:
+        ManifoldError: naming the parameter.
+    """
+    for name, p, was in params:
+        kept: Mapping[str, Any] = state.get(p, {})
+        is_other_kind = (was in _HALF) != (p.dtype in _HALF)
+        if was != p.dtype and kept and (is_other_kind or not kept.keys() <= _OURS):
+            raise ManifoldError(
+                f"{name} was {was} when the optimizer made its state, and is {p.dtype} now; create "
+                "the optimizer after model.half(), .double() or .to(dtype). Nothing was changed"
+            )

@@ -1,0 +1,17 @@
+"""Tags: which parameters live on which manifold, and that none is lost without a word."""
+
+from .attribute import manifold_of
+from .flattened import refuse_flattened
+from .known import KnownTags
+from .tags import _keep_on_assign as _keep_on_assign  # under which modules of 0.2.0 have pickled it
+from .tags import remember_tags_, tag_, tagged_parameters, untag_
+
+__all__ = [
+    "KnownTags",
+    "manifold_of",
+    "refuse_flattened",
+    "remember_tags_",
+    "tag_",
+    "tagged_parameters",
+    "untag_",
+]

@@ -1,0 +1,56 @@
+"""The tag itself: an attribute of the parameter, and a class that carries it through copies."""
+
+from __future__ import annotations
+
+import geoopt
+from torch import Tensor, nn
+
+from ..manifolds import MatrixManifold
+from .strangers import watch_strangers
+
+__all__ = ["drop_tag_", "is_constrained", "manifold_of", "name_of", "set_tag_"]
+
+_ATTRIBUTE = "manifold"
+_NAME = "tagged_as"  # for messages only: it is lost by deepcopy, which the manifold is not
+
+
+def set_tag_(p: nn.Parameter, manifold: MatrixManifold, name: str | None = None) -> None:
+    """Write a tag; nothing is checked."""
+    # The class carries the tag through deepcopy and pickle, which plain attributes do not
+    # survive; the object stays the one that modules have registered. Where it has a class of
+    # its own, as a DTensor has, the attribute has to do.
+    if type(p) is nn.Parameter:
+        p.__class__ = geoopt.ManifoldParameter
+    setattr(p, _ATTRIBUTE, manifold)
+    if name is not None:
+        setattr(p, _NAME, name)
+    watch_strangers()
+
+
+def drop_tag_(p: Tensor) -> None:
+    """Take a tag off; a parameter without one stays as it is."""
+    if manifold_of(p) is None:
+        return
+    for attribute in (_ATTRIBUTE, _NAME):
+        if hasattr(p, attribute):
+            delattr(p, attribute)
+    if type(p) is geoopt.ManifoldParameter:
+        p.__class__ = nn.Parameter
+
+
+def manifold_of(p: Tensor) -> MatrixManifold | None:
+    """Return the manifold a tensor is tagged with, or None."""
+    manifold = getattr(p, _ATTRIBUTE, None)
+    return manifold if isinstance(manifold, MatrixManifold) else None
+
+
+def name_of(p: Tensor) -> str | None:
+    """Return the name a parameter was tagged under, as far as it is known."""
+    name: str | None = getattr(p, _NAME, None)
+    return name
+
+
+def is_constrained(p: Tensor) -> bool:
+    """Tell whether a tensor is on any manifold, geoopt's own included."""
+    manifold = getattr(p, _ATTRIBUTE, None)
+    return isinstance(manifold, geoopt.Manifold) and not isinstance(manifold, geoopt.Euclidean)
