@@ -1,6 +1,13 @@
 """The errors this package raises: each says what, why and the remedy."""
 
-__all__ = ["GraphError", "ManifoldError", "ManifoldTypeError", "NonFiniteError", "OffManifoldError"]
+__all__ = [
+    "GraphError",
+    "ManifoldError",
+    "ManifoldTypeError",
+    "NonFiniteError",
+    "OffManifoldError",
+    "StateError",
+]
 
 
 class ManifoldError(ValueError):
@@ -17,6 +24,10 @@ class OffManifoldError(ManifoldError):
 
 class NonFiniteError(ManifoldError):
     """A gradient, or the displacement made from it, holds NaN or infinity."""
+
+
+class StateError(ManifoldError):
+    """A saved state is not one of the optimizer that is to load it."""
 
 
 class GraphError(ValueError):
