@@ -286,7 +286,13 @@ def test_adagrad_which_has_a_state_from_the_start(fused, rank):
         assert ("sketch_directions" in optimizer.state[x]) == (rank == 1)
     assert optimizer.state[p]["sum"].dtype == optimizer.state[p]["master"].dtype == torch.float32
     assert all(map(torch.equal, (p, q, w), before)) and p.grad is None and q.grad is grad
+    other = copy.deepcopy(optimizer)  # begins from nothing, as one without the entries does
+    others = other.param_groups[0]["params"]
+    for x in others:
+        other.state[x].pop("sketch_directions", None)
+    run(others, other, range(3))
     run([p, q], optimizer, range(3))
+    assert all(map(torch.equal, (p, q), others))
     assert not torch.equal(p, before[0]) and not torch.equal(q, before[1])
     again = copy.deepcopy(optimizer)  # which looks at its parameters anew
     again._admit_new()
