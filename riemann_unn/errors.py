@@ -7,6 +7,7 @@ __all__ = [
     "ManifoldTypeError",
     "NonFiniteError",
     "OffManifoldError",
+    "StateError",
 ]
 
 
@@ -28,6 +29,10 @@ class LostTagError(ManifoldError):
 
 class NonFiniteError(ManifoldError):
     """A gradient, or the displacement made from it, holds NaN or infinity."""
+
+
+class StateError(ManifoldError):
+    """A saved state is not one of the optimizer that is to load it."""
 
 
 class GraphError(ValueError):

@@ -17,6 +17,8 @@ PAGES = [
 WITHOUT_TAGS = ("docs/rescaling.md",)
 
 
+# With no process group torch's checkpoints save in one process, as is meant, and warn that they do.
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("page", PAGES)
 def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # for the files that examples write

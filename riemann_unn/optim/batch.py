@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ..linalg import newton_schulz_
 from ..retractions import Directions, Retraction, Tangent
-from .entries import MASTER, START, STEP
+from .entries import COORDINATES, MASTER, START, STEP
 from .seeds import Seeds
 from .starts import stored_start, usable_start
+from .states import as_tensor, coordinates_of
 from .tagged import TaggedParam
 
-__all__ = ["MASTER", "START", "STEP", "Batch", "Batches", "State"]
+__all__ = ["Batch", "Batches", "State"]
 
 State = MutableMapping[Tensor, dict[str, Any]]
 View = Callable[[Tensor], Tensor]
@@ -263,6 +264,10 @@ class Batch:
         assert self.tangent is not None
         if any(kept is _NOTHING for kept in self._kept):
             self._kept = [state[member.param] for member in self.members]
+        if self._step == 0:
+            name = as_tensor(coordinates_of(self._manifold), self._x.device)
+            for kept in self._kept:
+                kept[COORDINATES] = name
         for kept in self._kept:
             kept[STEP] = self._step + 1
         start = self.tangent.next_start()
@@ -282,12 +287,13 @@ class Batch:
             flags = moved.reshape(len(self.members), -1).any(dim=1).tolist()
         for member, kept, has_moved in zip(self.members, self._kept, flags, strict=True):
             if has_moved:
-                kept[MASTER] = member.value
                 member.param.copy_(member.value)
+            if has_moved or MASTER not in kept:  # torch's checkpoints know what a first step wrote
+                kept[MASTER] = member.value
 
     def _start(self, rank: int | None) -> Tensor | None:
         """Return the columns that start the sketches, from what is kept of each member."""
-        if START not in self._kept[0]:
+        if self._step == 0 or START not in self._kept[0]:
             self._starts = None  # taken out of the state, so to be put there anew
             return None
         rows: list[Tensor] = [kept[START] for kept in self._kept]

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ManifoldError
-from .entries import MASTER, START, STEP
+from .entries import OWN
 
 __all__ = ["refuse_conversions"]
 
 _HALF = (torch.float16, torch.bfloat16)
-_OURS = {MASTER, START, STEP}
 
 
 def refuse_conversions(
@@ -36,7 +35,7 @@ def refuse_conversions(
     for name, p, was in params:
         kept: Mapping[str, Any] = state.get(p, {})
         is_other_kind = (was in _HALF) != (p.dtype in _HALF)
-        if was != p.dtype and kept and (is_other_kind or not kept.keys() <= _OURS):
+        if was != p.dtype and kept and (is_other_kind or not kept.keys() <= OWN):
             raise ManifoldError(
                 f"{name} was {was} when the optimizer made its state, and is {p.dtype} now; create "
                 "the optimizer after model.half(), .double() or .to(dtype). Nothing was changed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -18,10 +17,12 @@ from ..parallel import Group, is_sharded, together
 from ..precision import full_precision
 from ..retractions import Retraction
 from .base import check_base, check_sharded, displace_, is_plain_sgd, kept_whole
-from .batch import START, Batch, Batches
+from .batch import Batch, Batches
+from .eager import begin_
 from .partition import untagged_rank
 from .seeds import Seeds
 from .stand_ins import standing_in
+from .states import BASE_CLASS, loading, with_every_parameter
 from .tagged import TaggedParam, TaggedParams, admit_, as_groups, check_duplicates
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ class ManifoldOptimizer(Optimizer):
             )
         for key, value in self._options.items():
             group.setdefault(key, value)
+        group[BASE_CLASS] = type(self.base).__name__
         self._retraction(group)
 
     def _retraction(self, group: dict[str, Any]) -> Retraction:
@@ -188,33 +190,34 @@ class ManifoldOptimizer(Optimizer):
             self.base.__setstate__(state)
         self._link(self.base)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, as :meth:`torch.optim.Optimizer.state_dict` does.
+
+        It has an entry for every parameter that is trained, empty where nothing is kept of it.
+        """
+        return with_every_parameter(super().state_dict(), self.param_groups)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, as :meth:`torch.optim.Optimizer.load_state_dict` does.
 
-        The state of parameters stored in half precision keeps its own precision,
-        which torch would round to theirs. A state of ``base`` alone is taken too.
+        The options of the groups become the saved ones, and the state of parameters stored in
+        half precision keeps its own precision, which torch would round to theirs. The state has
+        to be of the same base, rank and shapes, and in the same coordinates. The four optimizers
+        share theirs, so that each continues from the state of any other; so do ``Orthogonal``,
+        ``Unitary`` and ``Stiefel`` without ``flatten``. A state of 0.1.0, and one of ``base``
+        alone, which knows tagged parameters in Euclidean coordinates, are taken with a warning.
 
         Args:
             state_dict: from :meth:`state_dict`.
+
+        Raises:
+            StateError: the state is of another base, rank or shape, or in other coordinates;
+                it says what differs, and nothing has changed.
         """
         self._take_over()
         self._tagged.members()  # a tag that was lost is not forgotten with the old state
-        super().load_state_dict(_translated(state_dict))
-        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        ours = chain.from_iterable(group["params"] for group in self.param_groups)
-        members = self._tagged.members()
-        for kept in (self.state.get(member.param, {}) for member in members):
-            kept.pop(_OLD_START, None)
-            if START in kept:  # which is written in place, and may be another optimizer's too
-                kept[START] = kept[START].clone()
-        half = {member.param for member in members if member.is_half}
-        for key, p in zip(saved, ours, strict=True):
-            if p in half:
-                for name, value in state_dict["state"].get(key, {}).items():
-                    floats = isinstance(value, Tensor) and value.is_floating_point()
-                    if floats and name in self.state[p]:
-                        device = self.state[p][name].device
-                        self.state[p][name] = value.detach().to(device, copy=True)
+        with loading(self, self.base, lambda: self._tagged.members()):
+            super().load_state_dict(state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as :meth:`torch.optim.Optimizer.add_param_group` does.
@@ -243,10 +246,13 @@ class ManifoldOptimizer(Optimizer):
             member.check_kind()
             if is_sharded(member.param):
                 check_sharded(self.base, member.name)
-        admit_([m for m in new if not m.is_shared], off_manifold=self._off_manifold)
+        own = [member for member in new if not member.is_shared]
+        admit_(own, off_manifold=self._off_manifold)
         points = [point for point in self._shared_points() if point.member.version is None]
         if points:
             self._sharing().admit_(points, off_manifold=self._off_manifold)
+        with full_precision(self._tagged.device_types):
+            begin_(own, self.state, self._seeds, self._retraction)
 
     def _shared_points(self) -> list[SharedPoint]:
         """Return the tagged parameters that other processes have parts or replicas of."""
@@ -410,27 +416,6 @@ class ManifoldOptimizer(Optimizer):
             them, shape ``(matrices, n, k)``; for whole steps nothing.
         """
         return {p: told for batch in self._stepped for p, told in batch.report()}
-
-
-# What 0.1.0 called its default sketch, and the start of the next one.
-_OLD_SKETCH, _OLD_START = "power", "sketch_start"
-
-
-def _translated(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Return a state of 0.1.0 as one of today, and say what it cannot tell."""
-    groups = state_dict["param_groups"]
-    if not any("rank" in group and "max_angle" not in group for group in groups):
-        return state_dict
-    warnings.warn(
-        "this state was saved by riemann_unn 0.1.0: its sketches start anew, and the momentum of "
-        "low-rank steps, which was kept in Euclidean coordinates, fades within some steps",
-        stacklevel=3,
-    )
-    renamed = [
-        group | {"sketch": "tangent"} if group.get("sketch") == _OLD_SKETCH else group
-        for group in groups
-    ]
-    return {**state_dict, "param_groups": renamed}
 
 
 def _scale(group: dict[str, Any]) -> float | Tensor:

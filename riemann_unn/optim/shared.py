@@ -17,17 +17,16 @@ from ..linalg import block_correction, block_error, block_whole, newton_schulz_
 from ..parallel import Computation, as_whole, is_sharded, local_part, scattered, sharded_like
 from ..parallel.places import Place
 from ..retractions import Retraction
-from .batch import MASTER, START, STEP, State, View
+from .batch import State, View
+from .entries import COORDINATES, MASTER, OWN, START, STEP
 from .seeds import Seeds
 from .shared_tangent import InBlocks, SharedTangent, from_owner, shared_tangent, to_owner
 from .stand_ins import StandIn
 from .starts import stored_start, usable_start
+from .states import as_tensor, coordinates_of
 from .tagged import TaggedParam
 
 __all__ = ["SharedPoint"]
-
-# What is kept of a parameter beside the base's own.
-_OWN = (STEP, MASTER, START)
 
 
 class SharedPoint:
@@ -108,7 +107,7 @@ class SharedPoint:
         assert self.tangent is not None
         local = self.member.value
         found = yield from self.tangent.gradient(self._x)
-        state = {key: value for key, value in self._kept.items() if key not in _OWN}
+        state = {key: value for key, value in self._kept.items() if key not in OWN}
         self._has_owner = kept_whole is not None and not self.place.block.is_whole
         self._shown = None
         if not self._has_owner:
@@ -195,11 +194,13 @@ class SharedPoint:
     def _note(self, state: State) -> None:
         assert self.tangent is not None
         member, kept = self.member, state[self.member.param]
+        if self._step == 0:
+            kept[COORDINATES] = as_tensor(coordinates_of(member.manifold), self._x.device)
         kept[STEP] = self._step + 1
         start = self.tangent.next_start()
         if start is not None:
             kept[START] = stored_start(start.mH, member.param).contiguous()
-        if member.is_half and self._length > 0:
+        if member.is_half and (self._length > 0 or MASTER not in kept):
             kept[MASTER] = sharded_like(member.value, member.param)
         member.version, member.is_rough = member.memory._version, False
         self._correction = self._renewed = None

@@ -107,7 +107,8 @@ def test_the_state_of_the_plain_base_can_be_loaded():
     run(net, plain, range(3))
     ru.init.warm_start_(net)
     optimizer = ru.optim.ProjUNNT(net.parameters(), lr=0.05, base=torch.optim.Adam, rank=2)
-    optimizer.load_state_dict(plain.state_dict())
+    with pytest.warns(UserWarning, match=r"a state of Adam alone.* '0.weight', '2.weight' is in"):
+        optimizer.load_state_dict(plain.state_dict())
     assert optimizer.param_groups[0]["lr"] == 0.01
     assert optimizer.param_groups[0]["rank"] == 2
     assert optimizer.state[net[0].weight]["step"] == 3
