@@ -215,7 +215,7 @@ class ManifoldOptimizer(Optimizer):
                 it says what differs, and nothing has changed.
         """
         self._take_over()
-        self._tagged.members()  # a tag that was lost is not forgotten with the old state
+        self._tagged.refuse_none()  # a tag that was lost is not forgotten with the old state
         with loading(self, self.base, lambda: self._tagged.members()):
             super().load_state_dict(state_dict)
 

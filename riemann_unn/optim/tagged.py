@@ -155,12 +155,7 @@ class TaggedParams:
         """
         groups: list[list[TaggedParam]] = []
         written: list[TaggedParam] = []
-        if not self.members() and self._others:
-            raise LostTagError(
-                "no parameter of the optimizer is tagged any more, so every one would be trained "
-                "unconstrained; tag some with riemann_unn.tag_, or use a class of torch.optim. "
-                "Nothing was changed"
-            )
+        self.refuse_none()
         for members in self._by_group:
             params = list(map(_PARAM, members))
             grads = list(map(_GRAD, params))
@@ -184,6 +179,19 @@ class TaggedParams:
                         written.append(member)
             groups.append(members)
         return groups, written
+
+    def refuse_none(self) -> None:
+        """Refuse groups in which no parameter is tagged any more.
+
+        Raises:
+            LostTagError: that, or see :meth:`members`.
+        """
+        if not self.members() and self._others:
+            raise LostTagError(
+                "no parameter of the optimizer is tagged any more, so every one would be trained "
+                "unconstrained; tag some with riemann_unn.tag_, or use a class of torch.optim. "
+                "Nothing was changed"
+            )
 
     def members(self) -> list[TaggedParam]:
         """Return the tagged parameters in their order.
