@@ -16,7 +16,7 @@ class OffManifoldError(ManifoldError):
 
 
 class NonFiniteError(ManifoldError):
-    """A gradient, or the displacement made from it, holds NaN or infinity."""
+    """A gradient, the displacement made from it or a learning rate holds NaN or infinity."""
 
 
 class GraphError(ValueError):

@@ -30,6 +30,7 @@ from .linalg import (
     tangent_gradient,
     tangent_times,
 )
+from .linalg.step.polish import polishes_at
 
 __all__ = ["Directions", "Retraction", "Tangent", "Whole"]
 
@@ -162,6 +163,10 @@ class Directions:
         else:
             newton_schulz_(tall)  # costs no more than the step itself did
 
+    def polishes_at(self, x: Tensor, *, step: int) -> bool:
+        """Tell whether :meth:`polish_` does anything at a step."""
+        return self.v.shape[-1] >= x.shape[-2] or polishes_at(x.shape[-2], step=step)
+
     def next_start(self) -> Tensor | None:
         """Return where the next sketch starts, ``(..., n, k)``."""
         if not self.is_sketch:
@@ -195,6 +200,10 @@ class Whole:
 
     def polish_(self, x: Tensor, *, step: int) -> None:
         """Do nothing: whole steps polish as they turn."""
+
+    def polishes_at(self, x: Tensor, *, step: int) -> bool:
+        """Tell that :meth:`polish_` does nothing."""
+        return False
 
     def next_start(self) -> None:
         """Return None: nothing is sketched."""

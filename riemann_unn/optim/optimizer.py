@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from ..errors import ManifoldError, NonFiniteError
+from ..interruption import no_grad
 from ..linalg import Angle, Phi, TangentMethod
 from ..precision import full_precision
 from ..retractions import Retraction
-from .base import check_base, displace_, is_plain_sgd
+from .base import check_base, check_rates, displace_, is_plain_sgd
 from .batch import START, Batch, Batches
 from .seeds import Seeds
 from .tagged import TaggedParam, TaggedParams, admit_, as_groups, check_duplicates
@@ -73,6 +74,7 @@ class ManifoldOptimizer(Optimizer):
     Raises:
         ManifoldError: no parameter is tagged, one is given twice, or an option is wrong.
         ManifoldTypeError: ``base`` is no optimizer class, or one that cannot work.
+        NonFiniteError: a learning rate is NaN or infinity.
         OffManifoldError: a parameter does not satisfy its constraint.
 
     Reference:
@@ -114,6 +116,8 @@ class ManifoldOptimizer(Optimizer):
         for group in groups:
             check_duplicates(group["params"])
         inner: Any = base
+        check_rates([{"lr": lr}])
+        check_rates(groups)
         self._link(inner(groups, lr=lr, **base_kwargs))
         if not self._tagged.members():
             raise ManifoldError(
@@ -201,6 +205,7 @@ class ManifoldOptimizer(Optimizer):
         """
         (group,) = as_groups([param_group])
         check_duplicates(group["params"])
+        check_rates([group], start=len(self.param_groups))
         self._complete(group)
         self.base.add_param_group(group)
         try:
@@ -217,7 +222,7 @@ class ManifoldOptimizer(Optimizer):
 
     # The step ---------------------------------------------------------------
 
-    @torch.no_grad()
+    @no_grad
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
 
@@ -228,14 +233,15 @@ class ManifoldOptimizer(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            NonFiniteError: a tagged parameter's gradient holds NaN or infinity,
-                or its displacement overflows.
+            NonFiniteError: a learning rate is not finite, a tagged parameter's gradient holds NaN
+                or infinity, or its displacement overflows.
             OffManifoldError: a parameter was moved off its manifold since the last step.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        check_rates(self.param_groups)
         groups, written = self._tagged.with_gradients()
         with full_precision(self._tagged.device_types):
             batches = [batch for some in groups for batch in self._batches.of(some, self.state)]

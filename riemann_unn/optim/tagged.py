@@ -60,7 +60,7 @@ class TaggedParam:
     def refresh(self) -> None:
         """See the parameter's memory as it is now; nothing is known of its values."""
         # A plain tensor: torch asks of each parameter in a list whether it overrides functions.
-        self.memory = self.value = value = self.param.detach()
+        value = self.param.detach()
         self.version = None
         fits = self.manifold.why_not(value.shape, value.dtype) is None
         is_small = fits and self.manifold.to_matrices(value).shape[-2:].numel() <= _BATCH_UP_TO
@@ -69,6 +69,8 @@ class TaggedParam:
         self.batch_key = self.keys.setdefault(key, len(self.keys))
         # Stored too coarsely to be a point itself.
         self.is_half = value.dtype in (torch.float16, torch.bfloat16)
+        # Last, so that what was interrupted is done again.
+        self.value = self.memory = value
 
     def check_kind(self) -> None:
         """Refuse a parameter whose shape or dtype its manifold does not take.
@@ -172,12 +174,13 @@ class TaggedParams:
             self._members, tagged = found, {id(member.param) for member in found}
             by_group = groupby(found, key=lambda member: id(member.group))
             self._by_group = [list(members) for _, members in by_group]
-            self._seen = [
+            seen = [
                 (p, getattr(p, "manifold", None), group)
                 for group in self._groups
                 for p in group["params"]
             ]
-            self._others = [p for p, _, _ in self._seen if id(p) not in tagged]
+            self._others = [p for p, _, _ in seen if id(p) not in tagged]
+            self._seen = seen  # last, so that what was interrupted is done again
         return self._members
 
     @property
