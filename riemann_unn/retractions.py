@@ -14,23 +14,19 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from .linalg import (
-    Angle,
-    Phi,
+# From their files: inside of a step autocast is off already, and a wrapper would take time.
+from .linalg.maps import skew
+from .linalg.step.core import Angle, Phi, check_phi
+from .linalg.step.polish import newton_schulz_, polish_, polishes_at
+from .linalg.step.tangent import (
     TangentMethod,
-    check_phi,
-    newton_schulz_,
     next_directions,
-    polish_,
-    rotate_low_rank_,
-    rotate_whole_,
-    skew,
     tangent_coordinates,
     tangent_directions,
     tangent_gradient,
     tangent_times,
 )
-from .linalg.step.polish import polishes_at
+from .linalg.step.update import rotate_low_rank_, rotate_whole_
 
 __all__ = ["Directions", "Retraction", "Tangent", "Whole"]
 

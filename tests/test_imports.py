@@ -14,18 +14,18 @@ MAX_LINES = 450
 ALLOWED = {
     "errors": set(),
     "interruption": set(),
-    "precision": set(),
     "linalg": set(),
     "retractions": {"errors", "linalg"},
     "manifolds": {"errors", "linalg", "retractions"},
     "tagging": {"errors", "linalg", "retractions", "manifolds"},
     "diagnostics": {"errors", "linalg", "manifolds", "tagging"},
     "monitor": {"errors", "linalg", "manifolds", "tagging"},
-    "optim": {"errors", "interruption", "precision"}
-    | {"linalg", "retractions", "manifolds", "tagging"},
+    "optim": {"errors", "interruption", "linalg", "retractions", "manifolds", "tagging"},
     "graph": {"errors"},
     # init.low_rank_ builds the layers of nn; nn never imports init.
-    "init": {"errors", "linalg", "manifolds", "tagging", "diagnostics", "graph", "nn"},
+    "init": {
+        *("errors", "interruption", "linalg", "manifolds", "tagging", "diagnostics", "graph", "nn")
+    },
     "nn": {"errors", "linalg", "manifolds", "tagging"},
 }
 ALLOWED["__init__"] = set(ALLOWED)

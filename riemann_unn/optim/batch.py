@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..interruption import each
-from ..linalg import newton_schulz_
+from ..linalg.step.polish import newton_schulz_
 from ..retractions import Directions, Retraction, Tangent
 from .seeds import Seeds
 from .tagged import TaggedParam

@@ -15,7 +15,7 @@ from torch.optim import SGD, Optimizer
 from ..errors import ManifoldError, NonFiniteError
 from ..interruption import no_grad
 from ..linalg import Angle, Phi, TangentMethod
-from ..precision import full_precision
+from ..linalg.precision import full_precision
 from ..retractions import Retraction
 from .base import check_base, check_rates, displace_, is_plain_sgd
 from .batch import START, Batch, Batches
