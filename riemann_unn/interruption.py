@@ -27,7 +27,10 @@ def each(function: Callable[..., object], *arguments: Iterable[Any]) -> None:
 
 
 def restoring(work: Callable[[], R], restore: Callable[[], object]) -> R:
-    """Do work, and restore afterwards whatever happens; ``restore`` may run twice."""
+    """Do work, and restore afterwards whatever happens.
+
+    ``restore`` runs twice: what is restored already must stay so at every line of the second run.
+    """
     try:
         try:
             return work()
@@ -38,7 +41,7 @@ def restoring(work: Callable[[], R], restore: Callable[[], object]) -> R:
 
 
 def undoing(work: Callable[[], R], undo: Callable[[], object]) -> R:
-    """Do work, and undo it if it raises; ``undo`` may run twice."""
+    """Do work, and undo it if it raises, by a function as :func:`restoring` asks for."""
     try:
         try:
             return work()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,9 @@ class ModelRecord:
     def restore(self) -> None:
         """Put everything back, bit for bit."""
         for current, recorded in self._dicts:
-            current.clear()
-            current.update(recorded)
+            if not _are_same(current, recorded):  # a second run changes nothing on its way
+                current.clear()
+                current.update(recorded)
         for p, flag in self._flags:
             p.requires_grad_(flag)
         if self._values:
@@ -62,3 +64,7 @@ class ModelRecord:
         for index, state in self._cuda:
             torch.cuda.set_rng_state(state, index)
         torch._C._set_grad_enabled(self._grad_mode)
+
+
+def _are_same(some: dict[Any, Any], other: dict[Any, Any]) -> bool:
+    return list(some) == list(other) and all(map(is_, some.values(), other.values()))
