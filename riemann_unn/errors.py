@@ -28,7 +28,7 @@ class LostTagError(ManifoldError):
 
 
 class NonFiniteError(ManifoldError):
-    """A gradient, or the displacement made from it, holds NaN or infinity."""
+    """A gradient, the displacement made from it or a learning rate holds NaN or infinity."""
 
 
 class StateError(ManifoldError):

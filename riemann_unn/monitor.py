@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .errors import ManifoldTypeError
 from .linalg import tangent_energies
+from .linalg.precision import in_full_precision
 from .manifolds import MatrixManifold
 from .parallel import as_whole
 from .tagging import KnownTags, manifold_of
@@ -150,6 +151,7 @@ class Monitor:
                 if p.grad is not None and p.numel() > 0
             }
 
+    @in_full_precision
     @torch.no_grad()
     def _record(self, optimizer: Optimizer, *_: Any) -> None:
         if self._step % self.every == 0:

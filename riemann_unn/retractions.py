@@ -14,23 +14,20 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from .linalg import (
-    Angle,
-    Phi,
+# From their files: inside of a step autocast is off already, and a wrapper would take time.
+from .linalg.maps import skew
+from .linalg.step.core import Angle, Phi, check_phi
+from .linalg.step.polish import newton_schulz_, polish_, polishes_at
+from .linalg.step.tangent import (
     TangentMethod,
-    check_phi,
-    newton_schulz_,
     next_directions,
-    polish_,
-    rotate_low_rank_,
-    rotate_whole_,
-    skew,
     starts_by_planes,
     tangent_coordinates,
     tangent_directions,
     tangent_gradient,
     tangent_times,
 )
+from .linalg.step.update import rotate_low_rank_, rotate_whole_
 
 __all__ = ["Directions", "Retraction", "Tangent", "Whole"]
 
@@ -172,6 +169,10 @@ class Directions:
         else:
             newton_schulz_(tall)  # costs no more than the step itself did
 
+    def polishes_at(self, x: Tensor, *, step: int) -> bool:
+        """Tell whether :meth:`polish_` does anything at a step."""
+        return self.v.shape[-1] >= x.shape[-2] or polishes_at(x.shape[-2], step=step)
+
     def next_start(self) -> Tensor | None:
         """Return where the next sketch starts, ``(..., n, k)``."""
         if not self.is_sketch:
@@ -208,6 +209,10 @@ class Whole:
 
     def polish_(self, x: Tensor, *, step: int) -> None:
         """Do nothing: whole steps polish as they turn."""
+
+    def polishes_at(self, x: Tensor, *, step: int) -> bool:
+        """Tell that :meth:`polish_` does nothing."""
+        return False
 
     def next_start(self) -> None:
         """Return None: nothing is sketched."""

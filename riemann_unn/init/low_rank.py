@@ -10,8 +10,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from ..interruption import no_grad, undoing
 from ..linalg import ACTIVATIONS
 from ..linalg.activation_kernel import as_activation
+from ..linalg.precision import in_full_precision
 from ..nn import LowRankConv2d, LowRankLinear
 from .low_rank_calibration import Batches, Rows, gather, split_batches
 from .low_rank_plan import (
@@ -28,6 +30,7 @@ from .low_rank_plan import (
 from .low_rank_problem import Method, Problem
 from .low_rank_report import LowRank, LowRankReport
 from .low_rank_trace import Follower, affine_of, followers
+from .record import ModelRecord
 
 __all__ = ["low_rank_"]
 
@@ -35,7 +38,6 @@ ActivationLike = str | Callable[[Tensor], Tensor]
 Draw = str | Callable[[Tensor], Any]
 
 
-@torch.no_grad()
 def low_rank_(
     model: nn.Module,
     *,
@@ -125,19 +127,28 @@ def low_rank_(
     if isinstance(rank, Mapping):
         rank = by_pattern(rank, found, "rank")
         found = Candidates({n: found.layers[n] for n in rank}, found.names, found.skipped)
-    devices = {p.device for p in model.parameters() if p.is_cuda}
-    # Drawing, a DataLoader and the model itself may all take random numbers.
-    with torch.random.fork_rng(devices=list(devices)):
-        batches = None if calibration is None else split_batches(calibration)
-        follows = _activations(model, found, activation, method)
-        job = _Job(model, found, method, rank, split, orthonormal, refine, batches, follows)
-        if draw is None:
-            return job.run()
-        torch.manual_seed(seed)
-        with _weights_put_back(found.layers):
-            for name, layer in found.layers.items():
-                layer.weight.copy_(_drawn(layer, draw, follows[name]))
-            return job.run()
+    record = ModelRecord(model)
+    if draw is not None:
+        record.keep(layer.weight for layer in found.layers.values())
+
+    @in_full_precision
+    @no_grad
+    def work() -> LowRankReport:
+        devices = {p.device for p in model.parameters() if p.is_cuda}
+        # Drawing, a DataLoader and the model itself may all take random numbers.
+        with torch.random.fork_rng(devices=list(devices)):
+            batches = None if calibration is None else split_batches(calibration)
+            follows = _activations(model, found, activation, method)
+            job = _Job(model, found, method, rank, split, orthonormal, refine, batches, follows)
+            if draw is None:
+                return job.run()
+            torch.manual_seed(seed)
+            with _weights_put_back(found.layers):
+                for name, layer in found.layers.items():
+                    layer.weight.copy_(_drawn(layer, draw, follows[name]))
+                return job.run()
+
+    return undoing(work, record.restore)
 
 
 @contextmanager
@@ -202,7 +213,7 @@ def _drawn(layer: nn.Linear | nn.Conv2d, draw: Draw, follower: Follower) -> Tens
 
 @dataclass
 class _Job:
-    """The work of one call: choose ranks, then replace layer by layer, or put all back."""
+    """The work of one call: choose ranks, then replace layer by layer."""
 
     model: nn.Module
     found: Candidates
@@ -229,17 +240,12 @@ class _Job:
             self.skipped[name] = "the calibration inputs do not reach it"
         ranks, curves = self._ranks(problems)
         done: dict[str, LowRank] = {}
-        try:
-            for name, r in ranks.items():
-                if done and self.batches is not None:
-                    # Later layers make up for what the ones ahead of them now do differently.
-                    rows = gather(self.model, {name: layers[name]}, self.batches)
-                    problems[name].reach(rows[name])
-                done[name] = self._replace(name, problems[name], r, curves.get(name))
-        except BaseException:
-            for name in layers:
-                self._put(name, layers[name])
-            raise
+        for name, r in ranks.items():
+            if done and self.batches is not None:
+                # Later layers make up for what the ones ahead of them now do differently.
+                rows = gather(self.model, {name: layers[name]}, self.batches)
+                problems[name].reach(rows[name])
+            done[name] = self._replace(name, problems[name], r, curves.get(name))
         order = [name for name in layers if name in done]
         return LowRankReport(self.method, {name: done[name] for name in order}, self.skipped)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from ..graph.tracing import untouched
 from ..linalg.activation_kernel import ACTIVATIONS, Activation, as_activation, leaky_relu
 
 __all__ = ["Follower", "affine_of", "followers"]
@@ -158,7 +159,8 @@ def followers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, Fo
     # A module that is registered twice has one name in the trace, so go by identity.
     names = {id(layer): name for name, layer in layers.items()}
     try:
-        graph = fx.Tracer().trace(model)
+        with untouched(model):
+            graph = fx.Tracer().trace(model)
     except Exception as error:  # the model's own code runs, and may raise anything
         reason = f"torch.fx cannot trace the model ({type(error).__name__}: {error})"
         return dict.fromkeys(layers, reason)

@@ -14,9 +14,12 @@ from ..errors import GraphError
 from ..graph import ModelGraph, trace
 from ..graph.lifting import path_energies
 from ..graph.tracing import untouched
+from ..interruption import undoing
+from ..linalg.precision import in_full_precision
 from ..linalg.rescaling import EnergyBlock, Rescaling, balance_energies
 from ..tagging import manifold_of
 from .path_report import ClosedLayer, PathConditioning, RescaledGroup
+from .record import ModelRecord
 
 __all__ = ["ClosedLayer", "PathConditioning", "RescaledGroup", "path_condition_"]
 
@@ -76,6 +79,24 @@ def path_condition_(
     if not isinstance(model, nn.Module):
         raise TypeError(f"a torch.nn.Module is needed, got a {type(model).__name__}")
     _check_arguments(method, reference, tol)
+    record = ModelRecord(model)
+
+    @in_full_precision
+    def work() -> PathConditioning:
+        return _path_condition(model, data, method, reference, inputs, tol, record)
+
+    return undoing(work, record.restore)
+
+
+def _path_condition(
+    model: nn.Module,
+    data: Any,
+    method: str,
+    reference: Mapping[str, Tensor] | None,
+    inputs: Any,
+    tol: float,
+    record: ModelRecord,
+) -> PathConditioning:
     rigid = _rigid(model)
     given = None if data is None else _tuple(data)
     examples = given if inputs is None else _tuple(inputs)
@@ -95,24 +116,20 @@ def path_condition_(
     solution, frozen = _solve(view, number, channels, energies, own, method, reference, tol)
     scales = torch.cat([solution.z, solution.z.new_zeros(1)])[number].mul(0.5).exp()
     samples = given or _random_inputs(view, model, guessed=not examples)
-    original = {name: (own[name], own[name].detach().clone()) for name in view.scalings}
+    names = list(view.scalings)
+    values = record.keep(own[name] for name in names)
+    original = {name: (own[name], value) for name, value in zip(names, values, strict=True)}
     before = _outputs(model, samples)
-    try:
-        view.scale_(own, scales)
-        broken = [k for k, (p, _) in original.items() if not _finite(p)]
-        if broken:
-            raise ValueError(
-                f"'{broken[0]}' overflows {own[broken[0]].dtype} when rescaled; use a wider type. "
-                "No parameter was changed"
-            )
-        change = _change(before, _outputs(model, samples))
-        if change > _limit(own):
-            _check_in_double(model, view, original, scales, samples, change)
-    except BaseException:
-        with torch.no_grad():
-            for p, values in original.values():
-                p.copy_(values)
-        raise
+    view.scale_(own, scales)
+    broken = [k for k, (p, _) in original.items() if not _finite(p)]
+    if broken:
+        raise ValueError(
+            f"'{broken[0]}' overflows {own[broken[0]].dtype} when rescaled; use a wider type. "
+            "No parameter was changed"
+        )
+    change = _change(before, _outputs(model, samples))
+    if change > _limit(own):
+        _check_in_double(model, view, original, scales, samples, change)
     size = scales[view.free].log().abs()
     return PathConditioning(
         method,

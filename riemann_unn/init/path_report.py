@@ -82,11 +82,10 @@ class PathConditioning:
     scales: Mapping[str, Tensor] = field(repr=False)
     _original: Mapping[str, tuple[Tensor, Tensor]] = field(repr=False)
 
-    @torch.no_grad()
     def undo(self) -> None:
-        """Give every rescaled parameter the values it had before, bit for bit."""
-        for p, values in self._original.values():
-            p.copy_(values)
+        """Give every rescaled parameter the values it had before, bit for bit, all at once."""
+        parameters, values = zip(*self._original.values(), strict=True)
+        torch._foreach_copy_([p.detach() for p in parameters], values)
 
     def __str__(self) -> str:
         rows = [("fed by", "read by", "channels", "largest scale", "dead")]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 
 from ..diagnostics import orthogonality_error
 from ..errors import ManifoldError, ManifoldTypeError, OffManifoldError
+from ..interruption import no_grad, undoing
+from ..linalg.precision import in_full_precision
 from ..linalg.procrustes import inner
 from ..manifolds import MatrixManifold, rounding_level
 from ..tagging import manifold_of, tagged_parameters
@@ -21,6 +22,7 @@ from .conversion import Conversion
 from .folding import Folding
 from .lie import descend
 from .matching import Placed
+from .record import ModelRecord
 from .report import WarmStart, WarmStartReport
 from .source import load_
 
@@ -30,7 +32,6 @@ Method = Literal["polar", "lie", "procrustes"]
 _SINGLE = "parameter"
 
 
-@torch.no_grad()
 def warm_start_(
     target: nn.Module | nn.Parameter,
     *,
@@ -106,23 +107,31 @@ def warm_start_(
     """
     model, tagged = _tagged(target)
     _check_arguments(target, method, calibration, base, base_kwargs, max_steps, tolerance)
-    with _all_or_nothing(model), undisturbed(model):
-        batches = [] if calibration is None else batches_of(calibration)
-        if source is not None:
-            load_(model, source, [name for name, _ in tagged])
-        placed = {name: _nearest(name, p, method) for name, p in tagged}
-        conditions = {item.name: _condition(item) for item in placed.values()}
-        _warn_of_rank(conditions, placed)
-        if method == "lie":
-            for item in placed.values():
-                _descend_(item, base, base_kwargs, max_steps, tolerance, progress)
-        folding = None
-        if fold_gain and isinstance(target, nn.Module):
-            example = batches[0].args if batches and not batches[0].kwargs else ()
-            folding = Folding(model, placed, example)
-        conversion = Conversion(model, placed, folding, batches)
-        conversion.convert_(match=method == "procrustes", refit=refit)
-        return conversion.report(conditions)
+    record = ModelRecord(model)
+    record.keep(model.parameters())
+
+    @in_full_precision
+    @no_grad
+    def work() -> WarmStartReport:
+        with undisturbed(model):
+            batches = [] if calibration is None else batches_of(calibration)
+            if source is not None:
+                load_(model, source, [name for name, _ in tagged])
+            placed = {name: _nearest(name, p, method) for name, p in tagged}
+            conditions = {item.name: _condition(item) for item in placed.values()}
+            _warn_of_rank(conditions, placed)
+            if method == "lie":
+                for item in placed.values():
+                    _descend_(item, base, base_kwargs, max_steps, tolerance, progress)
+            folding = None
+            if fold_gain and isinstance(target, nn.Module):
+                example = batches[0].args if batches and not batches[0].kwargs else ()
+                folding = Folding(model, placed, example)
+            conversion = Conversion(model, placed, folding, batches)
+            conversion.convert_(match=method == "procrustes", refit=refit)
+            return conversion.report(conditions)
+
+    return undoing(work, record.restore)
 
 
 def _tagged(target: object) -> tuple[nn.Module, list[tuple[str, nn.Parameter]]]:
@@ -166,19 +175,6 @@ def _check_arguments(
         raise TypeError(f"{base=} is no optimizer class; pass one such as torch.optim.Adam")
     if max_steps < 1 or not tolerance >= 0:
         raise ValueError(f"{max_steps=} must be at least 1, and {tolerance=} not negative")
-
-
-@contextmanager
-def _all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Put back all parameters and buffers if the body raises."""
-    tensors = [*model.parameters(), *model.buffers()]
-    saved = [t.detach().clone() for t in tensors]
-    try:
-        yield
-    except BaseException:
-        for t, old in zip(tensors, saved, strict=True):
-            t.detach().copy_(old)
-        raise
 
 
 def _nearest(name: str, p: nn.Parameter, method: str) -> Placed:
@@ -232,7 +228,7 @@ def _warn_of_rank(conditions: Mapping[str, float], placed: Mapping[str, Placed])
             f"{', '.join(names)} is rank-deficient, so its nearest point is not unique; one of the "
             "nearest was taken. Train it longer, or initialise it again",
             UserWarning,
-            stacklevel=4,
+            stacklevel=7,
         )
 
 
@@ -264,6 +260,6 @@ def _descend_(
     )
     if not record.converged:
         item.note = f"the descent stopped after {len(record.loss)} steps above its tolerance"
-        warnings.warn(f"{item.name!r}: {item.note}; raise max_steps", UserWarning, stacklevel=4)
+        warnings.warn(f"{item.name!r}: {item.note}; raise max_steps", UserWarning, stacklevel=7)
     item.point = manifold.projx(manifold.from_matrices(u, weight.shape))
     item.gain, item.loss = _gain(weight, item.point, manifold), tuple(record.loss)

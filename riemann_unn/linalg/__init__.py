@@ -1,4 +1,11 @@
-"""Pure kernels: tensors in, tensors out; nothing here knows of parameters or optimizers."""
+"""Pure kernels: tensors in, tensors out; nothing here knows of parameters or optimizers.
+
+The functions that this package exports give under autocast what they give without. What runs inside
+a step, where autocast is off already, and in the forward of layers, which autocast is for, is
+imported from its file.
+"""
+
+from types import FunctionType
 
 from .activation_kernel import ACTIVATIONS, Activation, activation_kernel, gauss_hermite
 from .conv import (
@@ -33,6 +40,7 @@ from .low_rank import (
 from .low_rank_data import calibrated_factors, whitened_factors
 from .low_rank_function import function_factors
 from .maps import cayley, exp_skew, polar, rotate_by, skew, unitary_core
+from .precision import in_full_precision
 from .procrustes import procrustes, ridge_by_gcv
 from .step.blocks import (
     Block,
@@ -133,3 +141,9 @@ __all__ = [
     "unitary_core",
     "whitened_factors",
 ]
+
+for _name in __all__:
+    _function = globals()[_name]
+    if isinstance(_function, FunctionType):
+        globals()[_name] = in_full_precision(_function)
+        globals()[_name].__module__ = __name__  # where pickle finds it

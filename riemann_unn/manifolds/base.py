@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ManifoldError
 from ..linalg import cayley, exp_skew, polar, retract_low_rank
+from ..linalg.precision import in_full_precision
 
 __all__ = ["MatrixManifold"]
 
@@ -92,6 +93,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
 
     # Distances from it ----------------------------------------------------
 
+    @in_full_precision
     @torch.no_grad()
     def orthogonality_error(self, x: Tensor) -> Tensor:
         r"""Return :math:`\|X^H X - I\|_F / \sqrt p` of each matrix, in float64.
@@ -109,6 +111,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         norm: Tensor = torch.linalg.matrix_norm(gram)
         return norm / math.sqrt(max(m.shape[-1], 1))
 
+    @in_full_precision
     @torch.no_grad()
     def estimated_error(self, x: Tensor) -> float:
         """Return the worst orthogonality error, for large matrices from random probes.
@@ -138,6 +141,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         scale = torch.finfo(x.dtype).eps / torch.finfo(torch.float32).eps
         return atol * min(max(scale, 1e-4), 2e3)
 
+    @in_full_precision
     def _check_point_on_manifold(
         self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:
@@ -153,6 +157,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
             return False, f"the determinant is not {self.det:+d}"
         return True, None
 
+    @in_full_precision
     def _check_vector_on_tangent(
         self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:
@@ -166,6 +171,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
             return False, f"|sym(X^H u)| / max(|u|, 1) = {ratio:.1e} exceeds {bound:.1e}"
         return True, None
 
+    @in_full_precision
     @torch.no_grad()
     def has_det(self, x: Tensor) -> bool:
         """Tell whether every matrix has the determinant asked for (always, if none was)."""
@@ -175,19 +181,23 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
 
     # Geometry -------------------------------------------------------------
 
+    @in_full_precision
     def projx(self, x: Tensor) -> Tensor:
         """Return the nearest point, the polar factor of each matrix (with ``det``, if given)."""
         return self.from_matrices(polar(self.to_matrices(x), det=self.det), x.shape)
 
+    @in_full_precision
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
         r"""Return the orthogonal projection :math:`u - X\,\mathrm{sym}(X^H u)`."""
         m, v = self.to_matrices(x), self.to_matrices(u)
         return self.from_matrices(v - m @ _hermitian(m.mH @ v), x.shape)
 
+    @in_full_precision
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """Return the Riemannian gradient, the projection of the Euclidean one."""
         return self.proju(x, u)
 
+    @in_full_precision
     def inner(
         self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
     ) -> Tensor:
@@ -204,11 +214,13 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
     def _eye(self, m: Tensor) -> Tensor:
         return torch.eye(m.shape[-1], dtype=m.dtype, device=m.device)
 
+    @in_full_precision
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
         """Return the Cayley retraction of the tangent vector ``u``, of second order if square."""
         m, delta = self._rotation(x, u)
         return self.from_matrices(retract_low_rank(m, delta, self._eye(m), phi="cayley"), x.shape)
 
+    @in_full_precision
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         r"""Return the geodesic end point, :math:`\exp(uX^H - Xu^H)\,X \exp(-X^H u)`."""
         m, v = self.to_matrices(x), self.to_matrices(u)
@@ -216,14 +228,17 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         inside = m.mH @ v
         return self.from_matrices(y @ exp_skew(0.5 * (inside.mH - inside)), x.shape)
 
+    @in_full_precision
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Return ``v`` projected on the tangent space at ``y``."""
         return self.proju(y, v)
 
+    @in_full_precision
     def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Return ``v`` carried along :meth:`retr`, an isometry: the rotation applied to it."""
         return self.retr_transp(x, u, v)[1]
 
+    @in_full_precision
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return the retracted point and ``v`` carried along, both by the same rotation."""
         m, delta = self._rotation(x, u)
@@ -244,10 +259,12 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         p = m.shape[-1]
         return retract_low_rank(m, delta, self._eye(m), phi="cayley"), both[..., p:]
 
+    @in_full_precision
     def transp_follow_expmap(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Return ``v`` carried along :meth:`expmap` (by projection at the end point)."""
         return self.proju(self.expmap(x, u), v)
 
+    @in_full_precision
     def expmap_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return the geodesic end point and ``v`` projected there."""
         y = self.expmap(x, u)
@@ -270,6 +287,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
     def _default_dtype(self) -> torch.dtype:
         return torch.get_default_dtype()
 
+    @in_full_precision
     def random(
         self,
         *size: Any,
@@ -305,6 +323,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         point = self.from_matrices(q, shape).contiguous().resolve_conj().to(dtype)
         return geoopt.ManifoldTensor(point, manifold=self)  # type: ignore[no-any-return]
 
+    @in_full_precision
     def origin(
         self,
         *size: Any,

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..linalg import conv_apply, conv_identity, conv_polar
+from ..linalg import conv_identity, conv_polar
+from ..linalg.conv import conv_apply
 from ..manifolds import OrthogonalConv, UnitaryConv
 from ..tagging import remember_tags_, tag_
 

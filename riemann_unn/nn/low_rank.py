@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..linalg import balanced, spectral_factors
+from ..linalg.precision import in_full_precision
 from ..manifolds import Stiefel
 from ..tagging import remember_tags_, tag_
 
@@ -255,6 +256,7 @@ class LowRankLinear(LowRankFactors):
         )
         return layer._settle(linear)
 
+    @in_full_precision
     def to_dense(self) -> nn.Linear:
         """Return the ``nn.Linear`` with the product as its weight."""
         a = self.A

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.nn.modules.utils import _pair
 
 from ..linalg import fold_kernel, unfold_kernel
+from ..linalg.precision import in_full_precision
 from .low_rank import LowRankFactors
 
 __all__ = ["LowRankConv2d"]
@@ -196,6 +197,7 @@ class LowRankConv2d(LowRankFactors):
         )
         return layer._settle(conv)
 
+    @in_full_precision
     def to_dense(self) -> nn.Conv2d:
         """Return the ``nn.Conv2d`` with the product as its weight."""
         dense = nn.Conv2d(

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from functools import partial
+from itertools import repeat
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from ..errors import ManifoldTypeError
+from ..errors import ManifoldTypeError, NonFiniteError
+from ..interruption import each, restoring, undoing
 
-__all__ = ["check_base", "check_sharded", "displace_", "is_plain_sgd", "kept_whole"]
+__all__ = [
+    "check_base",
+    "check_rates",
+    "check_sharded",
+    "displace_",
+    "is_plain_sgd",
+    "kept_whole",
+]
 
+# What a parameter's own setters do in C.
+_VALUE: Any = Tensor.data
+_GRAD: Any = Tensor.grad
 _REFUSED = {
     "LBFGS": "it evaluates the loss several times in a step, away from the manifold",
     "SparseAdam": "it takes sparse gradients only, and a manifold step is dense",
@@ -66,6 +82,28 @@ def kept_whole(base: Optimizer) -> tuple[str, ...] | None:
     return next((_WHOLE[name] for name in names if name in _WHOLE), None)
 
 
+def check_rates(groups: Iterable[dict[str, Any]], *, start: int = 0) -> None:
+    """Refuse a learning rate of NaN or infinity, which a base would write into every parameter.
+
+    Args:
+        groups: groups of parameters; those without a rate of their own are passed over.
+        start: the number of the first.
+
+    Raises:
+        NonFiniteError: naming the group.
+    """
+    for index, group in enumerate(groups, start):
+        lr = group.get("lr", 0.0)
+        # To look at a tensor on an accelerator is to wait for it; the check of the move follows.
+        if lr is None or (isinstance(lr, Tensor) and lr.device.type != "cpu"):
+            continue
+        if not math.isfinite(lr):
+            raise NonFiniteError(
+                f"param_groups[{index}] has lr={float(lr)}, which would move every parameter to "
+                "NaN or infinity; set a finite learning rate. Nothing was changed"
+            )
+
+
 def is_plain_sgd(base: Optimizer, group: dict[str, object]) -> bool:
     """Tell whether the base moves by -lr times the gradient, which asks for no tensors."""
     return type(base) is SGD and group["momentum"] == 0
@@ -83,24 +121,38 @@ def displace_(
         shown: parameters, each with zeros that the base displaces, and the gradient to show.
         hidden: parameters whose gradient the base is not to see.
     """
-    shown, hidden = list(shown), list(hidden)
-    params = [*(p for p, _, _ in shown), *hidden]
-    kept = [(p, p.data, p.grad) for p in params]
-    try:
-        for p in params:
-            p.grad = None
-        for p, zeros, gradient in shown:
-            p.data = zeros
-            p.grad = gradient
+    shown = list(shown)
+    members, zeros, gradients = ([row[i] for row in shown] for i in range(3))
+    params = [*members, *hidden]
+    with torch._C.DisableTorchFunctionSubclass():
+        values, grads = list(map(_VALUE.__get__, params)), list(map(_GRAD.__get__, params))
+
+    def restore() -> None:
+        # Subclasses of Tensor would run lines for each of them.
+        with torch._C.DisableTorchFunctionSubclass():
+            each(_VALUE.__set__, params, values)
+            each(_GRAD.__set__, params, grads)
+
+    def step() -> None:
+        with torch._C.DisableTorchFunctionSubclass():
+            each(_GRAD.__set__, params, repeat(None))
+            each(_VALUE.__set__, members, zeros)
+            each(_GRAD.__set__, members, gradients)
         _unhooked_step(base)
-    finally:
-        for p, value, grad in kept:
-            p.grad = None
-            p.data = value
-            p.grad = grad
+
+    restoring(step, restore)
 
 
 def _unhooked_step(base: Optimizer) -> None:
     """Call the base's own step; torch's hooks and profiling belong to the outer optimizer."""
+    known = len(base.state)
+
+    def forget() -> None:
+        # States that were begun may lack entries, and the next step would not begin them anew.
+        for p in list(base.state)[known:]:
+            base.state.pop(p, None)
+
     step = type(base).step
-    getattr(step, "__wrapped__", step)(base) if getattr(step, "hooked", False) else base.step()
+    is_hooked = getattr(step, "hooked", False)
+    own = partial(getattr(step, "__wrapped__", step), base) if is_hooked else base.step
+    undoing(own, forget)

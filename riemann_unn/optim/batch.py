@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import cmath
 import math
-import operator
 from collections.abc import Callable, Hashable, MutableMapping, Sequence
+from itertools import repeat
+from operator import is_, setitem
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..linalg import newton_schulz_
+from ..interruption import each
+from ..linalg.step.polish import newton_schulz_
 from ..retractions import Directions, Retraction, Tangent
 from .entries import COORDINATES, MASTER, START, STEP
 from .seeds import Seeds
@@ -110,15 +112,16 @@ class Batch:
         if moved is None or bool(moved.any()):
             if moved is not None and bool(moved.all()):
                 moved = None
-            old = x if moved is None else x.clone()
-            self.angle = self.tangent.rotate_(x, move)
+            is_rough = any(member.is_rough for member in self.members)
+            new = x if self._writes_once(moved, polish, is_rough) else x.clone()
+            self.angle = self.tangent.rotate_(new, move)
             if polish:
-                self.tangent.polish_(x, step=self._step)
-                if any(member.is_rough for member in self.members):
-                    newton_schulz_(newton_schulz_(self._tall(x)))
+                self.tangent.polish_(new, step=self._step)
+                if is_rough:
+                    newton_schulz_(newton_schulz_(self._tall(new)))
             if moved is not None:
-                x.copy_(torch.where(moved[..., None, None], x, old))
-            self._write_back(x, moved)
+                new = torch.where(moved[..., None, None], new, x)
+            self._write_back(new, moved)
         self._note(state, moved)
 
     # What a move is --------------------------------------------------------
@@ -221,10 +224,24 @@ class Batch:
             for part, one in zip(parts, matrices.unbind(0), strict=True):
                 part.copy_(back(one, part.shape))
 
+    def _is_in_place(self) -> bool:
+        """Whether the matrices lie in a parameter's own memory."""
+        return len(self.members) == 1 and _shares(self._x, self.members[0].value)
+
+    def _writes_once(self, moved: Tensor | None, polish: bool, is_rough: bool) -> bool:
+        """Whether points may move where they are: an interruption finds them before or after."""
+        assert self.tangent is not None
+        if moved is not None or not self._is_in_place():
+            return moved is None
+        polishes = polish and (is_rough or self.tangent.polishes_at(self._x, step=self._step))
+        return not polishes and not self.members[0].is_half
+
     def _write_back(self, x: Tensor, moved: Tensor | None) -> None:
         """Write points back to the members; where not all have moved, to those that have."""
-        values = [member.value for member in self.members]
-        if len(values) == 1 and _shares(x, values[0]):
+        is_half, values = self.members[0].is_half, [member.value for member in self.members]
+        if not is_half and self._is_in_place():
+            if x is not self._x:
+                self._x.copy_(x)
             return
         whole, parts = self._room("values", values[0])
         if not _shares(x, whole):
@@ -234,7 +251,17 @@ class Batch:
             self._scatter(x, whole, parts)
             if moved is not None:  # the view's way back and forth rounds
                 whole.copy_(torch.where(self._flags(moved, whole), whole, old))
+        if is_half:  # the stored values too, in the same write
+            halves = self._moved_members(moved)
+            values = [*values, *(self.members[i].memory for i in halves)]
+            parts = [*parts, *(parts[i] for i in halves)]
         torch._foreach_copy_(values, parts)
+
+    def _moved_members(self, moved: Tensor | None) -> list[int]:
+        """Return the numbers of the members that have a move."""
+        if moved is None:
+            return list(range(len(self.members)))
+        return moved.reshape(len(self.members), -1).any(dim=1).nonzero()[:, 0].tolist()
 
     def _moved(self) -> Tensor:
         """Return for each matrix whether the point that it belongs to has a move."""
@@ -266,30 +293,21 @@ class Batch:
             self._kept = [state[member.param] for member in self.members]
         if self._step == 0:
             name = as_tensor(coordinates_of(self._manifold), self._x.device)
-            for kept in self._kept:
-                kept[COORDINATES] = name
-        for kept in self._kept:
-            kept[STEP] = self._step + 1
+            each(setitem, self._kept, repeat(COORDINATES), repeat(name, len(self._kept)))
+        each(setitem, self._kept, repeat(STEP), repeat(self._step + 1))
         start = self.tangent.next_start()
         if start is not None:
             self._keep_starts(start.mH)
         if self.members[0].is_half:
-            self._round_masters(moved)
+            movers = self._moved_members(moved)
+            for i, kept in enumerate(self._kept):
+                if i in movers or MASTER not in kept:  # torch's checkpoints ask a first step
+                    kept[MASTER] = self.members[i].value
         for member in self.members:
             member.version, member.is_rough = member.memory._version, False
         if self.angle is None:  # a whole tangent is as large as the points
             self.tangent = None
         del self._x, self._move
-
-    def _round_masters(self, moved: Tensor | None) -> None:
-        flags = [True] * len(self.members)
-        if moved is not None:
-            flags = moved.reshape(len(self.members), -1).any(dim=1).tolist()
-        for member, kept, has_moved in zip(self.members, self._kept, flags, strict=True):
-            if has_moved:
-                member.param.copy_(member.value)
-            if has_moved or MASTER not in kept:  # torch's checkpoints know what a first step wrote
-                kept[MASTER] = member.value
 
     def _start(self, rank: int | None) -> Tensor | None:
         """Return the columns that start the sketches, from what is kept of each member."""
@@ -325,8 +343,7 @@ class Batch:
                 return
         whole = rows.clone(memory_format=torch.contiguous_format)
         self._starts = whole, whole.unbind(0)
-        for kept, one in zip(self._kept, self._starts[1], strict=True):
-            kept[START] = one
+        each(setitem, self._kept, repeat(START), self._starts[1])
 
 
 class Batches:
@@ -386,4 +403,4 @@ def _can_hold(x: Tensor, other: Tensor) -> bool:
 
 
 def _are_same(some: Sequence[Any], others: Sequence[Tensor]) -> bool:
-    return len(some) == len(others) and all(map(operator.is_, some, others))
+    return len(some) == len(others) and all(map(is_, some, others))

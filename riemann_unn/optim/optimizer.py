@@ -12,11 +12,19 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from ..errors import ManifoldError, NonFiniteError
+from ..interruption import no_grad
 from ..linalg import Angle, Phi, TangentMethod
+from ..linalg.precision import full_precision
 from ..parallel import Group, is_sharded, together
-from ..precision import full_precision
 from ..retractions import Retraction
-from .base import check_base, check_sharded, displace_, is_plain_sgd, kept_whole
+from .base import (
+    check_base,
+    check_rates,
+    check_sharded,
+    displace_,
+    is_plain_sgd,
+    kept_whole,
+)
 from .batch import Batch, Batches
 from .eager import begin_
 from .partition import untagged_rank
@@ -86,6 +94,7 @@ class ManifoldOptimizer(Optimizer):
             with itself, or an option is wrong.
         ManifoldTypeError: ``base`` is no optimizer class, or one that cannot work.
         LostTagError: an untagged parameter is where a module remembers a tagged one.
+        NonFiniteError: a learning rate is NaN or infinity.
         OffManifoldError: a parameter does not satisfy its constraint.
 
     Reference:
@@ -130,6 +139,8 @@ class ManifoldOptimizer(Optimizer):
         for group in groups:
             check_duplicates(group["params"])
         inner: Any = base
+        check_rates([{"lr": lr}])
+        check_rates(groups)
         self._link(inner(groups, lr=lr, **base_kwargs))
         if not self._tagged.members():
             raise ManifoldError(
@@ -231,6 +242,7 @@ class ManifoldOptimizer(Optimizer):
         """
         (group,) = as_groups([param_group])
         check_duplicates(group["params"])
+        check_rates([group], start=len(self.param_groups))
         self._complete(group)
         self._take_over()
         self.base.add_param_group(group)
@@ -268,7 +280,7 @@ class ManifoldOptimizer(Optimizer):
 
     # The step ---------------------------------------------------------------
 
-    @torch.no_grad()
+    @no_grad
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
 
@@ -279,8 +291,8 @@ class ManifoldOptimizer(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            NonFiniteError: a tagged parameter's gradient holds NaN or infinity,
-                or its displacement overflows.
+            NonFiniteError: a learning rate is not finite, a tagged parameter's gradient holds NaN
+                or infinity, or its displacement overflows.
             OffManifoldError: a parameter was moved off its manifold since the last step.
             LostTagError: a parameter has lost its tag since, other than by ``untag_``.
             ManifoldError: parameters have come to share memory, or one has another dtype than its
@@ -308,6 +320,7 @@ class ManifoldOptimizer(Optimizer):
     def _sketch_own_(self) -> tuple[list[Batch], list[TaggedParam], Exception | None]:
         """Sketch what is this process's own; tell of an error if others have to raise it too."""
         try:
+            check_rates(self.param_groups)
             groups, written = self._tagged.with_gradients()
             batches = [batch for some in groups for batch in self._batches.of(some, self.state)]
             return *self._sketch_(batches, written), None

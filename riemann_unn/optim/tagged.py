@@ -73,7 +73,7 @@ class TaggedParam:
     def refresh(self) -> None:
         """See the parameter's memory as it is now; nothing is known of its values."""
         # A plain tensor: torch asks of each parameter in a list whether it overrides functions.
-        self.memory = self.value = value = local_part(self.param)
+        value = local_part(self.param)
         self.version = None
         fits = not self.is_shared and self.manifold.why_not(value.shape, value.dtype) is None
         is_small = fits and self.manifold.to_matrices(value).shape[-2:].numel() <= _BATCH_UP_TO
@@ -82,6 +82,8 @@ class TaggedParam:
         self.batch_key = self.keys.setdefault(key, len(self.keys))
         # Stored too coarsely to be a point itself.
         self.is_half = value.dtype in (torch.float16, torch.bfloat16)
+        # Last, so that what was interrupted is done again.
+        self.value = self.memory = value
 
     def has_moved(self) -> bool:
         """Whether the parameter's memory is elsewhere than it was last seen."""
@@ -214,12 +216,13 @@ class TaggedParams:
             self._shared = [member for member in found if member.is_shared]
             by_group = groupby(own, key=lambda member: id(member.group))
             self._by_group = [list(members) for _, members in by_group]
-            self._seen = [
+            seen = [
                 (p, getattr(p, "manifold", None), group)
                 for group in self._base.param_groups
                 for p in group["params"]
             ]
             self._others = self._without(found)
+            self._seen = seen  # last, so that what was interrupted is done again
         return self._members
 
     def shared(self) -> list[TaggedParam]:

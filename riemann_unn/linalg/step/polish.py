@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-__all__ = ["columns_due", "newton_schulz_", "polish_", "polish_block_"]
+__all__ = [
+    "columns_due",
+    "newton_schulz",
+    "newton_schulz_",
+    "polish_",
+    "polish_block_",
+    "polishes_at",
+]
 
 # One block of columns every few steps. Wide blocks make efficient matrix products, and the
 # period keeps their share of a rank-1 step below 15 % (bench/polish_drift.py measures it).
@@ -38,9 +46,14 @@ def newton_schulz_(x: Tensor) -> Tensor:
     Args:
         x: shape ``(..., n, p)``, ``p <= n``, error well below 1; cost O(n p²).
     """
+    return newton_schulz(x, out=x)
+
+
+def newton_schulz(x: Tensor, *, out: Tensor) -> Tensor:
+    """Write what :func:`newton_schulz_` makes of ``x`` to ``out``, at once."""
     gram = _gram(x)
     gram.diagonal(dim1=-2, dim2=-1).sub_(1)
-    return x.sub_(x @ gram, alpha=0.5)
+    return torch.sub(x, x @ gram, alpha=0.5, out=out)
 
 
 def polish_block_(x: Tensor, start: int, stop: int) -> Tensor:
@@ -79,6 +92,12 @@ def columns_due(p: int, *, step: int) -> tuple[int, int]:
     return start, min(start + count, p)
 
 
+def polishes_at(p: int, *, step: int) -> bool:
+    """Tell whether it is the turn of a block of p columns at a step."""
+    period = _period(p)
+    return step % period == period - 1
+
+
 def polish_(x: Tensor, *, step: int) -> Tensor:
     """Polish the block of columns whose turn it is at this step, in place.
 
@@ -91,9 +110,8 @@ def polish_(x: Tensor, *, step: int) -> Tensor:
         step: count of the steps taken; it alone decides the block.
     """
     p = x.shape[-1]
-    period = _period(p)
-    if x.numel() == 0 or step % period != period - 1:
+    if x.numel() == 0 or not polishes_at(p, step=step):
         return x
     blocks = -(-p // _BLOCK)
-    start = step // period % blocks * _BLOCK
+    start = step // _period(p) % blocks * _BLOCK
     return polish_block_(x, start, min(start + _BLOCK, p))

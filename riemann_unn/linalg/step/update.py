@@ -21,7 +21,7 @@ from .core import (
     plane_minus_identity,
     small_turn,
 )
-from .polish import newton_schulz_
+from .polish import newton_schulz
 from .products import CACHED, add_product_, rows_times, times_columns
 from .tangent import core_of
 
@@ -221,12 +221,12 @@ def rotate_whole_(
     """
     if callable(phi):
         turn, _ = core_minus_identity(k, phi, max_angle=max_angle)
-        add_product_(x, x.clone(), turn.to(x.dtype))
+        new = add_product_(x.clone(), x, turn.to(x.dtype))
     else:
         k = k if max_angle is None else _shortened(k, max_angle)
-        # One Newton-Schulz step mends the point, the map and the product of both.
-        x.copy_(rotate_by(x, k, phi=phi))
-    return newton_schulz_(x)
+        new = rotate_by(x, k, phi=phi)
+    # One Newton-Schulz step mends the point, the map and the product of both.
+    return newton_schulz(new, out=x)
 
 
 def retract_low_rank_(x: Tensor, a: Tensor, b: Tensor, *, phi: Phi | Angle) -> Tensor:

@@ -1,0 +1,70 @@
+"""A record of a model, by which an initializer that is interrupted leaves it as it was."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from operator import is_
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+__all__ = ["ModelRecord"]
+
+
+class ModelRecord:
+    """What a model and the global random states are now; :meth:`restore` may run twice.
+
+    Modules are recorded with their attributes, hooks and modes, buffers with their values, and
+    parameters with ``requires_grad``; the values of those that will be written with :meth:`keep`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        # The dicts that modules hold too: their parameters, buffers, children and hooks.
+        self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        for module in model.modules():
+            attributes = vars(module)
+            self._dicts.append((attributes, dict(attributes)))
+            inner = [value for value in attributes.values() if isinstance(value, dict)]
+            self._dicts += [(value, dict(value)) for value in inner]
+        parameters = list(model.parameters())
+        self._flags = [(p, p.requires_grad) for p in parameters]
+        self._values: list[tuple[Tensor, Tensor]] = []
+        self._random = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        cuda = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
+        self._cuda = [(index, torch.cuda.get_rng_state(index)) for index in cuda]
+        self._grad_mode = torch.is_grad_enabled()
+        self.keep(buffer for buffer in model.buffers() if not is_lazy(buffer))
+
+    def keep(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        """Record the values of tensors that will be written; return copies of them."""
+        aliases = [tensor.detach() for tensor in tensors]
+        copies = [alias.clone() for alias in aliases]
+        self._values.extend(zip(aliases, copies, strict=True))
+        return copies
+
+    def restore(self) -> None:
+        """Put everything back, bit for bit."""
+        for current, recorded in self._dicts:
+            if not _are_same(current, recorded):  # a second run changes nothing on its way
+                current.clear()
+                current.update(recorded)
+        for p, flag in self._flags:
+            p.requires_grad_(flag)
+        if self._values:
+            aliases, copies = zip(*self._values, strict=True)
+            torch._foreach_copy_(aliases, copies)
+        python, numpy, cpu = self._random
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        for index, state in self._cuda:
+            torch.cuda.set_rng_state(state, index)
+        torch._C._set_grad_enabled(self._grad_mode)
+
+
+def _are_same(some: dict[Any, Any], other: dict[Any, Any]) -> bool:
+    return list(some) == list(other) and all(map(is_, some.values(), other.values()))

@@ -1,0 +1,43 @@
+"""Precision: switching autocast off where numbers must keep their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cache, wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+__all__ = ["full_precision", "in_full_precision"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@cache
+def _device_types() -> tuple[str, ...]:
+    accelerator = torch.accelerator.current_accelerator()
+    return ("cpu",) if accelerator is None else ("cpu", accelerator.type)
+
+
+def full_precision(device_types: Iterable[str]) -> AbstractContextManager[object]:
+    """Switch autocast off on some types of devices."""
+    active = [device for device in device_types if torch.is_autocast_enabled(device)]
+    if not active:
+        return nullcontext()
+    stack = ExitStack()
+    for device in active:
+        stack.enter_context(torch.autocast(device, enabled=False))
+    return stack
+
+
+def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function give under autocast, bit for bit, what it gives without."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with full_precision(_device_types()):
+            return function(*args, **kwargs)
+
+    return call

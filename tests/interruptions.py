@@ -1,0 +1,59 @@
+"""One KeyboardInterrupt in a call, at any line of some files, as Ctrl-C at that line raises it."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import riemann_unn
+
+PACKAGE = str(Path(riemann_unn.__file__).parent)
+
+
+class Interruption(KeyboardInterrupt):
+    """Ours, so that no other is taken for it."""
+
+
+def _traced(call: Callable[[], object], at: int, where: str) -> int:
+    """Run a call, raise at a line event in files under ``where``; return how many came."""
+    count = 0
+
+    def on_line(frame, event, _):
+        nonlocal count
+        if event == "line":
+            count += 1
+            if count - 1 == at:
+                raise Interruption
+        return on_line
+
+    def on_call(frame, event, _):
+        return on_line if frame.f_code.co_filename.startswith(where) else None
+
+    before = sys.gettrace()
+    sys.settrace(on_call)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def lines(call: Callable[[], object], *, where: str = PACKAGE) -> int:
+    """Run a call undisturbed; return how many lines of some files it passes."""
+    return _traced(call, -1, where)
+
+
+def interrupt(call: Callable[[], object], at: int, *, where: str = PACKAGE) -> bool:
+    """Run a call and interrupt it at one line; return whether it came that far."""
+    try:
+        _traced(call, at, where)
+    except Interruption:
+        return True
+    return False
+
+
+def sample(total: int, count: int, seed: int = 0) -> list[int]:
+    """Some lines of a call, without repetition; all if there are no more."""
+    return sorted(random.Random(seed).sample(range(total), min(count, total)))
