@@ -42,25 +42,12 @@ from .low_rank_function import function_factors
 from .maps import cayley, exp_skew, polar, rotate_by, skew, unitary_core
 from .precision import in_full_precision
 from .procrustes import procrustes, ridge_by_gcv
-from .step.blocks import (
-    Block,
-    Summed,
-    block_coordinates,
-    block_correction,
-    block_directions,
-    block_error,
-    block_gradient,
-    block_rotate_,
-    block_times,
-    block_whole,
-)
 from .step.core import Angle, Phi, check_phi, core_minus_identity
 from .step.polish import newton_schulz_, polish_
 from .step.sketch import SketchMethod, sketch
 from .step.tangent import (
     TangentMethod,
     next_directions,
-    starts_by_planes,
     tangent_coordinates,
     tangent_directions,
     tangent_energies,
@@ -73,24 +60,14 @@ __all__ = [
     "ACTIVATIONS",
     "Activation",
     "Angle",
-    "Block",
     "ConvDecay",
     "ConvTruncation",
     "Factors",
     "Phi",
     "SketchMethod",
-    "Summed",
     "TangentMethod",
     "activation_kernel",
     "balanced",
-    "block_coordinates",
-    "block_correction",
-    "block_directions",
-    "block_error",
-    "block_gradient",
-    "block_rotate_",
-    "block_times",
-    "block_whole",
     "calibrated_factors",
     "cayley",
     "check_phi",
@@ -131,7 +108,6 @@ __all__ = [
     "sketch",
     "skew",
     "spectral_factors",
-    "starts_by_planes",
     "tangent_coordinates",
     "tangent_directions",
     "tangent_energies",

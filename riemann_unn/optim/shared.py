@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ManifoldTypeError
-from ..linalg import block_correction, block_error, block_whole, newton_schulz_
+from ..linalg.step.blocks import block_correction, block_error, block_whole
+from ..linalg.step.polish import newton_schulz_
 from ..parallel import Computation, as_whole, is_sharded, local_part, scattered, sharded_like
 from ..parallel.places import Place
 from ..retractions import Retraction

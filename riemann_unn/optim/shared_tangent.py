@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..linalg import (
+from ..linalg.step.blocks import (
     block_coordinates,
     block_directions,
     block_gradient,
     block_rotate_,
-    next_directions,
-    starts_by_planes,
 )
+from ..linalg.step.tangent import next_directions, starts_by_planes
 from ..parallel import Computation, FromOwner, ToOwner
 from ..parallel.places import Place
 from ..retractions import Retraction, Tangent

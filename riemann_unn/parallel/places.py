@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ..errors import ManifoldError
-from ..linalg import Block
+from ..linalg.step.blocks import Block
 from ..manifolds import MatrixManifold
 from .exchange import Group
 

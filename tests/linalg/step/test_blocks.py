@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import riemann_unn.linalg as la
-from riemann_unn.linalg import Block
+from riemann_unn.linalg.step import blocks as bl
+from riemann_unn.linalg.step.blocks import Block
 
 CUTS = {"rows": (3, 1), "columns": (1, 3), "both": (2, 3), "uneven": (4, 1), "copies": (1, 1)}
 SHAPES = [(9, 9), (6, 13), (13, 13), (3, 8, 8), (2, 5, 11)]
@@ -79,7 +80,7 @@ def test_a_step_of_blocks_is_the_step_of_the_whole(shape, dtype, cut, copies, ra
     v, z, xv = la.tangent_directions(x, g, rank=rank, generator=seeded())
     found = run(
         [
-            la.block_directions(b, p, q, rank=rank, start=None, generator=seeded())
+            bl.block_directions(b, p, q, rank=rank, start=None, generator=seeded())
             for b, p, q in zip(parts, xs, gs, strict=True)
         ]
     )
@@ -88,14 +89,14 @@ def test_a_step_of_blocks_is_the_step_of_the_whole(shape, dtype, cut, copies, ra
         close(one[0], v)
         close(one[1], z)
     shown = la.tangent_gradient(x, v, z, xv)
-    seen = run([la.block_gradient(b, p, *one) for b, p, one in zip(parts, xs, found, strict=True)])
+    seen = run([bl.block_gradient(b, p, *one) for b, p, one in zip(parts, xs, found, strict=True)])
     for b, one in zip(parts, seen, strict=True):
         close(one, shown[b.index])
     delta = torch.sin(3 * shown) + 0.1  # what an elementwise base could make of it
     d = la.tangent_coordinates(x, delta, v, xv)
     read = run(
         [
-            la.block_coordinates(b, p, delta[b.index], one[0], one[2])
+            bl.block_coordinates(b, p, delta[b.index], one[0], one[2])
             for b, p, one in zip(parts, xs, found, strict=True)
         ]
     )
@@ -104,7 +105,7 @@ def test_a_step_of_blocks_is_the_step_of_the_whole(shape, dtype, cut, copies, ra
     angle, added = la.rotate_low_rank_(x, v, d.clone(), xv, phi="cayley")
     turned = run(
         [
-            la.block_rotate_(b, p, one[0], e, one[2], phi="cayley")
+            bl.block_rotate_(b, p, one[0], e, one[2], phi="cayley")
             for b, p, one, e in zip(parts, xs, found, read, strict=True)
         ]
     )
@@ -122,14 +123,14 @@ def test_corrections_of_blocks_sweep_the_error_away(shape, dtype, cut):
     x = x + 1e-6 * g
     parts = blocks(shape, cut, 1)
     whole = Block(shape, tuple(slice(0, s) for s in shape), (False,) * len(shape))
-    (before,) = run([la.block_error(whole, x)])
+    (before,) = run([bl.block_error(whole, x)])
     for step in range(2 * shape[-2]):
         xs = [x[b.index].clone() for b in parts]
-        found = run([la.block_correction(b, p, step=step) for b, p in zip(parts, xs, strict=True)])
+        found = run([bl.block_correction(b, p, step=step) for b, p in zip(parts, xs, strict=True)])
         for b, p, (due, update) in zip(parts, xs, found, strict=True):
             due.sub_(update)
             x[b.index] = p
-    errors = run([la.block_error(b, x[b.index]) for b in parts])
+    errors = run([bl.block_error(b, x[b.index]) for b in parts])
     assert float(before.max()) > 1e-7
     for error in errors:
         assert torch.equal(error, errors[0])
@@ -140,7 +141,7 @@ def test_errors_of_blocks_estimate_the_true_one():
     x, g = points((40, 60), torch.float64)
     x = x + 1e-3 * g
     parts = blocks((40, 60), "both", 1)
-    found = run([la.block_error(b, x[b.index]) for b in parts])
+    found = run([bl.block_error(b, x[b.index]) for b in parts])
     true = torch.linalg.matrix_norm(x @ x.mH - torch.eye(40, dtype=x.dtype)) / 40**0.5
     assert 0.7 < float(found[0] / true) < 1.4
 
@@ -148,5 +149,5 @@ def test_errors_of_blocks_estimate_the_true_one():
 def test_the_whole_is_put_together():
     x, _ = points((9, 9), torch.float64)
     for copies in (1, 2):
-        for one in run([la.block_whole(b, x[b.index]) for b in blocks((9, 9), "both", copies)]):
+        for one in run([bl.block_whole(b, x[b.index]) for b in blocks((9, 9), "both", copies)]):
             assert torch.equal(one, x)
