@@ -282,23 +282,18 @@ class SharedPoint:
         local = local_part(grad)
         return local.float() if self.member.is_half else local
 
-    @property
-    def _is_as_given(self) -> bool:
-        """Whether the manifold's view of the local part is my block, and not its adjoint."""
-        rows, columns = (part.stop - part.start for part in self.place.block.index[-2:])
-        if self.place.is_turned:
-            return bool(columns < rows)
-        return bool(rows >= columns)
-
     def _block(self, local: Tensor, view: View | None = None) -> Tensor:
         """Return my block of the matrices that the local part of a tensor is."""
         matrices = (view or self.member.manifold.displacement_matrices)(local)
-        self._shape = matrices.shape
-        matrices = matrices if self._is_as_given else matrices.mH
         parts = [part.stop - part.start for part in self.place.block.index]
-        return matrices.reshape(parts)
+        rows, columns = reversed(parts[-2:]) if self.place.is_turned else parts[-2:]
+        # A manifold that takes both tall and wide matrices shows those that are wide here turned.
+        is_shown_turned = matrices.shape[-2:] != (rows, columns)
+        self._shape, self._is_mine = matrices.shape, is_shown_turned == self.place.is_turned
+        return (matrices if self._is_mine else matrices.mH).reshape(parts)
 
     def _tensor(self, x: Tensor, local: Tensor) -> Tensor:
         """Return the local part of the tensor whose block is ``x``."""
-        matrices = x if self._is_as_given else x.mH
-        return self.member.manifold.from_matrices(matrices.reshape(self._shape), local.shape)
+        rows = self._shape if self._is_mine else (*self._shape[:-2], *self._shape[:-3:-1])
+        matrices = x.reshape(rows) if self._is_mine else x.reshape(rows).mH
+        return self.member.manifold.from_matrices(matrices, local.shape)
