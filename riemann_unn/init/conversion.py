@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diagnostics import orthogonality_error
+from ..parallel import local_part, scattered
 from .calibration import Batch, Recorder, in_double, outputs_of, relative_error
 from .folding import Folding
 from .matching import Placed, gain_left, match_layers_, own_gains, owners
@@ -101,7 +102,7 @@ class Conversion:
         if self.folding is not None:
             self.folded = self.folding.fold_(self.gains)
         for item in self.placed.values():
-            item.parameter.copy_(item.point)
+            local_part(item.parameter).copy_(scattered(item.point, item.parameter))
 
     def _note_errors(
         self, original: tuple[list[Tensor], dict[nn.Module, list[Tensor]]], gains: dict[str, float]
