@@ -28,7 +28,8 @@ ALLOWED = {
     "graph": {"errors"},
     # init.low_rank_ builds the layers of nn; nn never imports init.
     "init": {
-        *("errors", "interruption", "linalg", "manifolds", "tagging", "diagnostics", "graph", "nn")
+        *("errors", "interruption", "linalg", "manifolds", "parallel", "tagging"),
+        *("diagnostics", "graph", "nn"),
     },
     "nn": {"errors", "linalg", "manifolds", "tagging"},
 }

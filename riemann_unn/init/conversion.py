@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diagnostics import orthogonality_error
+from ..parallel import as_whole, local_part, scattered
 from .calibration import Batch, Recorder, in_double, outputs_of, relative_error
 from .folding import Folding
 from .matching import Placed, gain_left, match_layers_, own_gains, owners
@@ -101,7 +102,7 @@ class Conversion:
         if self.folding is not None:
             self.folded = self.folding.fold_(self.gains)
         for item in self.placed.values():
-            item.parameter.copy_(item.point)
+            local_part(item.parameter).copy_(scattered(item.point, item.parameter))
 
     def _note_errors(
         self, original: tuple[list[Tensor], dict[nn.Module, list[Tensor]]], gains: dict[str, float]
@@ -121,7 +122,8 @@ class Conversion:
         records = {}
         reasons = self.folding.reasons if self.folding is not None else {}
         for name, item in self.placed.items():
-            w, u = in_double(item.weight), in_double(item.parameter.detach().as_subclass(Tensor))
+            point = as_whole(item.parameter).as_subclass(Tensor)
+            w, u = in_double(item.weight), in_double(point)
             size = torch.linalg.vector_norm(w).clamp_min(torch.finfo(torch.float64).tiny)
             before, after = self.errors.get(name, (None, None))
             folded = name in self.gains
@@ -134,7 +136,7 @@ class Conversion:
             records[name] = WarmStart(
                 distance=float(torch.linalg.vector_norm(w - u) / size),
                 error_before=float(orthogonality_error(item.weight, item.manifold)),
-                error_after=float(orthogonality_error(item.parameter)),
+                error_after=float(orthogonality_error(point, item.manifold)),
                 gain=item.gain,
                 condition=conditions[name],
                 method=item.method,

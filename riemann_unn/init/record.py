@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..parallel import local_part
+
 __all__ = ["ModelRecord"]
 
 
@@ -41,7 +43,7 @@ class ModelRecord:
 
     def keep(self, tensors: Iterable[Tensor]) -> list[Tensor]:
         """Record the values of tensors that will be written; return copies of them."""
-        aliases = [tensor.detach() for tensor in tensors]
+        aliases = [local_part(tensor) for tensor in tensors]
         copies = [alias.clone() for alias in aliases]
         self._values.extend(zip(aliases, copies, strict=True))
         return copies

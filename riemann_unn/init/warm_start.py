@@ -16,6 +16,7 @@ from ..interruption import no_grad, undoing
 from ..linalg.precision import in_full_precision
 from ..linalg.procrustes import inner
 from ..manifolds import MatrixManifold, rounding_level
+from ..parallel import as_whole, is_sharded
 from ..tagging import manifold_of, tagged_parameters
 from .calibration import batches_of, in_double, undisturbed
 from .conversion import Conversion
@@ -65,6 +66,9 @@ def warm_start_(
     computes what it would compute with :math:`g\,U`. Freshly initialised models
     are treated alike; ``fold_gain=False`` leaves everything without a tag alone.
 
+    Of a sharded model (DTensors) every process calls it; each weight is gathered to find its
+    nearest point, and gains are not folded.
+
     Args:
         target: a module with tagged parameters, or one tagged parameter.
         method: ``"polar"``, ``"lie"`` or ``"procrustes"``.
@@ -107,6 +111,12 @@ def warm_start_(
     """
     model, tagged = _tagged(target)
     _check_arguments(target, method, calibration, base, base_kwargs, max_steps, tolerance)
+    any_sharded = any(is_sharded(p) for p in model.parameters())
+    if any_sharded and (source is not None or calibration is not None):
+        raise ManifoldTypeError(
+            "the model is sharded, and its layers are compared on whole weights; give source= and "
+            "calibration= before fully_shard or parallelize_module. Nothing was changed"
+        )
     record = ModelRecord(model)
     record.keep(model.parameters())
 
@@ -124,7 +134,7 @@ def warm_start_(
                 for item in placed.values():
                     _descend_(item, base, base_kwargs, max_steps, tolerance, progress)
             folding = None
-            if fold_gain and isinstance(target, nn.Module):
+            if fold_gain and isinstance(target, nn.Module) and not any_sharded:
                 example = batches[0].args if batches and not batches[0].kwargs else ()
                 folding = Folding(model, placed, example)
             conversion = Conversion(model, placed, folding, batches)
@@ -180,14 +190,15 @@ def _check_arguments(
 def _nearest(name: str, p: nn.Parameter, method: str) -> Placed:
     manifold = manifold_of(p)
     assert manifold is not None
-    if not bool(torch.isfinite(p).all()):
+    weight = as_whole(p).as_subclass(Tensor).clone()
+    if not bool(torch.isfinite(weight).all()):
         raise OffManifoldError(
             f"{name!r} holds NaN or infinity, so no point of {manifold!r} is nearest; "
             "initialise it again. No parameter was changed"
         )
-    weight = p.detach().as_subclass(Tensor).clone()
     point = manifold.projx(weight)
-    return Placed(name, p, manifold, weight, point, _gain(weight, point, manifold), method)
+    note = "the parameter is sharded, so its gain was not folded" if is_sharded(p) else ""
+    return Placed(name, p, manifold, weight, point, _gain(weight, point, manifold), method, note)
 
 
 def _gain(weight: Tensor, point: Tensor, manifold: MatrixManifold) -> float:
