@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ManifoldError, NonFiniteError
 from ..manifolds import acceptance_level, rounding_level
-from ..parallel import Computation, Group, as_whole, is_sharded, scattered, together
+from ..parallel import Computation, Group, as_whole, is_sharded, scattered, together, writes_to
 from ..parallel.places import place_of
 from ..retractions import Retraction
 from .batch import State
@@ -95,7 +95,7 @@ class SharedPoints:
             whole = member.manifold.projx(as_whole(member.param))
             member.memory.copy_(scattered(whole, member.param))
         for point in points:
-            point.member.version = point.member.memory._version
+            point.member.version = writes_to(point.member.param)
         return bool(off)
 
     def _check_replicas(self, points: list[SharedPoint]) -> None:
