@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import riemann_unn as ru
 from riemann_unn.parallel import bytes_sent
-from tests.parallel.processes import in_processes
+from tests.parallel.processes import once_in_processes
 
 STEPS, N = 8, 24
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -143,7 +142,7 @@ def run(rank: int, world: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return in_processes(2, Path(tmp_path_factory.mktemp("replicas")), run)
+    return once_in_processes(tmp_path_factory, 2, run)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from torch.distributed.tensor import (
 )
 
 import riemann_unn as ru
-from tests.parallel.processes import in_processes
+from tests.parallel.processes import once_in_processes
 
 N = 20
 
@@ -185,7 +184,7 @@ def check_own(own: Any, p: Tensor) -> None:
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return in_processes(2, Path(tmp_path_factory.mktemp("refusals")), run)
+    return once_in_processes(tmp_path_factory, 2, run)
 
 
 @pytest.mark.parametrize("base", ["SGD", "Adam"])
