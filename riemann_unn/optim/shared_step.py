@@ -39,6 +39,11 @@ class SharedPoints:
         self._points: dict[TaggedParam, SharedPoint] = {}
         self._loads: dict[int, int] = {}
 
+    @property
+    def known(self) -> list[SharedPoint]:
+        """The points of the last step."""
+        return list(self._points.values())
+
     def of(self, members: Iterable[TaggedParam]) -> list[SharedPoint]:
         """Return the points of members, with the places of those that are new or have moved."""
         found = []

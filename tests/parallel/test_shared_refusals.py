@@ -89,10 +89,6 @@ def infinite(p: nn.Parameter, free: nn.Parameter) -> None:
     p.to_local()[0] = torch.inf
 
 
-def sparse(p: nn.Parameter, free: nn.Parameter) -> None:
-    free.grad = torch.full_like(free, torch.nan)
-
-
 ONE_RANK = {
     "not_a_number": not_a_number,
     "without_gradient": without_gradient,
@@ -112,7 +108,25 @@ def run(rank: int, world: int) -> dict[str, Any]:
             error = raised(optimizer.step)
             ends[f"{name} {base}"] = error, same(before, snapshot(p, free, optimizer))
     ends |= mended(rank) | refused(rank)
+    for name in ("gradient", "tag"):
+        ends[f"own {name}"] = own_trouble(rank, name)
     return ends
+
+
+def own_trouble(rank: int, what: str) -> Any:
+    """One process alone has trouble, with a parameter that is its own."""
+    p, free, _ = ready()
+    own = nn.Parameter(torch.eye(N, dtype=torch.float64))
+    ru.tag_(own, ru.Orthogonal())
+    optimizer = ru.optim.ProjUNNT([("weight", p), ("own", own), ("free", free)], lr=0.1)
+    own.grad = torch.ones_like(own)
+    if rank == 1 and what == "gradient":
+        own.grad[0, 0] = torch.nan
+    if rank == 1 and what == "tag":
+        del own.manifold
+    before = snapshot(p, free, optimizer)
+    error = raised(optimizer.step)
+    return error, same(before, snapshot(p, free, optimizer))
 
 
 def mended(rank: int) -> dict[str, Any]:
@@ -202,6 +216,16 @@ def test_what_one_process_meets_all_raise(ends, name, base, error, message):
         assert kind == error, text
         assert message in text
         assert unchanged
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("own gradient", "NonFiniteError"), ("own tag", "LostTagError")]
+)
+def test_the_trouble_of_one_stops_the_others(ends, name, error):
+    ((kind, text), unchanged), ((own, _), own_unchanged) = (end[name] for end in ends)
+    assert own == error
+    assert kind == "ManifoldError" and "another process has refused this step" in text
+    assert unchanged and own_unchanged
 
 
 def test_points_are_projected_and_gradients_skipped_together(ends):
