@@ -333,7 +333,8 @@ class ManifoldOptimizer(Optimizer):
         self, trouble: Exception | None
     ) -> tuple[list[SharedPoint], list[TaggedParam]]:
         """Sketch what processes share, all of them together; nothing has changed."""
-        points = self._shared_points()
+        # A process in trouble takes part in the sums of what all knew before, to tell of it.
+        points = self._shared_points() if trouble is None else self._sharing().known
         if not points:
             return [], []
         stepping, left_out = self._sharing().sketch_(

@@ -7,6 +7,7 @@ The interface of :class:`.batch.Batch`, but that what needs other processes is a
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,15 @@ from torch import Tensor
 from ..errors import ManifoldTypeError
 from ..linalg.step.blocks import block_correction, block_error, block_whole
 from ..linalg.step.polish import newton_schulz_
-from ..parallel import Computation, as_whole, is_sharded, local_part, scattered, sharded_like
+from ..parallel import (
+    Computation,
+    as_whole,
+    is_sharded,
+    local_part,
+    scattered,
+    sharded_like,
+    writes_to,
+)
 from ..parallel.places import Place
 from ..retractions import Retraction
 from .batch import State, View
@@ -86,7 +95,7 @@ class SharedPoint:
             self._x,
             self._block(self._gradient()),
             start=start,
-            generator=seeds.generator(self._x.device, (shape[-1], shape[-2]), self._step),
+            generator=partial(seeds.generator, self._x.device, (shape[-1], shape[-2]), self._step),
             step=self._step,
         )
 
@@ -203,7 +212,7 @@ class SharedPoint:
             kept[START] = stored_start(start.mH, member.param).contiguous()
         if member.is_half and (self._length > 0 or MASTER not in kept):
             kept[MASTER] = sharded_like(member.value, member.param)
-        member.version, member.is_rough = member.memory._version, False
+        member.version, member.is_rough = writes_to(member.param), False
         self._correction = self._renewed = None
         del self._x, self._kept
 
@@ -222,7 +231,7 @@ class SharedPoint:
         """Whether this process's part was written to since the last step."""
         if self.member.has_moved():
             self.member.refresh()
-        return bool(self.member.version != self.member.memory._version)
+        return self.member.version != writes_to(self.member.param)
 
     def tell(self, flags: list[bool]) -> Computation:
         """Return how many processes say yes to each of some questions."""

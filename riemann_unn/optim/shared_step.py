@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ManifoldError, NonFiniteError
 from ..manifolds import acceptance_level, rounding_level
-from ..parallel import Computation, Group, as_whole, is_sharded, scattered, together
+from ..parallel import Computation, Group, as_whole, is_sharded, scattered, together, writes_to
 from ..parallel.places import place_of
 from ..retractions import Retraction
 from .batch import State
@@ -38,6 +38,11 @@ class SharedPoints:
         self.group = group
         self._points: dict[TaggedParam, SharedPoint] = {}
         self._loads: dict[int, int] = {}
+
+    @property
+    def known(self) -> list[SharedPoint]:
+        """The points of the last step."""
+        return list(self._points.values())
 
     def of(self, members: Iterable[TaggedParam]) -> list[SharedPoint]:
         """Return the points of members, with the places of those that are new or have moved."""
@@ -95,7 +100,7 @@ class SharedPoints:
             whole = member.manifold.projx(as_whole(member.param))
             member.memory.copy_(scattered(whole, member.param))
         for point in points:
-            point.member.version = point.member.memory._version
+            point.member.version = writes_to(point.member.param)
         return bool(off)
 
     def _check_replicas(self, points: list[SharedPoint]) -> None:

@@ -6,6 +6,7 @@ The same interface as :mod:`riemann_unn.retractions`, of generators for
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from ..parallel.places import Place
 from ..retractions import Retraction, Tangent
 
 __all__ = ["InBlocks", "SharedTangent", "WithOwner", "from_owner", "shared_tangent", "to_owner"]
+
+Seeded = Callable[[], torch.Generator]
+"""Gives the generator of random directions when it is drawn from: others use it in between."""
 
 
 def to_owner(place: Place, owner: int, part: Tensor) -> Computation:
@@ -61,7 +65,7 @@ class InBlocks:
         self._added: Tensor | None = None
 
     def sketch(
-        self, x: Tensor, g: Tensor, *, start: Tensor | None, generator: torch.Generator, step: int
+        self, x: Tensor, g: Tensor, *, start: Tensor | None, generator: Seeded, step: int
     ) -> Computation:
         """Find v, z = Ωv and X v; return the length of z."""
         self.v, self.coordinates, self.xv = yield from block_directions(
@@ -70,7 +74,7 @@ class InBlocks:
             g,
             rank=self.retraction.rank or 1,
             start=start,
-            generator=generator,
+            generator=generator(),
         )
         self.move, self._by_planes = self.coordinates, starts_by_planes(step)
         return _length(self.move)
@@ -128,7 +132,7 @@ class WithOwner:
         return self.place.block.is_whole
 
     def sketch(
-        self, x: Tensor, g: Tensor, *, start: Tensor | None, generator: torch.Generator, step: int
+        self, x: Tensor, g: Tensor, *, start: Tensor | None, generator: Seeded, step: int
     ) -> Computation:
         """Find the coordinates of the gradient where the whole is; return their length."""
         if self._is_replicated:
@@ -140,7 +144,7 @@ class WithOwner:
             g = yield from to_owner(self.place, self.owner, g)
         if self._x is not None:
             self._tangent = self.retraction.tangent(
-                self._x, g, start=start, generator=generator, step=step
+                self._x, g, start=start, generator=generator(), step=step
             )
             self.move = self._tangent.coordinates
         length = yield from self._length(x)

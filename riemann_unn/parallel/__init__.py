@@ -1,7 +1,7 @@
 """Parameters that several processes share: where their parts lie, and what is sent for a step."""
 
 from .exchange import Computation, FromOwner, Group, ToOwner, bytes_sent, together
-from .sharded import as_whole, is_sharded, local_part, scattered, sharded_like
+from .sharded import as_whole, is_sharded, local_part, scattered, sharded_like, writes_to
 
 __all__ = [
     "Computation",
@@ -15,4 +15,5 @@ __all__ = [
     "scattered",
     "sharded_like",
     "together",
+    "writes_to",
 ]

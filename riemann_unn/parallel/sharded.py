@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["as_whole", "is_sharded", "local_part", "sharded_like"]
+__all__ = ["as_whole", "is_sharded", "local_part", "scattered", "sharded_like", "writes_to"]
 
 
 def _dtensor() -> Any:
@@ -21,10 +22,18 @@ def is_sharded(x: object) -> bool:
     return module is not None and isinstance(x, module.DTensor)
 
 
+@torch.no_grad()
 def local_part(x: Any) -> Tensor:
     """Return what this process holds of a tensor, detached: all of a plain one."""
-    found: Tensor = x.detach().to_local() if is_sharded(x) else x.detach()
+    found: Tensor = x.to_local() if is_sharded(x) else x.detach()
     return found
+
+
+@torch.no_grad()
+def writes_to(x: Any) -> int:
+    """Count the writes to a tensor; of a sharded one to what this process holds, either way."""
+    count: int = x._version
+    return count + int(x.to_local()._version) if is_sharded(x) else count
 
 
 def as_whole(x: Any) -> Tensor:

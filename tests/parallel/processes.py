@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -27,8 +30,30 @@ def _work(rank: int, world: int, folder: str, function: Callable[..., Any], args
         dist.destroy_process_group()
 
 
+def _results(world: int, folder: Path) -> list[Any]:
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+
 def in_processes(world: int, folder: Path, function: Callable[..., Any], *args: Any) -> list[Any]:
     """Return what a function of (rank, world, *args) returns in each of some processes."""
     folder.mkdir(parents=True, exist_ok=True)
     mp.spawn(_work, args=(world, str(folder), function, args), nprocs=world, join=True)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+    return _results(world, folder)
+
+
+def once_in_processes(
+    factory: pytest.TempPathFactory, world: int, function: Callable[..., Any], *args: Any
+) -> list[Any]:
+    """Return what :func:`in_processes` does, computed once for all workers that run the tests."""
+    name = f"{function.__module__.rsplit('.', 1)[-1]}-{function.__name__}-{world}"
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return in_processes(world, factory.mktemp(name), function, *args)
+    folder = factory.getbasetemp().parent / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the workers that come later wait
+        if not (folder / "done").exists():
+            (folder / "meet").unlink(missing_ok=True)
+            in_processes(world, folder, function, *args)
+            (folder / "done").touch()
+    return _results(world, folder)

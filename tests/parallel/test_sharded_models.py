@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 import riemann_unn as ru
-from tests.parallel.processes import in_processes
+from tests.parallel.processes import once_in_processes
 
 TAGS = {"*.0.weight": ru.Orthogonal(), "*.2.weight": ru.Stiefel()}
 STEPS = 8
@@ -169,7 +168,7 @@ def monitored() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return in_processes(2, Path(tmp_path_factory.mktemp("models")), run_models)
+    return once_in_processes(tmp_path_factory, 2, run_models)
 
 
 @pytest.mark.parametrize("kind", ["fully_shard", "parallelize", "hybrid"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
 
 import riemann_unn as ru
-from tests.parallel.processes import in_processes
+from tests.parallel.processes import once_in_processes
 
 F32, F64, C128 = torch.float32, torch.float64, torch.complex128
 ROWS, COLUMNS, WHOLE = Shard(0), Shard(1), Replicate()
@@ -150,8 +149,7 @@ def run_all(rank: int, world: int, names: list[str]) -> dict[str, dict[str, Any]
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], list[Any]]:
     ends = {}
     for world, cases in ((2, TWO), (4, FOUR)):
-        folder = tmp_path_factory.mktemp(f"of{world}")
-        ranks = in_processes(world, Path(folder), run_all, list(cases))
+        ranks = once_in_processes(tmp_path_factory, world, run_all, list(cases))
         ends |= {(world, name): [end[name] for end in ranks] for name in cases}
     return ends
 
