@@ -38,6 +38,8 @@ __all__ = [
 
 # Probes of an error.
 _PROBES = 8
+# What two orthonormal bases of a space differ by in each other, beyond rounding.
+_SAME = 1e-3
 
 T = TypeVar("T")
 Summed = Generator[list[Tensor], list[Tensor], T]
@@ -200,16 +202,29 @@ def block_rotate_(
 ) -> Summed[tuple[Tensor, Tensor]]:
     """Turn my block of points, in place, as :func:`.update.rotate_low_rank_` does.
 
-    Nothing is summed but, where columns are cut, 2 k p numbers.
+    Nothing is summed but, where columns are cut, k p numbers.
     """
     q, right, angle, added = turn_of(v, d, phi=phi, max_angle=max_angle, by_planes=by_planes)
     narrow = q.to(x.dtype)
-    xq = times_columns(x, block.rows_of(narrow, -1))
     if block.cut[-1]:
-        (whole,) = yield [block.placed(xq, -2)]
-        xq = block.rows_of(whole, -2)
+        xq = yield from _rows_of_turned(block, x, v, narrow, xv)
+    else:
+        xq = times_columns(x, block.rows_of(narrow, -1))
     add_product_(x, xq, block.columns_of(right).to(x.dtype))
     return angle, added
+
+
+def _rows_of_turned(block: Block, x: Tensor, v: Tensor, q: Tensor, xv: Tensor) -> Summed[Tensor]:
+    """Return my rows of X Q where columns are cut, of what X v does not tell."""
+    k, known = v.shape[-1], q[..., :0]
+    # The first columns of Q are v in another basis, but where :func:`.factor.thin_qr` takes an SVD.
+    basis = v.mH @ q[..., :k]
+    if bool((torch.linalg.matrix_norm(v @ basis - q[..., :k]) < _SAME).all()):
+        known = (xv @ basis[block.index[:-2]]).to(x.dtype)
+        q = q[..., k:]
+    (whole,) = yield [block.placed(times_columns(x, block.rows_of(q, -1)), -2)]
+    rest = block.rows_of(whole, -2)
+    return torch.cat([known, rest], dim=-1) if known.shape[-1] else rest
 
 
 def block_correction(block: Block, x: Tensor, *, step: int) -> Summed[tuple[Tensor, Tensor] | None]:
