@@ -21,7 +21,7 @@ ALLOWED = {
     "diagnostics": {"errors", "linalg", "manifolds", "tagging"},
     "monitor": {"errors", "linalg", "manifolds", "tagging"},
     "optim": {"errors", "interruption", "linalg", "retractions", "manifolds", "tagging"},
-    "graph": {"errors"},
+    "graph": {"errors", "interruption"},
     # init.low_rank_ builds the layers of nn; nn never imports init.
     "init": {
         *("errors", "interruption", "linalg", "manifolds", "tagging", "diagnostics", "graph", "nn")
