@@ -8,14 +8,18 @@ blocks: an exception that cuts off the first run leaves the second.
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
+from torch import nn
 
-__all__ = ["each", "no_grad", "restoring", "undoing"]
+__all__ = ["afterwards", "each", "no_grad", "random_states", "restoring", "undoing"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,6 +55,33 @@ def undoing(work: Callable[[], R], undo: Callable[[], object]) -> R:
     except BaseException:
         undo()
         raise
+
+
+def afterwards(restore: Callable[[], object]) -> ExitStack:
+    """Return a context that restores when it is left, and at no other time.
+
+    The generator of a ``contextmanager`` whose exit was interrupted goes on when it is collected,
+    and would put back what the user has changed since.
+    """
+    stack = ExitStack()
+    stack.callback(restore)
+    return stack
+
+
+def random_states(model: nn.Module) -> Callable[[], None]:
+    """Record the global random states, on the devices of a model too; return what restores them."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    indices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    cuda = [(index, torch.cuda.get_rng_state(index)) for index in sorted(indices)]
+
+    def restore() -> None:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        for index, state in cuda:
+            torch.cuda.set_rng_state(state, index)
+
+    return restore
 
 
 def no_grad(function: Callable[P, R]) -> Callable[P, R]:

@@ -25,7 +25,7 @@ ALLOWED = {
     "optim": {
         *("errors", "interruption", "linalg", "retractions", "manifolds", "parallel", "tagging")
     },
-    "graph": {"errors"},
+    "graph": {"errors", "interruption"},
     # init.low_rank_ builds the layers of nn; nn never imports init.
     "init": {
         *("errors", "interruption", "linalg", "manifolds", "parallel", "tagging"),

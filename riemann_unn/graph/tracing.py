@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import linecache
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from ..errors import GraphError
+from ..interruption import afterwards, random_states
 
 __all__ = ["symbolic_trace", "untouched"]
 
@@ -90,9 +89,8 @@ def _source_line(model: nn.Module, error: BaseException) -> str:
     return f", at line {lines[-1]}" + (f" '{text}'" if text else "")
 
 
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Undo whatever the body does to attributes of modules and to the global random state.
+def untouched(model: nn.Module) -> ExitStack:
+    """Undo whatever the body does to attributes of modules and to the global random states.
 
     Tensors that are written in place are not restored.
     """
@@ -100,14 +98,15 @@ def untouched(model: nn.Module) -> Iterator[None]:
     for module in model.modules():
         inner = ("_parameters", "_buffers", "_modules")
         saved.append((module, dict(vars(module)), {k: dict(vars(module)[k]) for k in inner}))
-    cuda = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
-    try:
-        with torch.random.fork_rng(devices=cuda):
-            yield
-    finally:
+    restore_random_states = random_states(model)
+
+    def restore() -> None:
+        restore_random_states()
         for module, attributes, inner_dicts in saved:
             vars(module).clear()
             vars(module).update(attributes)
             for key, values in inner_dicts.items():
                 vars(module)[key].clear()
                 vars(module)[key].update(values)
+
+    return afterwards(restore)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ..interruption import afterwards, random_states
 
 __all__ = [
     "Batch",
@@ -102,22 +102,19 @@ def _cloned(value: Any) -> Any:
     return value
 
 
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> ExitStack:
     """Evaluation mode inside; afterwards modes and random states are what they were."""
     modes = [(m, m.training) for m in model.modules()]
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = {t.device.index for t in model.parameters() if t.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices=sorted(devices)):
-            for m, _ in modes:
-                m.training = False
-            yield
-    finally:
+    restore_random_states = random_states(model)
+
+    def restore() -> None:
         for m, mode in modes:
             m.training = mode
-        random.setstate(python)
-        np.random.set_state(numpy)
+        restore_random_states()
+
+    for m, _ in modes:
+        m.training = False
+    return afterwards(restore)
 
 
 def outputs_of(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
@@ -164,18 +161,18 @@ def relative_error(new: Iterable[Tensor], old: Iterable[Tensor], *, factor: floa
     return 0.0 if off == 0 else float("inf")
 
 
-@contextmanager
-def same_buffers(model: nn.Module) -> Iterator[None]:
+def same_buffers(model: nn.Module) -> ExitStack:
     """Undo what running a model does to its buffers, such as counters and caches."""
     held = [(m, name, b) for m in model.modules() for name, b in m._buffers.items()]
     saved = [None if b is None else b.detach().clone() for _, _, b in held]
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for (m, name, b), old in zip(held, saved, strict=True):
             m._buffers[name] = b
             if b is not None and old is not None and not torch.equal(b, old):
                 b.detach().copy_(old)
+
+    return afterwards(restore)
 
 
 class _Reached(BaseException):
@@ -253,11 +250,9 @@ class Order:
         self.counts[-1][module] = self.counts[-1].get(module, 0) + 1
 
 
-@contextmanager
-def _hooked(handles: Iterable[Any]) -> Iterator[None]:
-    handles = list(handles)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _hooked(handles: Iterable[Any]) -> ExitStack:
+    """Remove hooks afterwards."""
+    stack = ExitStack()
+    for handle in handles:
+        stack.callback(handle.remove)
+    return stack

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..interruption import no_grad, undoing
+from ..interruption import afterwards, no_grad, random_states, undoing
 from ..linalg import ACTIVATIONS
 from ..linalg.activation_kernel import as_activation
 from ..linalg.precision import in_full_precision
@@ -128,38 +127,28 @@ def low_rank_(
         rank = by_pattern(rank, found, "rank")
         found = Candidates({n: found.layers[n] for n in rank}, found.names, found.skipped)
     record = ModelRecord(model)
-    if draw is not None:
-        record.keep(layer.weight for layer in found.layers.values())
+    dense = [layer.weight.detach() for layer in found.layers.values()]
+    weights = [] if draw is None else record.keep(dense)
 
     @in_full_precision
     @no_grad
     def work() -> LowRankReport:
-        devices = {p.device for p in model.parameters() if p.is_cuda}
         # Drawing, a DataLoader and the model itself may all take random numbers.
-        with torch.random.fork_rng(devices=list(devices)):
+        with afterwards(random_states(model)):
             batches = None if calibration is None else split_batches(calibration)
             follows = _activations(model, found, activation, method)
             job = _Job(model, found, method, rank, split, orthonormal, refine, batches, follows)
             if draw is None:
                 return job.run()
             torch.manual_seed(seed)
-            with _weights_put_back(found.layers):
-                for name, layer in found.layers.items():
-                    layer.weight.copy_(_drawn(layer, draw, follows[name]))
-                return job.run()
+            for name, layer in found.layers.items():
+                layer.weight.copy_(_drawn(layer, draw, follows[name]))
+            report = job.run()
+            # Dense layers, those that stay and those that others may hold, keep their weights.
+            torch._foreach_copy_(dense, weights)
+            return report
 
     return undoing(work, record.restore)
-
-
-@contextmanager
-def _weights_put_back(layers: Mapping[str, nn.Linear | nn.Conv2d]) -> Iterator[None]:
-    """Leave dense layers, those that stay and those that others may hold, with their weights."""
-    saved = [(layer.weight, layer.weight.detach().clone()) for layer in layers.values()]
-    try:
-        yield
-    finally:
-        for weight, value in saved:
-            weight.copy_(value)
 
 
 def _activations(

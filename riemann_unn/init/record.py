@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable
 from operator import is_
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..interruption import random_states
 from ..parallel import local_part
 
 __all__ = ["ModelRecord"]
@@ -32,12 +31,9 @@ class ModelRecord:
             self._dicts.append((attributes, dict(attributes)))
             inner = [value for value in attributes.values() if isinstance(value, dict)]
             self._dicts += [(value, dict(value)) for value in inner]
-        parameters = list(model.parameters())
-        self._flags = [(p, p.requires_grad) for p in parameters]
+        self._flags = [(p, p.requires_grad) for p in model.parameters()]
         self._values: list[tuple[Tensor, Tensor]] = []
-        self._random = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        cuda = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
-        self._cuda = [(index, torch.cuda.get_rng_state(index)) for index in cuda]
+        self._restore_random_states = random_states(model)
         self._grad_mode = torch.is_grad_enabled()
         self.keep(buffer for buffer in model.buffers() if not is_lazy(buffer))
 
@@ -59,12 +55,7 @@ class ModelRecord:
         if self._values:
             aliases, copies = zip(*self._values, strict=True)
             torch._foreach_copy_(aliases, copies)
-        python, numpy, cpu = self._random
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        for index, state in self._cuda:
-            torch.cuda.set_rng_state(state, index)
+        self._restore_random_states()
         torch._C._set_grad_enabled(self._grad_mode)
 
 

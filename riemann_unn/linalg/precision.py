@@ -37,7 +37,20 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        with full_precision(_device_types()):
+        active = [device for device in _device_types() if torch.is_autocast_enabled(device)]
+        if not active:
             return function(*args, **kwargs)
+        # Twice, since an interruption may cut off the first.
+        try:
+            try:
+                for device in active:
+                    torch.set_autocast_enabled(device, False)
+                return function(*args, **kwargs)
+            finally:
+                for device in active:
+                    torch.set_autocast_enabled(device, True)
+        finally:
+            for device in active:
+                torch.set_autocast_enabled(device, True)
 
     return call

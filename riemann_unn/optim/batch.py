@@ -113,7 +113,8 @@ class Batch:
             if moved is not None and bool(moved.all()):
                 moved = None
             is_rough = any(member.is_rough for member in self.members)
-            new = x if self._writes_once(moved, polish, is_rough) else x.clone()
+            own = len(self.members) == 1 and _shares(x, self.members[0].value)
+            new = x if self._writes_once(moved, own, polish, is_rough) else x.clone()
             self.angle = self.tangent.rotate_(new, move)
             if polish:
                 self.tangent.polish_(new, step=self._step)
@@ -121,7 +122,7 @@ class Batch:
                     newton_schulz_(newton_schulz_(self._tall(new)))
             if moved is not None:
                 new = torch.where(moved[..., None, None], new, x)
-            self._write_back(new, moved)
+            self._write_back(new, moved, own)
         self._note(state, moved)
 
     # What a move is --------------------------------------------------------
@@ -224,22 +225,25 @@ class Batch:
             for part, one in zip(parts, matrices.unbind(0), strict=True):
                 part.copy_(back(one, part.shape))
 
-    def _is_in_place(self) -> bool:
-        """Whether the matrices lie in a parameter's own memory."""
-        return len(self.members) == 1 and _shares(self._x, self.members[0].value)
+    def _writes_once(self, moved: Tensor | None, own: bool, polish: bool, is_rough: bool) -> bool:
+        """Whether points may move where they are: an interruption finds them before or after.
 
-    def _writes_once(self, moved: Tensor | None, polish: bool, is_rough: bool) -> bool:
-        """Whether points may move where they are: an interruption finds them before or after."""
+        Args:
+            moved: which have a move; None for all.
+            own: whether they lie in a parameter's own memory.
+            polish: whether they are polished.
+            is_rough: whether they are mended.
+        """
         assert self.tangent is not None
-        if moved is not None or not self._is_in_place():
+        if moved is not None or not own:
             return moved is None
         polishes = polish and (is_rough or self.tangent.polishes_at(self._x, step=self._step))
         return not polishes and not self.members[0].is_half
 
-    def _write_back(self, x: Tensor, moved: Tensor | None) -> None:
+    def _write_back(self, x: Tensor, moved: Tensor | None, own: bool) -> None:
         """Write points back to the members; where not all have moved, to those that have."""
         is_half, values = self.members[0].is_half, [member.value for member in self.members]
-        if not is_half and self._is_in_place():
+        if own and not is_half:
             if x is not self._x:
                 self._x.copy_(x)
             return

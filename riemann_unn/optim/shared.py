@@ -100,8 +100,12 @@ class SharedPoint:
         )
 
     def correct(self) -> Computation:
-        """Find, beside the sketch, what keeps rounding from accumulating."""
-        self._correction = yield from block_correction(self.place.block, self._x, step=self._step)
+        """Find, beside the sketch, what keeps rounding from accumulating; an owner polishes."""
+        self._correction = None
+        if isinstance(self.tangent, InBlocks):
+            self._correction = yield from block_correction(
+                self.place.block, self._x, step=self._step
+            )
 
     def scale(self, scale: float | Tensor) -> None:
         """Take a multiple of the gradient's coordinates as the move, for plain SGD."""
@@ -184,7 +188,7 @@ class SharedPoint:
         if self._length > 0:  # what has a zero move stays bit for bit as it is
             if self._correction is not None and polish:
                 due, update = self._correction
-                due.sub_(update)
+                due.sub_(update if update.ndim == 2 else update * self._moved(update))
             self.angle = yield from self.tangent.rotate_(x, polish=polish, step=self._step)
             if member.is_rough:
                 whole = yield from block_whole(self.place.block, x)
@@ -193,6 +197,12 @@ class SharedPoint:
                 x.copy_(whole[self.place.block.index])
             self._write_back()
         self._note(state)
+
+    def _moved(self, like: Tensor) -> Tensor:
+        """Return 1 for each of my matrices that has a move, and 0 for the others."""
+        assert self.tangent is not None and self.tangent.move is not None
+        moved = (self.tangent.move != 0).flatten(-2).any(dim=-1)
+        return moved[self.place.block.index[0]][:, None, None].to(like.dtype)
 
     def _write_back(self) -> None:
         local = self.member.value

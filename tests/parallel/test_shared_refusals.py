@@ -153,6 +153,17 @@ def mended(rank: int) -> dict[str, Any]:
     before = local(p).clone()
     optimizer.step()
     ends["zero gradient"] = torch.equal(before, local(p)), optimizer.state[p]["retraction_step"]
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    generator = torch.Generator().manual_seed(0)
+    start = ru.Stiefel().random(3, N, N, dtype=torch.float64, generator=generator)
+    stack = nn.Parameter(distribute_tensor(start.as_subclass(Tensor), mesh, [Shard(1)]))
+    ru.tag_(stack, ru.Stiefel())
+    optimizer = ru.optim.ProjUNNT([stack], lr=0.1, rank=2)
+    stack.grad = stack.detach().roll(1, 2)
+    local(stack.grad)[1] = 0
+    before = local(stack).clone()
+    optimizer.step()
+    ends["zero in a stack"] = [torch.equal(a, b) for a, b in zip(before, local(stack), strict=True)]
     return ends
 
 
@@ -234,6 +245,7 @@ def test_points_are_projected_and_gradients_skipped_together(ends):
         assert end["skipped"][0] and end["skipped"][1] != 1.0
         assert end["no gradient"] == (True, 1)
         assert end["zero gradient"] == (True, 1)
+        assert end["zero in a stack"] == [False, True, False]
 
 
 @pytest.mark.parametrize(
