@@ -179,7 +179,8 @@ class Report:
         return [
             "The worst over shapes, placements, replicas and numbers of processes, after "
             f"{STEPS} steps towards a random matrix: the distance to what one process gets to, "
-            "over the distance moved, and the orthogonality error. n = 1024 is in float32, n = 256 "
+            "over the distance moved, and the orthogonality error. n = 1024 is in float32 (whole "
+            "steps: square matrices, two processes), n = 256 "
             "in float64. Two computations that round otherwise part by more, the more directions a "
             "step has to tell apart: at rank 16 in float32 they are two different runs, each with "
             "its constraint. So they are with Adam, which scales entries that are rounding to full "
