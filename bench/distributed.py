@@ -1,6 +1,6 @@
 """What steps of shared matrices send between processes, and how far they part from one process.
 
-Run from the repository: ``python -m bench.distributed``. It takes ten to twenty minutes on two
+Run from the repository: ``python -m bench.distributed``. It takes some twenty minutes on two
 cores and writes the tables of docs/distributed.md. ``--quick`` takes one for the smaller size on
 two processes, prints its tables and leaves the page alone.
 """
