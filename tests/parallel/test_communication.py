@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ import riemann_unn as ru
 from bench.distributed import BEGIN, END, Report, bound, rounds, write
 from bench.distributed_cells import Case, Collectives, Found, ddp_bytes, size_of, train
 from riemann_unn.parallel import bytes_sent
-from tests.parallel.processes import in_processes
+from tests.parallel.processes import once_in_processes
 
 STEPS = 3
 ASKED = [Case(1024, "square", dim, 4, base) for dim in (0, 1, None) for base in ("SGD", "Adam")]
@@ -72,7 +71,7 @@ def work(rank: int, world: int) -> dict[Any, Any]:
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    return in_processes(2, Path(tmp_path_factory.mktemp("sent")), work)
+    return once_in_processes(tmp_path_factory, 2, work)
 
 
 def applications(case: Case, step: int) -> int:
