@@ -33,15 +33,16 @@ def each(function: Callable[..., object], *arguments: Iterable[Any]) -> None:
 def restoring(work: Callable[[], R], restore: Callable[[], object]) -> R:
     """Do work, and restore afterwards whatever happens.
 
-    ``restore`` runs twice: what is restored already must stay so at every line of the second run.
+    ``restore`` may run twice; at every line of the second run what is restored must stay so.
     """
     try:
         try:
             return work()
         finally:
             restore()
-    finally:
+    except BaseException:
         restore()
+        raise
 
 
 def undoing(work: Callable[[], R], undo: Callable[[], object]) -> R:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterable
 from functools import partial
 from itertools import repeat
+from operator import attrgetter
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch._C import DisableTorchFunctionSubclass
 from torch.optim import SGD, Optimizer
 
 from ..errors import ManifoldTypeError, NonFiniteError
@@ -24,9 +25,10 @@ __all__ = [
     "kept_whole",
 ]
 
-# What a parameter's own setters do in C.
-_VALUE: Any = Tensor.data
-_GRAD: Any = Tensor.grad
+# Getters and setters in C, so that no line runs between one parameter and the next.
+_VALUE, _GRAD = attrgetter("data"), attrgetter("grad")
+_SET_VALUE = Tensor.data.__set__  # type: ignore[attr-defined]
+_SET_GRAD = Tensor.grad.__set__  # type: ignore[union-attr]
 _REFUSED = {
     "LBFGS": "it evaluates the loss several times in a step, away from the manifold",
     "SparseAdam": "it takes sparse gradients only, and a manifold step is dense",
@@ -122,22 +124,20 @@ def displace_(
         hidden: parameters whose gradient the base is not to see.
     """
     shown = list(shown)
-    members, zeros, gradients = ([row[i] for row in shown] for i in range(3))
+    members, zeros, gradients = zip(*shown, strict=True) if shown else ((), (), ())
     params = [*members, *hidden]
-    with torch._C.DisableTorchFunctionSubclass():
-        values, grads = list(map(_VALUE.__get__, params)), list(map(_GRAD.__get__, params))
+    values, grads = list(map(_VALUE, params)), list(map(_GRAD, params))
 
     def restore() -> None:
-        # Subclasses of Tensor would run lines for each of them.
-        with torch._C.DisableTorchFunctionSubclass():
-            each(_VALUE.__set__, params, values)
-            each(_GRAD.__set__, params, grads)
+        with DisableTorchFunctionSubclass():
+            each(_SET_VALUE, params, values)
+            each(_SET_GRAD, params, grads)
 
     def step() -> None:
-        with torch._C.DisableTorchFunctionSubclass():
-            each(_GRAD.__set__, params, repeat(None))
-            each(_VALUE.__set__, members, zeros)
-            each(_GRAD.__set__, members, gradients)
+        with DisableTorchFunctionSubclass():
+            each(_SET_GRAD, params, repeat(None))
+            each(_SET_VALUE, members, zeros)
+            each(_SET_GRAD, members, gradients)
         _unhooked_step(base)
 
     restoring(step, restore)

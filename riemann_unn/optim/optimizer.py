@@ -29,7 +29,7 @@ from .batch import Batch, Batches
 from .eager import begin_
 from .partition import untagged_rank
 from .seeds import Seeds
-from .stand_ins import standing_in
+from .stand_ins import step_stand_ins
 from .states import BASE_CLASS, loading, with_every_parameter
 from .tagged import TaggedParam, TaggedParams, admit_, as_groups, check_duplicates
 
@@ -264,7 +264,7 @@ class ManifoldOptimizer(Optimizer):
         if points:
             self._sharing().admit_(points, off_manifold=self._off_manifold)
         with full_precision(self._tagged.device_types):
-            begin_(own, self.state, self._seeds, self._retraction)
+            begin_(own, points, self.state, self._seeds, self._retraction)
 
     def _shared_points(self) -> list[SharedPoint]:
         """Return the tagged parameters that other processes have parts or replicas of."""
@@ -407,12 +407,15 @@ class ManifoldOptimizer(Optimizer):
         plain += [point.member for point in points]  # where the base is to see one, a stand-in
         whole = kept_whole(self.base)
         seen = together((point.place.group, point.show(whole)) for point in shared)
-        with standing_in(self.base, [one for one in seen if one is not None]):
-            displace_(
+        step_stand_ins(
+            self.base,
+            [one for one in seen if one is not None],
+            lambda: displace_(
                 self.base,
                 chain.from_iterable(batch.show() for batch in shown),
                 [member.param for member in (*plain, *skipped)],
-            )
+            ),
+        )
         for batch in shown:
             batch.read_()
         together((point.place.group, point.read(self.state, whole)) for point in shared)

@@ -55,10 +55,15 @@ class SharedPoint:
         self.tangent: SharedTangent | None = None
         self.angle: Tensor | None = None
         self._length = 0.0
-        self._correction: tuple[Tensor, Tensor] | None = None
+        self._correction: tuple[Any, Tensor] | None = None
         self._renewed: Tensor | None = None
+        self._shown: StandIn | None = None
 
     # The steps of a step ---------------------------------------------------
+
+    def forget(self) -> None:
+        """Forget what a step that was not taken has left."""
+        self._correction = self._renewed = self._shown = None
 
     def begin(self, state: State) -> bool:
         """See the point as it is; return whether its master copy is to be made anew."""
@@ -81,7 +86,7 @@ class SharedPoint:
         """Make the copy in single precision anew, of values that it is not the origin of."""
         member = self.member
         whole = member.manifold.projx(as_whole(member.param).float())
-        self._renewed = scattered(whole, member.param).clone()
+        self._renewed = _stored_as(member.memory, scattered(whole, member.param))
 
     def sketch(self, retraction: Retraction, seeds: Seeds) -> Computation:
         """Find the tangent coordinates of the gradient; nothing is changed."""
@@ -89,7 +94,8 @@ class SharedPoint:
         shape = self.place.block.shape
         stored = self._kept.get(START)
         start = None
-        if stored is not None and isinstance(self.tangent, InBlocks):
+        # One from before the first step is a mere entry, of an eager base.
+        if stored is not None and self._step > 0 and isinstance(self.tangent, InBlocks):
             start = usable_start(stored, self._x, (*shape[:-2], retraction.rank or 1, shape[-1]))
         self._length = yield from self.tangent.sketch(
             self._x,
@@ -126,7 +132,7 @@ class SharedPoint:
         self._shown = None
         if not self._has_owner:
             parts = {k: local_part(v) if isinstance(v, Tensor) else v for k, v in state.items()}
-            gradient = self._tensor(found, local).resolve_conj()
+            gradient = _stored_as(local, self._tensor(found, local))
             self._shown = StandIn(self.member.param, torch.zeros_like(local), gradient, parts)
             return self._shown
         whole = yield from self._gather(found)
@@ -156,11 +162,13 @@ class SharedPoint:
     def _keep(self, kept: dict[str, Any], found: dict[str, Any]) -> None:
         """Keep the base's state: what has the local part's shape is sharded like the parameter."""
         param, local = self.member.param, self.member.value
+        new = {}
         for key, value in found.items():
             is_part = isinstance(value, Tensor) and value.shape == local.shape
             old = kept.get(key)
             if not (is_part and isinstance(old, Tensor) and local_part(old).is_set_to(value)):
-                kept[key] = sharded_like(value, param) if is_part else value
+                new[key] = sharded_like(value, param) if is_part else value
+        kept.update(new)  # all or nothing: bases take some entries for all of them
 
     def _gather(self, block: Tensor) -> Computation:
         """Return at the owner the whole tensor of which every process has a block."""
@@ -183,19 +191,20 @@ class SharedPoint:
     def retract_(self, state: State, *, polish: bool) -> Computation:
         """Move the point, and note what its next step needs."""
         assert self.tangent is not None
-        member, x = self.member, self._x
+        member = self.member
         self.angle = None
         if self._length > 0:  # what has a zero move stays bit for bit as it is
+            x = self._x.clone()  # so that an interruption finds the point before or after
             if self._correction is not None and polish:
                 due, update = self._correction
-                due.sub_(update if update.ndim == 2 else update * self._moved(update))
+                x[due].sub_(update if update.ndim == 2 else update * self._moved(update))
             self.angle = yield from self.tangent.rotate_(x, polish=polish, step=self._step)
             if member.is_rough:
                 whole = yield from block_whole(self.place.block, x)
                 tall = whole if whole.shape[-1] == whole.shape[-2] else whole.mH
                 newton_schulz_(newton_schulz_(tall))
                 x.copy_(whole[self.place.block.index])
-            self._write_back()
+            self._write_back(x)
         self._note(state)
 
     def _moved(self, like: Tensor) -> Tensor:
@@ -204,12 +213,13 @@ class SharedPoint:
         moved = (self.tangent.move != 0).flatten(-2).any(dim=-1)
         return moved[self.place.block.index[0]][:, None, None].to(like.dtype)
 
-    def _write_back(self) -> None:
-        local = self.member.value
-        if self._x.untyped_storage().data_ptr() != local.untyped_storage().data_ptr():
-            local.copy_(self._tensor(self._x, local))
-        if self.member.is_half:
-            self.member.memory.copy_(local)
+    def _write_back(self, x: Tensor) -> None:
+        member = self.member
+        new = self._tensor(x, member.value)
+        if member.is_half:  # in one write
+            torch._foreach_copy_([member.value, member.memory], [new, new])
+        else:
+            member.value.copy_(new)
 
     def _note(self, state: State) -> None:
         assert self.tangent is not None
@@ -223,7 +233,7 @@ class SharedPoint:
         if member.is_half and (self._length > 0 or MASTER not in kept):
             kept[MASTER] = sharded_like(member.value, member.param)
         member.version, member.is_rough = writes_to(member.param), False
-        self._correction = self._renewed = None
+        self.forget()
         del self._x, self._kept
 
     # What is asked of it ---------------------------------------------------
@@ -316,3 +326,11 @@ class SharedPoint:
         rows = self._shape if self._is_mine else (*self._shape[:-2], *self._shape[:-3:-1])
         matrices = x.reshape(rows) if self._is_mine else x.reshape(rows).mH
         return self.member.manifold.from_matrices(matrices, local.shape)
+
+
+def _stored_as(like: Tensor, x: Tensor) -> Tensor:
+    """Return a copy of ``x`` in the order of memory of ``like``, in which states are loaded.
+
+    In another one torch's elementwise loops round otherwise.
+    """
+    return torch.empty_like(like, dtype=x.dtype).copy_(x)

@@ -159,6 +159,8 @@ class SharedPoints:
         Returns:
             Those that take the step, and those that are left out of it.
         """
+        for point in points:
+            point.forget()
         while True:
             stale = [point.begin(state) for point in points]
             counts = self._sketch_and_tell(points, stale, retraction, seeds, trouble)

@@ -185,7 +185,7 @@ class WithOwner:
 
     def rotate_(self, x: Tensor, *, polish: bool, step: int) -> Computation:
         """Turn the whole by the move, polish it, and put my block of it in the place of ``x``."""
-        angle, turned = None, self._x
+        angle, turned = None, x if self._is_replicated else self._x
         if self._tangent is not None and turned is not None and self.move is not None:
             angle = self._tangent.rotate_(turned, self.move)
             if polish:

@@ -6,15 +6,16 @@ lack; of one that it needs whole, all of it at one process and nothing at the ot
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["StandIn", "standing_in"]
+from ..interruption import restoring
+
+__all__ = ["StandIn", "step_stand_ins"]
 
 
 @dataclass(eq=False)
@@ -34,14 +35,24 @@ class StandIn:
     state: dict[str, Any]
 
 
-@contextmanager
-def standing_in(base: Optimizer, stand_ins: Sequence[StandIn]) -> Iterator[None]:
-    """Let a base step stand-ins in the place of parameters, for the time of a context."""
+def step_stand_ins(base: Optimizer, stand_ins: Sequence[StandIn], step: Callable[[], None]) -> None:
+    """Step a base that has stand-ins in the place of parameters, in its groups and its state."""
     if not stand_ins:
-        yield
+        step()
         return
     lists = [(group["params"], list(group["params"])) for group in base.param_groups]
     params = {one.param: nn.Parameter(one.zeros, requires_grad=False) for one in stand_ins}
+
+    def work() -> None:
+        for one in stand_ins:
+            params[one.param].grad = one.gradient
+            if one.state:
+                base.state[params[one.param]] = one.state
+        for shown, own in lists:
+            shown[:] = [params.get(p, p) for p in own]
+        step()
+        for one in stand_ins:
+            one.state = dict(base.state.get(params[one.param], {}))
 
     def restore() -> None:
         for shown, own in lists:
@@ -49,18 +60,4 @@ def standing_in(base: Optimizer, stand_ins: Sequence[StandIn]) -> Iterator[None]
         for param in params.values():
             base.state.pop(param, None)
 
-    try:
-        try:
-            for one in stand_ins:
-                params[one.param].grad = one.gradient
-                if one.state:
-                    base.state[params[one.param]] = one.state
-            for shown, own in lists:
-                shown[:] = [params.get(p, p) for p in own]
-            yield
-            for one in stand_ins:
-                one.state = dict(base.state.get(params[one.param], {}))
-        finally:
-            restore()
-    finally:  # an interruption of the first leaves the second
-        restore()
+    restoring(work, restore)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from ..errors import StateError
 from ..manifolds import MatrixManifold, Orthogonal, Stiefel, Unitary
+from ..parallel import placed_like
 from .entries import COORDINATES, MASTER, OWN, START, STEP
 from .tagged import TaggedParam
 
@@ -149,6 +150,11 @@ def _mend_(optimizer: Optimizer, saved: StateDict, members: list[TaggedParam]) -
                 now = optimizer.state[p].get(name)
                 if now is not None and value.is_floating_point() and value.dtype is not now.dtype:
                     optimizer.state[p][name] = value.detach().to(now.device, copy=True)
+    for p in chain.from_iterable(group["params"] for group in optimizer.param_groups):
+        kept = optimizer.state.get(p, {})
+        for name, value in kept.items():
+            if name != START and isinstance(value, Tensor) and value.shape == p.shape:
+                kept[name] = placed_like(value, p)
 
 
 # Whether a state is this optimizer's -----------------------------------------------

@@ -1,7 +1,15 @@
 """Parameters that several processes share: where their parts lie, and what is sent for a step."""
 
 from .exchange import Computation, FromOwner, Group, ToOwner, bytes_sent, together
-from .sharded import as_whole, is_sharded, local_part, scattered, sharded_like, writes_to
+from .sharded import (
+    as_whole,
+    is_sharded,
+    local_part,
+    placed_like,
+    scattered,
+    sharded_like,
+    writes_to,
+)
 
 __all__ = [
     "Computation",
@@ -12,6 +20,7 @@ __all__ = [
     "bytes_sent",
     "is_sharded",
     "local_part",
+    "placed_like",
     "scattered",
     "sharded_like",
     "together",

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["as_whole", "is_sharded", "local_part", "scattered", "sharded_like", "writes_to"]
+__all__ = [
+    "as_whole",
+    "is_sharded",
+    "local_part",
+    "placed_like",
+    "scattered",
+    "sharded_like",
+    "writes_to",
+]
 
 
 def _dtensor() -> Any:
@@ -61,3 +69,18 @@ def scattered(whole: Tensor, p: Any) -> Tensor:
         whole, p.device_mesh, p.placements, src_data_rank=None
     ).to_local()
     return found
+
+
+def placed_like(value: Any, p: Any) -> Tensor:
+    """Return a tensor of the shape of ``p`` placed like ``p``; every process has to ask.
+
+    Args:
+        value: sharded in any way, or plain and the same on every process.
+        p: a parameter.
+    """
+    if not is_sharded(p):
+        return as_whole(value) if is_sharded(value) else value
+    if is_sharded(value) and value.device_mesh == p.device_mesh:
+        found: Tensor = value.redistribute(placements=p.placements)
+        return found
+    return sharded_like(scattered(as_whole(value), p).clone(), p)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -227,7 +227,7 @@ def _rows_of_turned(block: Block, x: Tensor, v: Tensor, q: Tensor, xv: Tensor) -
     return torch.cat([known, rest], dim=-1) if known.shape[-1] else rest
 
 
-def block_correction(block: Block, x: Tensor, *, step: int) -> Summed[tuple[Tensor, Tensor] | None]:
+def block_correction(block: Block, x: Tensor, *, step: int) -> Summed[tuple[Any, Tensor]]:
     r"""Return what keeps rounding from accumulating, for the few columns whose turn it is.
 
     .. math:: T_J \leftarrow T_J - T E_J, \qquad E_J = T^H T_J - I_J
@@ -235,7 +235,7 @@ def block_correction(block: Block, x: Tensor, *, step: int) -> Summed[tuple[Tens
     as :func:`.polish.polish_block_` mends the columns J of T = Xᴴ, or of square X by rows T = X.
 
     Returns:
-        A view of my part of :math:`T_J` and what to subtract from it; None for no part.
+        The index of my part of :math:`T_J` in ``x``, and what to subtract there.
     """
     # Of square X that end is taken whose columns are whole.
     is_turned = block.shape[-2] < block.shape[-1] or block.cut[-1]
@@ -245,6 +245,7 @@ def block_correction(block: Block, x: Tensor, *, step: int) -> Summed[tuple[Tens
     low, high = max(start, first), max(min(stop, last), start, first)
     mine, among = slice(low - first, high - first), slice(low - start, high - start)
     due = all_due = t[..., mine]
+    index = (..., mine, slice(None)) if is_turned else (..., mine)
     if block.cut[columns]:
         all_due = due.new_zeros((*due.shape[:-1], stop - start))
         all_due[..., among] = due
@@ -260,7 +261,7 @@ def block_correction(block: Block, x: Tensor, *, step: int) -> Summed[tuple[Tens
     if block.cut[columns]:
         (whole,) = yield [block.placed(update, rows)]
         update = block.rows_of(whole, rows)[..., among]
-    return due, update
+    return index, update.mH if is_turned else update
 
 
 def block_error(block: Block, x: Tensor) -> Summed[Tensor]:

@@ -128,7 +128,7 @@ def test_corrections_of_blocks_sweep_the_error_away(shape, dtype, cut):
         xs = [x[b.index].clone() for b in parts]
         found = run([bl.block_correction(b, p, step=step) for b, p in zip(parts, xs, strict=True)])
         for b, p, (due, update) in zip(parts, xs, found, strict=True):
-            due.sub_(update)
+            p[due].sub_(update)
             x[b.index] = p
     errors = run([bl.block_error(b, x[b.index]) for b in parts])
     assert float(before.max()) > 1e-7
