@@ -407,15 +407,10 @@ class ManifoldOptimizer(Optimizer):
         plain += [point.member for point in points]  # where the base is to see one, a stand-in
         whole = kept_whole(self.base)
         seen = together((point.place.group, point.show(whole)) for point in shared)
-        step_stand_ins(
-            self.base,
-            [one for one in seen if one is not None],
-            lambda: displace_(
-                self.base,
-                chain.from_iterable(batch.show() for batch in shown),
-                [member.param for member in (*plain, *skipped)],
-            ),
-        )
+        stand_ins = [one for one in seen if one is not None]
+        tangents = chain.from_iterable(batch.show() for batch in shown)
+        hidden = [member.param for member in (*plain, *skipped)]
+        step_stand_ins(self.base, stand_ins, lambda: displace_(self.base, tangents, hidden))
         for batch in shown:
             batch.read_()
         together((point.place.group, point.read(self.state, whole)) for point in shared)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,13 @@ def once_in_processes(
             in_processes(world, folder, function, *args)
             (folder / "done").touch()
     return _results(world, folder)
+
+
+@contextmanager
+def world_of_one(folder: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
