@@ -321,7 +321,7 @@ def test_sharded_training_resumes_on_any_number_of_processes(tmp_path: Path) -> 
     check(CASES, tmp_path, 3, ["nested"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("part", range(4))
 def test_sharded_training_resumes_with_every_base(tmp_path: Path, part: int) -> None:
     check(GRID[part::4], tmp_path, 4, WAYS)
