@@ -388,8 +388,9 @@ def _master(member: TaggedParam, kept: dict[str, Any]) -> Tensor:
     if master is not None and torch.equal(master.to(member.param.dtype), member.param):
         return master
     # There is none yet, or the parameter was given other values.
-    single: Tensor = member.manifold.projx(member.param.detach().float())
-    return single
+    single = member.manifold.projx(member.param.detach().float())
+    # In the parameter's order of memory, in which torch's checkpoints send it to other processes.
+    return torch.empty_like(member.memory, dtype=torch.float32).copy_(single)
 
 
 def _wide(x: Tensor) -> torch.dtype | None:

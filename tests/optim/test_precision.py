@@ -104,6 +104,18 @@ def test_new_values_replace_the_master():
         optimizer.step()
 
 
+@pytest.mark.parametrize("shape", [(24, 24), (24, 9), (9, 24)])
+@pytest.mark.parametrize("rank", [1, None])
+def test_states_are_in_the_order_of_memory_of_their_parameter(shape, rank):
+    """As torch's checkpoints need it to send them to other processes."""
+    p = torch.nn.Parameter(parameter(*shape).detach().bfloat16())
+    ru.tag_(p, ru.Stiefel())
+    optimizer = ru.optim.ProjUNNT([p], lr=1e-2, rank=rank, base=torch.optim.Adam)
+    run(p, optimizer, range(2))
+    kept = [x for x in optimizer.state[p].values() if getattr(x, "shape", None) == p.shape]
+    assert len(kept) == 3 and all(x.stride() == p.stride() for x in kept)
+
+
 def test_zero_gradients_leave_the_stored_bits():
     p = half(torch.bfloat16)
     before = p.detach().clone()
