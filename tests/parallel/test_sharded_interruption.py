@@ -152,7 +152,7 @@ def test_ctrl_c_leaves_a_step_before_or_after(name: str, are_replicas: bool) -> 
     assert count == 20 and not found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [0, WARM])
 @pytest.mark.parametrize("are_replicas", [False, True])
 @pytest.mark.parametrize("name", OPTIONS)
