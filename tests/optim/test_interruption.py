@@ -231,7 +231,12 @@ def test_parameters_that_were_being_added_are_trained():
     """Who has no tag is noted before what tells that it was noted."""
 
     def grown():
-        _, optimizer = trained({}, 1, ["alone"])
+        # With the first one without a tag: a look that knows of none would leave it out.
+        p = nn.Parameter(torch.eye(4))
+        ru.tag_(p, ru.Orthogonal())
+        p.grad = torch.ones(4, 4)
+        optimizer = ru.optim.ProjUNNT([p], lr=0.1)
+        optimizer.step()
         free = nn.Parameter(torch.zeros(2))
         free.grad = torch.ones(2)
         return optimizer, free, partial(optimizer.add_param_group, {"params": [free]})
