@@ -23,6 +23,7 @@ __all__ = [
     "displace_",
     "is_plain_sgd",
     "kept_whole",
+    "plain_scale",
 ]
 
 # Getters and setters in C, so that no line runs between one parameter and the next.
@@ -109,6 +110,14 @@ def check_rates(groups: Iterable[dict[str, Any]], *, start: int = 0) -> None:
 def is_plain_sgd(base: Optimizer, group: dict[str, object]) -> bool:
     """Tell whether the base moves by -lr times the gradient, which asks for no tensors."""
     return type(base) is SGD and group["momentum"] == 0
+
+
+def plain_scale(base: Optimizer, group: dict[str, Any]) -> float | Tensor | None:
+    """Return what plain SGD multiplies a gradient with; None for any other base."""
+    if not is_plain_sgd(base, group):
+        return None
+    scale: float | Tensor = group["lr"] * (1 if group.get("maximize") else -1)
+    return scale
 
 
 def displace_(

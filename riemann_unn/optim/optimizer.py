@@ -24,6 +24,7 @@ from .base import (
     displace_,
     is_plain_sgd,
     kept_whole,
+    plain_scale,
 )
 from .batch import Batch, Batches
 from .eager import begin_
@@ -347,8 +348,9 @@ class ManifoldOptimizer(Optimizer):
             off_manifold=self._off_manifold,
         )
         for point in stepping:
-            if is_plain_sgd(self.base, point.group):
-                point.scale(_scale(point.group))
+            scale = plain_scale(self.base, point.group)
+            if scale is not None:
+                point.scale(scale)
         return stepping, [point.member for point in left_out]
 
     def _sketch_(
@@ -366,8 +368,8 @@ class ManifoldOptimizer(Optimizer):
         batches = self._without(skipped, batches)
         admit_([m for m in written if m not in skipped], off_manifold=self._off_manifold)
         for batch in batches:
-            plain, group = is_plain_sgd(self.base, batch.group), batch.group
-            batch.sketch_(self._retraction(group), self._seeds, _scale(group) if plain else None)
+            scale = plain_scale(self.base, batch.group)
+            batch.sketch_(self._retraction(batch.group), self._seeds, scale)
         wrong = [batch for batch in batches if not batch.is_finite]
         if not wrong:
             return batches, skipped
@@ -428,12 +430,6 @@ class ManifoldOptimizer(Optimizer):
             them, shape ``(matrices, n, k)``; for whole steps nothing.
         """
         return {p: told for batch in self._stepped for p, told in batch.report()}
-
-
-def _scale(group: dict[str, Any]) -> float | Tensor:
-    """Return what plain SGD multiplies a gradient with."""
-    scale: float | Tensor = group["lr"] * (1 if group.get("maximize") else -1)
-    return scale
 
 
 def _refuse_overflow(batches: Sequence[Batch | SharedPoint]) -> None:
