@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from ..errors import ManifoldError, NonFiniteError
+from ..errors import ManifoldError
 from ..interruption import no_grad
 from ..linalg import Angle, Phi, TangentMethod
 from ..linalg.precision import full_precision
@@ -32,7 +32,15 @@ from .partition import untagged_rank
 from .seeds import Seeds
 from .stand_ins import step_stand_ins
 from .states import BASE_CLASS, loading, with_every_parameter
-from .tagged import TaggedParam, TaggedParams, admit_, as_groups, check_duplicates
+from .tagged import (
+    TaggedParam,
+    TaggedParams,
+    admit_,
+    as_groups,
+    check_duplicates,
+    refuse_gradients,
+    refuse_overflow,
+)
 
 if TYPE_CHECKING:
     from .shared import SharedPoint
@@ -375,7 +383,7 @@ class ManifoldOptimizer(Optimizer):
             return batches, skipped
         late = self._nonfinite_in(wrong)
         if not late:
-            _refuse_overflow(wrong)
+            refuse_overflow(member for batch in wrong for member in batch.overflowing())
         batches, later = self._sketch_(self._without(late, batches), [])
         return batches, skipped + late + later
 
@@ -385,10 +393,7 @@ class ManifoldOptimizer(Optimizer):
     def _nonfinite_in(self, batches: list[Batch]) -> list[TaggedParam]:
         bad = [member for batch in batches for member in batch.nonfinite_gradients()]
         if bad and self._nonfinite == "raise":
-            raise NonFiniteError(
-                f"the gradient of {', '.join(m.name for m in bad)} holds NaN or infinity; clip or "
-                'rescale the loss, or pass nonfinite="skip". Nothing was changed'
-            )
+            refuse_gradients(bad)
         return bad
 
     def _without(self, bad: list[TaggedParam], batches: list[Batch]) -> list[Batch]:
@@ -419,7 +424,7 @@ class ManifoldOptimizer(Optimizer):
         moving: list[Batch | SharedPoint] = [*shown, *shared]
         overflowing = [one for one in moving if not one.is_finite]
         if overflowing:
-            _refuse_overflow(overflowing)
+            refuse_overflow(member for one in overflowing for member in one.overflowing())
 
     def last_step(self) -> dict[Tensor, dict[str, Tensor]]:
         r"""Return what the last step did to each tagged parameter that took part.
@@ -430,14 +435,6 @@ class ManifoldOptimizer(Optimizer):
             them, shape ``(matrices, n, k)``; for whole steps nothing.
         """
         return {p: told for batch in self._stepped for p, told in batch.report()}
-
-
-def _refuse_overflow(batches: Sequence[Batch | SharedPoint]) -> None:
-    names = ", ".join(member.name for batch in batches for member in batch.overflowing())
-    raise NonFiniteError(
-        f"the step of {names} overflows to NaN or infinity although the gradient is finite; "
-        "lower the learning rate. No tagged parameter was moved"
-    )
 
 
 # Options are read from the groups at every step, since users may change them there.

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import ManifoldError, NonFiniteError
+from ..errors import ManifoldError
 from ..manifolds import acceptance_level, rounding_level
 from ..parallel import Computation, Group, as_whole, is_sharded, scattered, together, writes_to
 from ..parallel.places import place_of
@@ -18,7 +18,7 @@ from ..retractions import Retraction
 from .batch import State
 from .seeds import Seeds
 from .shared import SharedPoint
-from .tagged import TaggedParam, refuse_off_manifold
+from .tagged import TaggedParam, refuse_gradients, refuse_off_manifold, refuse_overflow
 
 __all__ = ["SharedPoints"]
 
@@ -229,16 +229,9 @@ class SharedPoints:
         bad = [p for p, is_bad in zip(points, self._run(points, ask), strict=True) if is_bad]
         fine = [point for point in points if point not in bad]
         if bad and nonfinite == "raise":
-            raise NonFiniteError(
-                f"the gradient of {', '.join(p.member.name for p in bad)} holds NaN or infinity; "
-                'clip or rescale the loss, or pass nonfinite="skip". Nothing was changed'
-            )
+            refuse_gradients(point.member for point in bad)
         if fine:
-            raise NonFiniteError(
-                f"the step of {', '.join(p.member.name for p in fine)} overflows to NaN or "
-                "infinity although the gradient is finite; lower the learning rate. No tagged "
-                "parameter was moved"
-            )
+            refuse_overflow(point.member for point in fine)
         return bad
 
 

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..errors import LostTagError, ManifoldError, ManifoldTypeError, OffManifoldError
+from ..errors import (
+    LostTagError,
+    ManifoldError,
+    ManifoldTypeError,
+    NonFiniteError,
+    OffManifoldError,
+)
 from ..manifolds import MatrixManifold, Stiefel, acceptance_level, rounding_level
 from ..parallel import is_sharded, local_part
 from ..tagging import KnownTags, manifold_of, refuse_flattened
@@ -26,7 +32,9 @@ __all__ = [
     "admit_",
     "as_groups",
     "check_duplicates",
+    "refuse_gradients",
     "refuse_off_manifold",
+    "refuse_overflow",
 ]
 
 
@@ -372,3 +380,19 @@ def refuse_off_manifold(member: TaggedParam, reason: str, *, is_finite: bool) ->
         else "it holds NaN or infinity, so initialise it again"
     )
     raise OffManifoldError(f"{member.name} {reason}; {remedy}")
+
+
+def refuse_gradients(members: Iterable[TaggedParam]) -> NoReturn:
+    """Raise the error for gradients that hold NaN or infinity."""
+    raise NonFiniteError(
+        f"the gradient of {', '.join(m.name for m in members)} holds NaN or infinity; clip or "
+        'rescale the loss, or pass nonfinite="skip". Nothing was changed'
+    )
+
+
+def refuse_overflow(members: Iterable[TaggedParam]) -> NoReturn:
+    """Raise the error for moves that are not finite although the gradients are."""
+    raise NonFiniteError(
+        f"the step of {', '.join(m.name for m in members)} overflows to NaN or infinity although "
+        "the gradient is finite; lower the learning rate. No tagged parameter was moved"
+    )
