@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import get_args
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -18,8 +18,11 @@ from torch import Tensor
 from .linalg.maps import skew
 from .linalg.step.core import Angle, Phi, check_phi
 from .linalg.step.polish import newton_schulz_, polish_, polishes_at
+from .linalg.step.products import times_columns
 from .linalg.step.tangent import (
+    Draws,
     TangentMethod,
+    iterate,
     next_directions,
     starts_by_planes,
     tangent_coordinates,
@@ -29,7 +32,14 @@ from .linalg.step.tangent import (
 )
 from .linalg.step.update import rotate_low_rank_, rotate_whole_
 
-__all__ = ["Directions", "Retraction", "Tangent", "Whole"]
+__all__ = ["Directions", "Randomness", "Retraction", "Tangent", "Whole"]
+
+
+class Randomness(Draws, Protocol):
+    """A source of random directions."""
+
+    def generator(self) -> torch.Generator:
+        """Return a generator, for sketches that draw from one."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ class Retraction:
         g: Tensor,
         *,
         start: Tensor | None,
-        generator: torch.Generator,
+        source: Randomness,
         step: int = 0,
     ) -> Tangent:
         """Return the coordinates of a step at points.
@@ -98,16 +108,19 @@ class Retraction:
         Args:
             x: points, shape ``(..., p, n)``, ``p <= n``.
             g: their Euclidean gradients.
-            start: where to start a sketch, from :meth:`Tangent.next_start`.
-            generator: source of random directions.
+            start: where to start a sketch, the adjoint of :meth:`Tangent.next_start`.
+            source: of random directions.
             step: count of the steps taken.
         """
         if not self.is_whole_for(x.shape):
-            rank = self.rank or 1
-            v, z, xv = tangent_directions(
-                x, g, rank=rank, method=self.sketch, start=start, generator=generator
-            )
-            return Directions(self, v, z, xv, step=step, is_sketch=self.sketch == "tangent")
+            rank, is_sketch = self.rank or 1, self.sketch == "tangent"
+            if is_sketch:
+                v, z, xv = iterate(x, g, rank=rank, start=start, draws=source)
+            else:
+                v, z, xv = tangent_directions(
+                    x, g, rank=rank, method=self.sketch, generator=source.generator()
+                )
+            return Directions(self, v, z, xv, step, is_sketch)
         if x.shape[-2] == x.shape[-1]:
             return Whole(self, skew(x.mH @ g))
         # All of a thin Ω is known from its products with the rows of X.
@@ -120,13 +133,13 @@ class Retraction:
 class Directions:
     """A step along a few directions v, whose coordinates are n by k.
 
-    ``coordinates`` are those of the gradient, z = Ωv, and ``xv`` is X v.
+    ``coordinates`` are those of the gradient, z = Ωv, and ``xv`` is X v, if it is known.
     """
 
     retraction: Retraction
     v: Tensor
     coordinates: Tensor
-    xv: Tensor
+    xv: Tensor | None
     step: int
     is_sketch: bool
     # What a move that is a multiple of z adds to v.
@@ -140,6 +153,8 @@ class Directions:
 
     def gradient(self, x: Tensor, out: Tensor | None) -> Tensor:
         """Return what a base sees: the Riemannian gradient on these directions."""
+        if self.xv is None:
+            self.xv = times_columns(x, self.v)
         return tangent_gradient(x, self.v, self.coordinates, self.xv, out=out)
 
     def read(self, x: Tensor, delta: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ..interruption import each
 from ..linalg.step.polish import newton_schulz_
 from ..retractions import Directions, Retraction, Tangent
 from .entries import COORDINATES, MASTER, START, STEP
-from .seeds import Seeds
+from .seeds import Seeds, Source
 from .starts import stored_start, usable_start
 from .states import as_tensor, coordinates_of
 from .tagged import TaggedParam
@@ -72,7 +72,7 @@ class Batch:
             self._x,
             g,
             start=self._start(retraction.rank),
-            generator=seeds.generator(g.device, self._tall(g).shape[-2:], self._step),
+            source=Source(seeds, g.device, tuple(self._tall(g).shape[-2:]), self._step),
             step=self._step,
         )
         coordinates = self.tangent.coordinates
@@ -314,7 +314,7 @@ class Batch:
         del self._x, self._move
 
     def _start(self, rank: int | None) -> Tensor | None:
-        """Return the columns that start the sketches, from what is kept of each member."""
+        """Return the rows that start the sketches, from what is kept of each member."""
         if self._step == 0 or START not in self._kept[0]:
             self._starts = None  # taken out of the state, so to be put there anew
             return None

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
+from torch import Tensor
 
-__all__ = ["Seeds"]
+__all__ = ["Seeds", "Source"]
+
+# An odd number whose multiples are spread, from the golden ratio, and where they begin.
+_SPREAD, _FIRST = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
+# What makes uniform 64-bit integers numbers of variance 1.
+_UNIT = 3**0.5 / 2**63
+
+
+def multiplier(step: int) -> int:
+    """Return a 64-bit number for a step."""
+    number = (step * _SPREAD + _FIRST) % 2**64
+    return number - 2**64 if number >= 2**63 else number
 
 
 class Seeds:
@@ -15,11 +28,49 @@ class Seeds:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
+        self._tables: dict[tuple[torch.device, tuple[int, ...], int, int], Tensor] = {}
 
     def generator(self, device: torch.device, shape: tuple[int, ...], step: int) -> torch.Generator:
         """Return the generator for matrices of a shape at a step, on their device."""
         generator = self._generators.get(device)
         if generator is None:
             generator = self._generators[device] = torch.Generator(device)
-        words = f"{self.seed} {step} {tuple(shape)}".encode()
-        return generator.manual_seed(int.from_bytes(blake2b(words, digest_size=7).digest(), "big"))
+        return generator.manual_seed(self._hash(f"{step} {tuple(shape)}"))
+
+    def table(self, device: torch.device, shape: tuple[int, ...], k: int, n: int) -> Tensor:
+        """Return random 64-bit integers for sketches of a shape, the same at every step."""
+        key = device, shape, k, n
+        if key not in self._tables:
+            generator = torch.Generator().manual_seed(self._hash(f"{tuple(shape)} {k}"))
+            low = torch.iinfo(torch.int64).min
+            # Drawn on the host, so that all devices have the same.
+            table = torch.randint(low, -(low + 1), (k, n), generator=generator)
+            self._tables[key] = table.to(device)
+        return self._tables[key]
+
+    def _hash(self, words: str) -> int:
+        digest = blake2b(f"{self.seed} {words}".encode(), digest_size=7).digest()
+        return int.from_bytes(digest, "big")
+
+
+@dataclass(eq=False, slots=True)
+class Source:
+    """The source for the sketches of matrices of a shape at a step.
+
+    Called for rows ``(k, n)`` it multiplies a table of random integers by a number of the step:
+    modulo 2⁶⁴ these are uniform and independent in each step, and nearly so of those of others, the
+    same on every device, and one operation.
+    """
+
+    seeds: Seeds
+    device: torch.device
+    shape: tuple[int, ...]
+    step: int
+
+    def __call__(self, k: int, n: int) -> tuple[Tensor, float]:
+        """Return rows ``(k, n)`` of integers, and what makes them numbers of variance 1."""
+        return self.seeds.table(self.device, self.shape, k, n) * multiplier(self.step), _UNIT
+
+    def generator(self) -> torch.Generator:
+        """Return a generator, for sketches that draw otherwise."""
+        return self.seeds.generator(self.device, self.shape, self.step)

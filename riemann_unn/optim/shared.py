@@ -7,7 +7,6 @@ The interface of :class:`.batch.Batch`, but that what needs other processes is a
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from ..parallel.places import Place
 from ..retractions import Retraction
 from .batch import State, View
 from .entries import COORDINATES, MASTER, OWN, START, STEP
-from .seeds import Seeds
+from .seeds import Seeds, Source
 from .shared_tangent import InBlocks, SharedTangent, from_owner, shared_tangent, to_owner
 from .stand_ins import StandIn
 from .starts import stored_start, usable_start
@@ -101,7 +100,7 @@ class SharedPoint:
             self._x,
             self._block(self._gradient()),
             start=start,
-            generator=partial(seeds.generator, self._x.device, (shape[-1], shape[-2]), self._step),
+            source=Source(seeds, self._x.device, (shape[-1], shape[-2]), self._step),
             step=self._step,
         )
 

@@ -6,7 +6,6 @@ The same interface as :mod:`riemann_unn.retractions`, of generators for
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,12 +20,9 @@ from ..linalg.step.blocks import (
 from ..linalg.step.tangent import next_directions, starts_by_planes
 from ..parallel import Computation, FromOwner, ToOwner
 from ..parallel.places import Place
-from ..retractions import Retraction, Tangent
+from ..retractions import Randomness, Retraction, Tangent
 
 __all__ = ["InBlocks", "SharedTangent", "WithOwner", "from_owner", "shared_tangent", "to_owner"]
-
-Seeded = Callable[[], torch.Generator]
-"""Gives the generator of random directions when it is drawn from: others use it in between."""
 
 
 def to_owner(place: Place, owner: int, part: Tensor) -> Computation:
@@ -65,7 +61,7 @@ class InBlocks:
         self._added: Tensor | None = None
 
     def sketch(
-        self, x: Tensor, g: Tensor, *, start: Tensor | None, generator: Seeded, step: int
+        self, x: Tensor, g: Tensor, *, start: Tensor | None, source: Randomness, step: int
     ) -> Computation:
         """Find v, z = Ωv and X v; return the length of z."""
         self.v, self.coordinates, self.xv = yield from block_directions(
@@ -74,7 +70,7 @@ class InBlocks:
             g,
             rank=self.retraction.rank or 1,
             start=start,
-            generator=generator(),
+            draws=source,
         )
         self.move, self._by_planes = self.coordinates, starts_by_planes(step)
         return _length(self.move)
@@ -132,7 +128,7 @@ class WithOwner:
         return self.place.block.is_whole
 
     def sketch(
-        self, x: Tensor, g: Tensor, *, start: Tensor | None, generator: Seeded, step: int
+        self, x: Tensor, g: Tensor, *, start: Tensor | None, source: Randomness, step: int
     ) -> Computation:
         """Find the coordinates of the gradient where the whole is; return their length."""
         if self._is_replicated:
@@ -144,7 +140,7 @@ class WithOwner:
             g = yield from to_owner(self.place, self.owner, g)
         if self._x is not None:
             self._tangent = self.retraction.tangent(
-                self._x, g, start=start, generator=generator(), step=step
+                self._x, g, start=start, source=source, step=step
             )
             self.move = self._tangent.coordinates
         length = yield from self._length(x)

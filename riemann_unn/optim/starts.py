@@ -20,7 +20,7 @@ def stored_start(rows: Tensor, param: Tensor) -> Tensor:
 
 
 def usable_start(stored: Tensor, like: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """Return stored rows as columns ``(..., n, k)``, or None where they are of another shape.
+    """Return stored rows ``(..., k, n)``, or None where they are of another shape.
 
     Args:
         stored: from :func:`stored_start`, of one parameter or several side by side.
@@ -31,4 +31,4 @@ def usable_start(stored: Tensor, like: Tensor, shape: tuple[int, ...]) -> Tensor
     if rows.dtype is not like.dtype or rows.device != like.device:
         rows = rows.to(like.device, like.dtype)
     rows = rows if rows.ndim <= 3 else rows.reshape(-1, *rows.shape[-2:])
-    return rows.mH if rows.shape == shape else None
+    return rows if rows.shape == shape else None

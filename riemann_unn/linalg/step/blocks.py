@@ -19,8 +19,8 @@ from ..maps import skew
 from .core import Angle, Phi
 from .polish import columns_due
 from .products import add_product_, less_rows_times_, rows_times, times_columns
-from .sketch import orthonormal_columns
-from .tangent import applications, first_directions
+from .sketch import orthonormal_columns, unit_rows
+from .tangent import Draws, applications, first_rows
 from .update import turn_of
 
 __all__ = [
@@ -124,7 +124,7 @@ def block_directions(
     *,
     rank: int,
     start: Tensor | None,
-    generator: torch.Generator | None,
+    draws: Draws,
 ) -> Summed[tuple[Tensor, Tensor, Tensor]]:
     """Return v and Ωv whole and my rows of X v, as :func:`.tangent.tangent_directions` does.
 
@@ -133,14 +133,16 @@ def block_directions(
         x: my block of X.
         g: my block of the gradient.
         rank: k.
-        start: whole columns ``(..., n, k)``, from :func:`.tangent.next_directions`.
-        generator: source of the random columns, in the same state on every process.
+        start: whole rows ``(..., k, n)``, the adjoint of :func:`.tangent.next_directions`.
+        draws: source of random rows, the same on every process.
     """
     shape = torch.Size(block.shape)
-    v = first_directions(shape, x, rank=rank, start=start, generator=generator)
+    rows = first_rows(shape, x, rank=rank, start=start, draws=draws)
+    v = first = (unit_rows(rows) if rank == 1 else rows).mH
     for _ in range(applications(shape, start) - 1):
         image, _ = yield from block_times(block, x, g, v)
-        v = orthonormal_columns(image, otherwise=v)
+        v = unit_rows(image)
+    v = orthonormal_columns(v, otherwise=first)
     z, xv = yield from block_times(block, x, g, v)
     return v, z, xv
 

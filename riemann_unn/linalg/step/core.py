@@ -6,6 +6,7 @@ Cayley transform and the polar factor of I + K are the same of smaller ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -28,6 +29,7 @@ __all__ = [
     "plane_minus_identity",
     "planes_of",
     "small_turn",
+    "turned",
 ]
 
 Phi = Literal["exp", "cayley", "polar"]
@@ -56,6 +58,20 @@ def angle_map(phi: Phi | Angle) -> Angle:
         \mathrm{polar}: \theta \mapsto \arctan \theta
     """
     return phi if callable(phi) else ANGLES[phi]
+
+
+def turned(theta: float, phi: Phi | Angle, max_angle: float | None) -> float:
+    """Return the angle that a plane turns by, no more than the cap."""
+    theta = theta if max_angle is None else min(theta, max_angle)
+    if phi == "exp":
+        angle = theta
+    elif phi == "cayley":
+        angle = 2.0 * math.atan(0.5 * theta)
+    elif phi == "polar":
+        angle = math.atan(theta)
+    else:
+        angle = float(angle_map(phi)(torch.tensor(theta, dtype=torch.float64)))
+    return angle if max_angle is None else max(min(angle, max_angle), -max_angle)
 
 
 def check_phi(phi: object) -> None:
@@ -213,10 +229,10 @@ def small_turn(
     is_complex = has_imaginary_part(k)
     if not is_complex:
         real = wide.real if k.is_complex() else wide
-        squares, u = torch.linalg.eigh(real.mT @ real)
-        if bool((squares[..., -1] <= _SMOOTH).all()):
-            turn, angle = _smooth_turn(real, squares, u, phi, max_angle)
-            return turn.to(wide.dtype), angle, _one_of_each_pair(u, count).to(wide.dtype)
+        squares, u = torch.linalg.eigh(real.mT @ real if real.ndim > 2 else torch.mm(real.mT, real))
+        turn = _smooth_turn(real, squares, u, phi, max_angle)
+        if turn is not None:
+            return turn[0].to(wide.dtype), turn[1], _one_of_each_pair(u, count).to(wide.dtype)
     theta, v = planes_of(k)
     largest = theta.abs().amax(dim=-1)
     angles = _capped(phi, theta, largest.unsqueeze(-1), max_angle)
@@ -235,14 +251,38 @@ def small_turn(
 
 def _smooth_turn(
     k: Tensor, squares: Tensor, v: Tensor, phi: Phi | Angle, max_angle: float | None
-) -> tuple[Tensor, Tensor]:
-    """φ(K) - I of a real core of small angles: (cos φ(θ) - 1) + (sin φ(θ) / θ) K, θ² = KᵀK."""
+) -> tuple[Tensor, Tensor] | None:
+    """φ(K) - I of real cores, (cos φ(θ) - 1) + (sin φ(θ) / θ) K, θ² = KᵀK, if angles are small."""
+    if k.ndim == 2 and k.is_cpu:
+        return _smooth_turn_of_one(k, squares.tolist(), v, phi, max_angle)
+    if not bool((squares[..., -1] <= _SMOOTH).all()):
+        return None
     theta = squares.clamp_min(0).sqrt()
     angle = _capped(phi, theta, theta[..., -1:], max_angle)
     half = torch.sin(0.5 * angle)
     slope = torch.where(theta == 0, 1.0, torch.sin(angle) / theta)
     even, odd = (v * (-2 * half * half).unsqueeze(-2)) @ v.mT, (v * slope.unsqueeze(-2)) @ v.mT
     return even + odd @ k, angle[..., -1]
+
+
+def _smooth_turn_of_one(
+    k: Tensor, squares: list[float], v: Tensor, phi: Phi | Angle, max_angle: float | None
+) -> tuple[Tensor, Tensor] | None:
+    """The same of one core, whose few numbers Python has as fast as a tensor's operations."""
+    largest = math.sqrt(max(squares[-1], 0.0)) if squares else 0.0
+    if not largest * largest <= _SMOOTH:
+        return None
+    share = 1.0 if max_angle is None or largest <= max_angle else max_angle / largest
+    weights: list[tuple[float, float]] = []
+    angle = 0.0
+    for square in squares:
+        theta = math.sqrt(max(square, 0.0))
+        angle = turned(theta * share, phi, max_angle)
+        half = math.sin(0.5 * angle)
+        weights.append((math.sin(angle) / theta if theta else 1.0, -2.0 * half * half))
+    odd, even = k.new_tensor(weights).unbind(-1)
+    turn = torch.mm(v * even, v.mT).addmm_(torch.mm(v * odd, v.mT), k)
+    return turn, k.new_tensor(angle)
 
 
 def plane_minus_identity(

@@ -16,7 +16,14 @@ from torch import Tensor
 from ..factor import DOUBLE, svd, thin_qr
 from .products import rows_times, times_columns
 
-__all__ = ["SketchMethod", "orthonormal_columns", "sketch"]
+__all__ = [
+    "SketchMethod",
+    "is_usual",
+    "orthonormal_columns",
+    "orthonormal_rows",
+    "sketch",
+    "unit_rows",
+]
 
 SketchMethod = Literal["lsi", "column", "svd"]
 """Name of a sketch, see :func:`sketch`."""
@@ -25,30 +32,55 @@ SketchMethod = Literal["lsi", "column", "svd"]
 _USUAL = 1e-15
 
 
+def is_usual(length: float) -> bool:
+    """Tell whether squares of a length, and of what is much shorter, can be trusted."""
+    return _USUAL < length < 1 / _USUAL
+
+
 def orthonormal_columns(w: Tensor, *, otherwise: Tensor | None = None) -> Tensor:
     """Return orthonormal columns that span those of ``w``, shape ``(..., n, k)``, k <= n.
 
-    Where columns are dependent, others complete the set; a single zero column becomes
+    Where columns are dependent, others complete the set; a single zero column becomes that of
     ``otherwise``, or stays zero. Not-a-number spreads to the result.
     """
     if w.numel() == 0:
         return w
-    q: Tensor
     if w.shape[-1] > 1:
-        q = thin_qr(w)[0].to(w.dtype)
+        q: Tensor = thin_qr(w)[0].to(w.dtype)
         return q
-    # Squares of single precision stay inside the exponent range of double.
-    wide = DOUBLE.get(w.dtype, w.dtype).to_real()
+    return _units(w, otherwise, -2)
+
+
+def orthonormal_rows(w: Tensor, *, otherwise: Tensor | None = None) -> Tensor:
+    """Return orthonormal rows as :func:`orthonormal_columns` does columns, ``(..., k, n)``."""
+    if w.numel() == 0:
+        return w
+    if w.shape[-2] > 1:
+        q: Tensor = thin_qr(w.mH)[0].to(w.dtype).mH
+        return q
+    return _units(w, otherwise, -1)
+
+
+def _units(w: Tensor, otherwise: Tensor | None, dim: int) -> Tensor:
+    """Return vectors along ``dim`` as unit vectors."""
     if w.ndim == 2 and w.is_cpu:
         norm = torch.linalg.vector_norm(w)
-        if _USUAL < norm.item() < 1 / _USUAL:
-            q = w / norm
-            return q
-    norms = torch.linalg.vector_norm(
-        w, dim=-2, keepdim=True, dtype=DOUBLE.get(w.dtype, w.dtype)
-    ).to(wide)
-    unit: Tensor = (w / norms.masked_fill(norms == 0, 1)).to(w.dtype)
+        if is_usual(norm.item()):
+            unit: Tensor = w / norm
+            return unit
+    wide = DOUBLE.get(w.dtype, w.dtype)
+    # Squares of single precision stay inside the exponent range of double.
+    norms = torch.linalg.vector_norm(w, dim=dim, keepdim=True, dtype=wide).to(wide.to_real())
+    unit = (w / norms.masked_fill(norms == 0, 1)).to(w.dtype)
     return unit if otherwise is None else torch.where(norms == 0, otherwise, unit)
+
+
+def unit_rows(w: Tensor) -> Tensor:
+    """Return matrices ``(..., k, n)`` divided by their lengths, where these are not zero."""
+    wide = DOUBLE.get(w.dtype, w.dtype)
+    norms = torch.linalg.vector_norm(w, dim=(-2, -1), keepdim=True, dtype=wide).to(wide.to_real())
+    unit: Tensor = (w / norms.masked_fill(norms == 0, 1)).to(w.dtype)
+    return unit
 
 
 def _gaussian_rows(delta: Tensor, rank: int, generator: torch.Generator | None) -> Tensor:

@@ -8,7 +8,8 @@ the same at every point; for wide X a tangent vector U at X stands for the Ω of
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -17,11 +18,17 @@ from ..factor import DOUBLE, thin_qr
 from ..maps import skew
 from .core import leading_directions, leading_of, planes_of
 from .products import CACHED, add_product_, less_rows_times_, rows_times, times_columns
-from .sketch import orthonormal_columns, sketch
+from .sketch import is_usual, orthonormal_columns, orthonormal_rows, sketch, unit_rows
 
 __all__ = [
+    "Draws",
     "TangentMethod",
+    "applications",
     "core_of",
+    "first_rows",
+    "gaussian_draws",
+    "iterate",
+    "leading_rows",
     "next_directions",
     "starts_by_planes",
     "tangent_coordinates",
@@ -33,6 +40,18 @@ __all__ = [
 
 TangentMethod = Literal["tangent", "svd", "lsi", "column"]
 """Name of a way to find directions, see :func:`tangent_directions`."""
+
+
+class Draws(Protocol):
+    """A source of random rows."""
+
+    def __call__(self, k: int, n: int) -> tuple[Tensor, float]:
+        """Return real rows ``(k, n)``, and what makes their entries numbers of variance 1.
+
+        They are the same for every matrix of a batch; real for complex points too, so that a
+        complex problem with zero imaginary part takes the steps of the real one.
+        """
+
 
 # Of what stays in cache more applications cost little, and fresh columns may weigh more; measured,
 # see docs/benchmarks.md.
@@ -60,7 +79,7 @@ def tangent_times(x: Tensor, g: Tensor, v: Tensor, xv: Tensor | None = None) -> 
     return less_rows_times_(rows_times(times_columns(g, v).mH, x), xv.mH, g).mH
 
 
-def tangent_coordinates(x: Tensor, delta: Tensor, v: Tensor, xv: Tensor) -> Tensor:
+def tangent_coordinates(x: Tensor, delta: Tensor, v: Tensor, xv: Tensor | None) -> Tensor:
     r"""Return the coordinates d = K v of a displacement on the directions v.
 
     .. math:: K = \operatorname{skew} \Delta \;(p = n), \qquad
@@ -70,7 +89,7 @@ def tangent_coordinates(x: Tensor, delta: Tensor, v: Tensor, xv: Tensor) -> Tens
         x: shape ``(..., p, n)``.
         delta: what a base optimizer wrote, for square X in the Lie algebra; shape of ``x``.
         v: shape ``(..., n, k)``.
-        xv: X v.
+        xv: X v, if it is known.
     """
     if x.shape[-2] < x.shape[-1]:
         return tangent_times(x, delta, v, xv)
@@ -208,7 +227,10 @@ def tangent_directions(
     if method not in get_args(TangentMethod):
         raise ValueError(f"sketch {method!r} is unknown; choose from {get_args(TangentMethod)}")
     if method == "tangent":
-        return _iterate(x, g, rank, start, generator)
+        draws = gaussian_draws(x, generator)
+        rows = None if start is None else start.mH
+        v, z, known = iterate(x, g, rank=rank, start=rows, draws=draws)
+        return v, z, times_columns(x, v) if known is None else known
     if method != "svd":
         a, v = sketch(g, rank=rank, method=method, generator=generator)
         xv = times_columns(x, v)
@@ -219,33 +241,38 @@ def tangent_directions(
     return v, tangent_times(x, g, v, xv), xv
 
 
-def first_directions(
-    shape: torch.Size,
-    like: Tensor,
-    *,
-    rank: int,
-    start: Tensor | None,
-    generator: torch.Generator | None,
+def gaussian_draws(like: Tensor, generator: torch.Generator | None) -> Draws:
+    """Return a source of Gaussian rows, of the precision and device of a tensor."""
+
+    def draws(k: int, n: int) -> tuple[Tensor, float]:
+        dtype = like.dtype.to_real()
+        return torch.randn(k, n, dtype=dtype, device=like.device, generator=generator), 1.0
+
+    return draws
+
+
+def first_rows(
+    shape: torch.Size, like: Tensor, *, rank: int, start: Tensor | None, draws: Draws
 ) -> Tensor:
-    """Return the v that a subspace iteration begins with: a start mixed with Gaussian columns.
+    """Return the rows that a subspace iteration begins with: a start mixed with random ones.
 
     Args:
         shape: of the points, ``(..., p, n)``.
         like: a tensor of their dtype and device.
         rank: k.
-        start: columns ``(..., n, k)``, or None.
-        generator: source of the random columns; the default is the global one.
+        start: rows ``(..., k, n)``, or None.
+        draws: source of random rows.
+
+    Returns:
+        Shape ``(..., k, n)``, not orthonormal.
     """
     n = shape[-1]
-    # Real for complex matrices too, so that a complex problem with zero imaginary part takes the
-    # steps of the real one; the same for every matrix of a batch.
-    dtype = like.dtype.to_real()
-    fresh = torch.randn(rank, n, dtype=dtype, device=like.device, generator=generator)
-    fresh = fresh.to(like.dtype).mT
+    fresh, unit = draws(rank, n)
     if start is None:
-        return orthonormal_columns(fresh.expand(*shape[:-2], n, rank), otherwise=None)
+        fresh = torch.mul(fresh, unit).to(like.dtype)
+        return fresh.expand(*shape[:-2], rank, n) if len(shape) > 2 else fresh
     weight = _FRESH[shape[-2:].numel() > CACHED]
-    return orthonormal_columns(torch.add(start, fresh, alpha=weight / n**0.5), otherwise=start)
+    return torch.add(start, fresh, alpha=unit * weight / n**0.5)
 
 
 def applications(shape: torch.Size, start: Tensor | None) -> int:
@@ -253,18 +280,51 @@ def applications(shape: torch.Size, start: Tensor | None) -> int:
     return 1 + _APPLIES[shape[-2:].numel() > CACHED] - (start is not None)
 
 
-def _iterate(
-    x: Tensor, g: Tensor, rank: int, start: Tensor | None, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    n = x.shape[-1]
-    v = first_directions(x.shape, x, rank=rank, start=start, generator=generator)
-    is_formed = n <= _FORMED and x.numel() * n <= _OPERATIONS // (4 if x.is_complex() else 1)
-    omega = skew(x.mH @ g) if is_formed else None
-    for _ in range(applications(x.shape, start) - 1):
-        image = tangent_times(x, g, v) if omega is None else times_columns(omega, v)
-        v = orthonormal_columns(image, otherwise=v)
-    xv = times_columns(x, v)
-    return v, tangent_times(x, g, v, xv) if omega is None else times_columns(omega, v), xv
+def iterate(
+    x: Tensor, g: Tensor, *, rank: int, start: Tensor | None, draws: Draws
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return v, Ωv and, where it comes for nothing, X v, by ``"tangent"``.
+
+    Args:
+        x: points, shape ``(..., p, n)``, at most one batch dimension.
+        g: their gradients.
+        rank: k.
+        start: rows ``(..., k, n)``, or None.
+        draws: see :func:`first_rows`.
+    """
+    n, count = x.shape[-1], applications(x.shape, start)
+    rows = first_rows(x.shape, x, rank=rank, start=start, draws=draws)
+    if n > _FORMED or x.numel() * n > _OPERATIONS // (4 if x.is_complex() else 1):
+        rows = leading_rows(rows, lambda r: tangent_times(x, g, r.mH).mH, count - 1)
+        v = rows.mH
+        xv = times_columns(x, v)
+        return v, tangent_times(x, g, v, xv), xv
+    multiply = torch.mm if x.ndim == 2 else torch.bmm
+    a = multiply(x.mH, g)
+    less_twice = a.mH - a  # -2Ω, so that rows times it are the adjoints of columns 2Ωv
+    rows = leading_rows(rows, lambda r: multiply(r, less_twice), count - 1)
+    return rows.mH, multiply(rows, less_twice).mul_(0.5).mH, None
+
+
+def leading_rows(first: Tensor, apply: Callable[[Tensor], Tensor], count: int) -> Tensor:
+    r"""Return orthonormal rows that span the adjoint of :math:`\Omega^q v`.
+
+    Args:
+        first: the adjoint of v, shape ``(..., k, n)``, of any lengths.
+        apply: gives the adjoint of a positive multiple of Ω times columns from theirs.
+        count: q, small: rows are made orthonormal once, after the last.
+    """
+    rows = first
+    if count and first.ndim == 2 and first.is_cpu:
+        for _ in range(count):
+            rows = apply(rows)
+        norm = torch.linalg.vector_norm(rows).item()
+        if is_usual(norm):  # else digits were lost on the way
+            return rows / norm if len(rows) == 1 else orthonormal_rows(rows, otherwise=rows)
+    rows = first = unit_rows(first) if first.shape[-2] == 1 else first
+    for _ in range(count):
+        rows = unit_rows(apply(rows))
+    return orthonormal_rows(rows, otherwise=first)
 
 
 # Energies are exact for matrices of so many numbers; of others a mean over probes tells them to

@@ -20,6 +20,7 @@ from .core import (
     core_minus_identity,
     plane_minus_identity,
     small_turn,
+    turned,
 )
 from .polish import newton_schulz
 from .products import CACHED, add_product_, rows_times, times_columns
@@ -29,13 +30,15 @@ __all__ = ["retract_low_rank", "retract_low_rank_", "rotate_low_rank_", "rotate_
 
 # Up to this size a core is taken to double precision and its eigenvectors.
 _CORE = 64
+# Squared lengths between this and its inverse keep products of theirs in single precision.
+_SQUARES = 1e-30
 
 
 def rotate_low_rank_(
     x: Tensor,
     v: Tensor,
     d: Tensor,
-    xv: Tensor,
+    xv: Tensor | None,
     *,
     phi: Phi | Angle,
     max_angle: float | None = None,
@@ -53,7 +56,7 @@ def rotate_low_rank_(
         x: orthonormal rows, shape ``(..., p, n)``; it may have any strides.
         v: orthonormal columns, shape ``(..., n, k)``.
         d: K v, shape ``(..., n, k)``, finite.
-        xv: X v.
+        xv: X v, if it is known.
         phi: which map, see :func:`~riemann_unn.linalg.step.core.angle_map`.
         max_angle: no plane turns by more; a larger step is shortened.
         by_planes: see :func:`.tangent.next_directions`.
@@ -69,7 +72,7 @@ def rotate_low_rank_(
         return _rotate_planes_(x, v, d, xv, phi, max_angle)
     q, r, right, angle, added = _turn_of_planes(v, d, phi, max_angle, by_planes)
     narrow, k = q.to(x.dtype), v.shape[-1]
-    if x.shape[-2:].numel() <= CACHED or not is_triangular(r):
+    if xv is None or x.shape[-2:].numel() <= CACHED or not is_triangular(r):
         xq = times_columns(x, narrow)
     else:  # X v is known, and the first columns of Q are v in another basis
         corner = r[..., :k, :k]
@@ -118,42 +121,44 @@ def _turn_of_planes(
 
 
 def _rotate_plane_(
-    x: Tensor, v: Tensor, d: Tensor, xv: Tensor, phi: Phi | Angle, max_angle: float | None
+    x: Tensor, v: Tensor, d: Tensor, xv: Tensor | None, phi: Phi | Angle, max_angle: float | None
 ) -> tuple[Tensor, Tensor]:
-    """One real plane, by its one angle."""
-    # d is orthogonal to v but for rounding, which is what is left of d near a critical point.
-    inner = (v.mT @ d).item()
-    rest = torch.add(d, v, alpha=-inner)
-    length = torch.linalg.vector_norm(rest, dtype=torch.float64)
-    if not abs(inner) <= 0.1 * length.item():
+    r"""One real plane, by its one angle.
+
+    .. math:: \phi(K) = I + [v\; d]\,\bigl(a J + b J S J\bigr)\,[v\; d]^T, \quad
+        a = \frac{\sin\phi(\theta)}{\theta},\; b = \frac{1 - \cos\phi(\theta)}{\theta^2}
+
+    with S the Gram matrix of v and d, :math:`J = \begin{pmatrix} 0 & -1 \\ 1 & 0 \end{pmatrix}`
+    and :math:`\theta^2 = \det S`: neither need be orthonormal.
+    """
+    basis = torch.cat([v, d], dim=-1)
+    wide = basis.double()
+    (vv, vd), (_, dd) = torch.mm(wide.mT, wide).tolist()
+    if dd == 0.0:
+        return vv * 0.0 + wide.new_zeros(()), v
+    determinant = vv * dd - vd * vd
+    if not (_SQUARES < dd < 1 / _SQUARES and 2 * determinant > dd):
         return _rotate_planes_(x, v, d, xv, phi, max_angle)
-    if length.item() == 0:
-        return length, v
-    q = rest / length
-    angle = length if max_angle is None else length.clamp_max(max_angle)
-    angle = angle_map(phi)(angle)
-    if max_angle is not None:
-        angle = angle.clamp_max(max_angle)
-    theta = angle.item()
-    half, sine = math.sin(0.5 * theta), math.sin(theta)
-    cosine_minus_1 = -2 * half * half
-    xq = times_columns(x, q)
-    left = torch.cat(
-        [
-            (xv * cosine_minus_1).add_(xq, alpha=sine),
-            (xq * cosine_minus_1).add_(xv, alpha=-sine),
-        ],
-        dim=-1,
-    )
-    add_product_(x, left, torch.cat([v.mT, q.mT], dim=-2))
-    return angle, q
+    theta = math.sqrt(determinant)
+    angle = turned(theta, phi, max_angle)
+    half = math.sin(0.5 * angle)
+    odd, even = math.sin(angle) / theta, 2.0 * half * half / determinant
+    core = [[-even * dd, even * vd - odd], [even * vd + odd, -even * vv]]
+    right = torch.mm(torch.tensor(core, dtype=x.dtype, device=x.device), basis.mT)
+    if xv is None:
+        turned_basis = torch.mm(x, basis)
+    else:
+        turned_basis = torch.cat([xv, times_columns(x, d)], dim=-1)
+    add_product_(x, turned_basis, right)
+    return wide.new_tensor(angle), d / math.sqrt(dd)
 
 
 def _rotate_planes_(
-    x: Tensor, v: Tensor, d: Tensor, xv: Tensor, phi: Phi | Angle, max_angle: float | None
+    x: Tensor, v: Tensor, d: Tensor, xv: Tensor | None, phi: Phi | Angle, max_angle: float | None
 ) -> tuple[Tensor, Tensor]:
     """One plane of each matrix of a batch, or a complex one."""
     basis, right, angle, added = _turn_of_plane(v, d, phi, max_angle)
+    xv = times_columns(x, v) if xv is None else xv
     xq = torch.cat([xv, times_columns(x, basis[..., 1:].to(x.dtype))], dim=-1)
     add_product_(x, xq, right.to(x.dtype))
     return angle, added

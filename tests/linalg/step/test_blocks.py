@@ -11,6 +11,7 @@ from torch import Tensor
 import riemann_unn.linalg as la
 from riemann_unn.linalg.step import blocks as bl
 from riemann_unn.linalg.step.blocks import Block
+from riemann_unn.linalg.step.tangent import gaussian_draws
 
 CUTS = {"rows": (3, 1), "columns": (1, 3), "both": (2, 3), "uneven": (4, 1), "copies": (1, 1)}
 SHAPES = [(9, 9), (6, 13), (13, 13), (3, 8, 8), (2, 5, 11)]
@@ -80,7 +81,7 @@ def test_a_step_of_blocks_is_the_step_of_the_whole(shape, dtype, cut, copies, ra
     v, z, xv = la.tangent_directions(x, g, rank=rank, generator=seeded())
     found = run(
         [
-            bl.block_directions(b, p, q, rank=rank, start=None, generator=seeded())
+            bl.block_directions(b, p, q, rank=rank, start=None, draws=gaussian_draws(p, seeded()))
             for b, p, q in zip(parts, xs, gs, strict=True)
         ]
     )
