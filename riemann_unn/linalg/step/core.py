@@ -230,9 +230,9 @@ def small_turn(
     if not is_complex:
         real = wide.real if k.is_complex() else wide
         squares, u = torch.linalg.eigh(real.mT @ real if real.ndim > 2 else torch.mm(real.mT, real))
-        turn = _smooth_turn(real, squares, u, phi, max_angle)
-        if turn is not None:
-            return turn[0].to(wide.dtype), turn[1], _one_of_each_pair(u, count).to(wide.dtype)
+        smooth = _smooth_turn(real, squares, u, phi, max_angle)
+        if smooth is not None:
+            return smooth[0].to(wide.dtype), smooth[1], _one_of_each_pair(u, count).to(wide.dtype)
     theta, v = planes_of(k)
     largest = theta.abs().amax(dim=-1)
     angles = _capped(phi, theta, largest.unsqueeze(-1), max_angle)

@@ -22,7 +22,6 @@ __all__ = [
     "orthonormal_columns",
     "orthonormal_rows",
     "sketch",
-    "unit_rows",
 ]
 
 SketchMethod = Literal["lsi", "column", "svd"]
@@ -56,7 +55,10 @@ def orthonormal_rows(w: Tensor, *, otherwise: Tensor | None = None) -> Tensor:
     if w.numel() == 0:
         return w
     if w.shape[-2] > 1:
-        q: Tensor = thin_qr(w.mH)[0].to(w.dtype).mH
+        if w.dtype == torch.float32 and w.ndim == 2 and w.is_cpu:
+            q: Tensor = torch.linalg.qr(w.mH)[0].mH  # orthonormal to the rounding of w
+            return q
+        q = thin_qr(w.mH)[0].to(w.dtype).mH
         return q
     return _units(w, otherwise, -1)
 
@@ -73,14 +75,6 @@ def _units(w: Tensor, otherwise: Tensor | None, dim: int) -> Tensor:
     norms = torch.linalg.vector_norm(w, dim=dim, keepdim=True, dtype=wide).to(wide.to_real())
     unit = (w / norms.masked_fill(norms == 0, 1)).to(w.dtype)
     return unit if otherwise is None else torch.where(norms == 0, otherwise, unit)
-
-
-def unit_rows(w: Tensor) -> Tensor:
-    """Return matrices ``(..., k, n)`` divided by their lengths, where these are not zero."""
-    wide = DOUBLE.get(w.dtype, w.dtype)
-    norms = torch.linalg.vector_norm(w, dim=(-2, -1), keepdim=True, dtype=wide).to(wide.to_real())
-    unit: Tensor = (w / norms.masked_fill(norms == 0, 1)).to(w.dtype)
-    return unit
 
 
 def _gaussian_rows(delta: Tensor, rank: int, generator: torch.Generator | None) -> Tensor:

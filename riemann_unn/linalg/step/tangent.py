@@ -18,7 +18,7 @@ from ..factor import DOUBLE, thin_qr
 from ..maps import skew
 from .core import leading_directions, leading_of, planes_of
 from .products import CACHED, add_product_, less_rows_times_, rows_times, times_columns
-from .sketch import is_usual, orthonormal_columns, orthonormal_rows, sketch, unit_rows
+from .sketch import is_usual, orthonormal_columns, orthonormal_rows, sketch
 
 __all__ = [
     "Draws",
@@ -312,19 +312,23 @@ def leading_rows(first: Tensor, apply: Callable[[Tensor], Tensor], count: int) -
     Args:
         first: the adjoint of v, shape ``(..., k, n)``, of any lengths.
         apply: gives the adjoint of a positive multiple of Ω times columns from theirs.
-        count: q, small: rows are made orthonormal once, after the last.
+        count: q, small.
     """
     rows = first
-    if count and first.ndim == 2 and first.is_cpu:
+    if count and first.ndim == 2 and len(first) == 1 and first.is_cpu:
         for _ in range(count):
             rows = apply(rows)
         norm = torch.linalg.vector_norm(rows).item()
         if is_usual(norm):  # else digits were lost on the way
-            return rows / norm if len(rows) == 1 else orthonormal_rows(rows, otherwise=rows)
-    rows = first = unit_rows(first) if first.shape[-2] == 1 else first
+            unit: Tensor = rows / norm
+            return unit
+        rows = first
+    if first.shape[-2] == 1 or not count:
+        rows = orthonormal_rows(rows)
     for _ in range(count):
-        rows = unit_rows(apply(rows))
-    return orthonormal_rows(rows, otherwise=first)
+        # Without the orthonormal rows in between, rounding would grow with powers of the spectrum.
+        rows = orthonormal_rows(apply(rows), otherwise=rows)
+    return rows
 
 
 # Energies are exact for matrices of so many numbers; of others a mean over probes tells them to
