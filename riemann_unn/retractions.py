@@ -30,7 +30,7 @@ from .linalg.step.tangent import (
     tangent_gradient,
     tangent_times,
 )
-from .linalg.step.update import rotate_low_rank_, rotate_whole_
+from .linalg.step.update import LargestAngle, rotate_whole_, turn_low_rank_
 
 __all__ = ["Directions", "Randomness", "Retraction", "Tangent", "Whole"]
 
@@ -161,9 +161,9 @@ class Directions:
         """Return the coordinates of what a base wrote."""
         return tangent_coordinates(x, delta, self.v, self.xv)
 
-    def rotate_(self, x: Tensor, coordinates: Tensor) -> Tensor:
-        """Turn points in place; return the largest angles."""
-        angle, added = rotate_low_rank_(
+    def rotate_(self, x: Tensor, coordinates: Tensor) -> LargestAngle:
+        """Turn points in place; return what finds the largest angles."""
+        angle, added = turn_low_rank_(
             x,
             self.v,
             coordinates,

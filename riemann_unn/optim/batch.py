@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..interruption import each
 from ..linalg.step.polish import newton_schulz_
-from ..retractions import Directions, Retraction, Tangent
+from ..retractions import Directions, LargestAngle, Retraction, Tangent
 from .entries import COORDINATES, MASTER, START, STEP
 from .seeds import Seeds, Source
 from .starts import stored_start, usable_start
@@ -41,7 +41,7 @@ class Batch:
         self.members = members
         self.group = members[0].group
         self.tangent: Tangent | None = None
-        self.angle: Tensor | None = None
+        self.angle: LargestAngle | None = None
         self._manifold = members[0].manifold
         self._together = len(members) > 1 and self._manifold.takes_batches
         # Memory for all members side by side, and each one's part of it.
@@ -167,7 +167,7 @@ class Batch:
         v, z = (
             t.reshape(count, -1, *t.shape[-2:]) for t in (self.tangent.v, self.tangent.coordinates)
         )
-        angle = self.angle.reshape(count, -1).amax(dim=1)
+        angle = self.angle().reshape(count, -1).amax(dim=1)
         return [
             (member.param, {"angle": angle[i], "directions": v[i], "coordinates": z[i]})
             for i, member in enumerate(self.members)

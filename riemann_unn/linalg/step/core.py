@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..factor import DOUBLE
+from ..host import on_host
 from ..maps import polar
 
 __all__ = [
@@ -253,7 +254,7 @@ def _smooth_turn(
     k: Tensor, squares: Tensor, v: Tensor, phi: Phi | Angle, max_angle: float | None
 ) -> tuple[Tensor, Tensor] | None:
     """φ(K) - I of real cores, (cos φ(θ) - 1) + (sin φ(θ) / θ) K, θ² = KᵀK, if angles are small."""
-    if k.ndim == 2 and k.is_cpu:
+    if k.ndim == 2 and on_host(k):
         return _smooth_turn_of_one(k, squares.tolist(), v, phi, max_angle)
     if not bool((squares[..., -1] <= _SMOOTH).all()):
         return None

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ..factor import DOUBLE, svd, thin_qr
+from ..host import on_host
+from .masked import masked_columns
 from .products import rows_times, times_columns
 
 __all__ = [
@@ -45,6 +47,8 @@ def orthonormal_columns(w: Tensor, *, otherwise: Tensor | None = None) -> Tensor
     if w.numel() == 0:
         return w
     if w.shape[-1] > 1:
+        if not on_host(w):
+            return masked_columns(w, otherwise)
         q: Tensor = thin_qr(w)[0].to(w.dtype)
         return q
     return _units(w, otherwise, -2)
@@ -55,7 +59,9 @@ def orthonormal_rows(w: Tensor, *, otherwise: Tensor | None = None) -> Tensor:
     if w.numel() == 0:
         return w
     if w.shape[-2] > 1:
-        if w.dtype == torch.float32 and w.ndim == 2 and w.is_cpu:
+        if not on_host(w):
+            return masked_columns(w.mH, None if otherwise is None else otherwise.mH).mH
+        if w.dtype == torch.float32 and w.ndim == 2:
             q: Tensor = torch.linalg.qr(w.mH)[0].mH  # orthonormal to the rounding of w
             return q
         q = thin_qr(w.mH)[0].to(w.dtype).mH
@@ -65,7 +71,7 @@ def orthonormal_rows(w: Tensor, *, otherwise: Tensor | None = None) -> Tensor:
 
 def _units(w: Tensor, otherwise: Tensor | None, dim: int) -> Tensor:
     """Return vectors along ``dim`` as unit vectors."""
-    if w.ndim == 2 and w.is_cpu:
+    if w.ndim == 2 and on_host(w):
         norm = torch.linalg.vector_norm(w)
         if is_usual(norm.item()):
             unit: Tensor = w / norm

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from ..factor import DOUBLE, thin_qr
+from ..host import on_host
 from ..maps import skew
 from .core import leading_directions, leading_of, planes_of
+from .masked import masked_next
 from .products import CACHED, add_product_, less_rows_times_, rows_times, times_columns
 from .sketch import is_usual, orthonormal_columns, orthonormal_rows, sketch
 
@@ -163,6 +165,8 @@ def next_directions(v: Tensor, z: Tensor, *, by_planes: bool = True) -> Tensor:
         # Of a real Ω, z is orthogonal to v.
         rest = z - v @ (v.mH @ z) if z.is_complex() else z
         return orthonormal_columns(rest, otherwise=v)
+    if not on_host(z):
+        return masked_next(v, z)
     if not by_planes:
         return thin_qr(torch.cat([v, z], dim=-1))[0][..., v.shape[-1] :].to(v.dtype)
     q, _, core = core_of(v, z)
@@ -315,7 +319,7 @@ def leading_rows(first: Tensor, apply: Callable[[Tensor], Tensor], count: int) -
         count: q, small.
     """
     rows = first
-    if count and first.ndim == 2 and len(first) == 1 and first.is_cpu:
+    if count and first.ndim == 2 and len(first) == 1 and on_host(first):
         for _ in range(count):
             rows = apply(rows)
         norm = torch.linalg.vector_norm(rows).item()

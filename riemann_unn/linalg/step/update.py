@@ -6,11 +6,14 @@ X⁺ = X + (X Q)(φ(K) - I) Qᴴ, with an orthonormal Q and a small core K; noth
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..factor import DOUBLE, is_triangular, thin_qr
+from ..host import on_host
 from ..maps import rotate_by, skew, unitary_core
 from .core import (
     Angle,
@@ -22,14 +25,28 @@ from .core import (
     small_turn,
     turned,
 )
+from .masked import dense_turn, masked_next, pade_turn, turn_by_gram
 from .polish import newton_schulz
 from .products import CACHED, add_product_, rows_times, times_columns
 from .tangent import core_of
 
-__all__ = ["retract_low_rank", "retract_low_rank_", "rotate_low_rank_", "rotate_whole_"]
+__all__ = [
+    "LargestAngle",
+    "retract_low_rank",
+    "retract_low_rank_",
+    "rotate_low_rank_",
+    "rotate_whole_",
+    "turn_low_rank_",
+    "turn_of",
+]
+
+LargestAngle = Callable[[], Tensor]
+"""Finds the largest angle that a plane has turned by, for which a step itself has no need."""
 
 # Up to this size a core is taken to double precision and its eigenvectors.
 _CORE = 64
+# Up to this length a core's largest angle is a quarter of a radian, since they come in pairs.
+_NEAR = 0.35
 # Squared lengths between this and its inverse keep products of theirs in single precision.
 _SQUARES = 1e-30
 
@@ -66,10 +83,27 @@ def rotate_low_rank_(
         where the next sketch starts, shape ``(..., n, k)`` if 2 k <= n, see
         :func:`.tangent.next_directions`.
     """
+    angle, added = turn_low_rank_(x, v, d, xv, phi=phi, max_angle=max_angle, by_planes=by_planes)
+    return angle(), added
+
+
+def turn_low_rank_(
+    x: Tensor,
+    v: Tensor,
+    d: Tensor,
+    xv: Tensor | None,
+    *,
+    phi: Phi | Angle,
+    max_angle: float | None,
+    by_planes: bool,
+) -> tuple[LargestAngle, Tensor]:
+    """Do what :func:`rotate_low_rank_` does, and tell the angle when it is asked for."""
     if v.shape[-1] == 1:
-        if x.ndim == 2 and x.is_cpu and not x.is_complex():
+        if x.ndim == 2 and on_host(x) and not x.is_complex():
             return _rotate_plane_(x, v, d, xv, phi, max_angle)
         return _rotate_planes_(x, v, d, xv, phi, max_angle)
+    if not (on_host(x) or callable(phi)):
+        return _rotate_by_gram_(x, v, d, xv, phi, max_angle)
     q, r, right, angle, added = _turn_of_planes(v, d, phi, max_angle, by_planes)
     narrow, k = q.to(x.dtype), v.shape[-1]
     if xv is None or x.shape[-2:].numel() <= CACHED or not is_triangular(r):
@@ -101,28 +135,37 @@ def turn_of(
     if v.shape[-1] == 1:
         return _turn_of_plane(v, d, phi, max_angle)
     q, _, right, angle, added = _turn_of_planes(v, d, phi, max_angle, by_planes)
-    return q, right, angle, added
+    return q, right, angle(), added
 
 
 def _turn_of_planes(
     v: Tensor, d: Tensor, phi: Phi | Angle, max_angle: float | None, by_planes: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, LargestAngle, Tensor]:
     k = v.shape[-1]
     q, r, core = core_of(v, d)
-    if core.shape[-1] > _CORE and not callable(phi):
-        turn, angle = _large_turn(core, phi, max_angle)
-        added = q.to(v.dtype)[..., -k:]
+    is_small = phi == "exp" and not by_planes and core.ndim == 2
+    if is_small and torch.linalg.vector_norm(core).item() <= min(_NEAR, max_angle or _NEAR):
+        turn, added = pade_turn(core, core), q[..., k:].to(v.dtype)
+
+        def angle() -> Tensor:
+            largest: Tensor = torch.linalg.matrix_norm(core, ord=2)
+            return largest
+
+    elif core.shape[-1] > _CORE and not callable(phi):
+        turn, large = _large_turn(core, phi, max_angle)
+        angle, added = lambda: large, q.to(v.dtype)[..., -k:]
     else:
         # No sketch starts from a step that leaves nothing out.
         count = k if by_planes and core.shape[-1] == 2 * k else 0
-        turn, angle, leading = small_turn(core, phi, count, max_angle=max_angle)
+        turn, largest, leading = small_turn(core, phi, count, max_angle=max_angle)
+        angle = lambda: largest  # noqa: E731
         added = (q @ leading if count else q[..., k:]).to(v.dtype)
     return q, r, turn @ q.mH, angle, added
 
 
 def _rotate_plane_(
     x: Tensor, v: Tensor, d: Tensor, xv: Tensor | None, phi: Phi | Angle, max_angle: float | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[LargestAngle, Tensor]:
     r"""One real plane, by its one angle.
 
     .. math:: \phi(K) = I + [v\; d]\,\bigl(a J + b J S J\bigr)\,[v\; d]^T, \quad
@@ -135,7 +178,7 @@ def _rotate_plane_(
     wide = basis.double()
     (vv, vd), (_, dd) = torch.mm(wide.mT, wide).tolist()
     if dd == 0.0:
-        return vv * 0.0 + wide.new_zeros(()), v
+        return partial(wide.new_tensor, vv * 0.0), v  # not a number where v is
     determinant = vv * dd - vd * vd
     if not (_SQUARES < dd < 1 / _SQUARES and 2 * determinant > dd):
         return _rotate_planes_(x, v, d, xv, phi, max_angle)
@@ -150,18 +193,35 @@ def _rotate_plane_(
     else:
         turned_basis = torch.cat([xv, times_columns(x, d)], dim=-1)
     add_product_(x, turned_basis, right)
-    return wide.new_tensor(angle), d / math.sqrt(dd)
+    return partial(wide.new_tensor, angle), d / math.sqrt(dd)
 
 
 def _rotate_planes_(
     x: Tensor, v: Tensor, d: Tensor, xv: Tensor | None, phi: Phi | Angle, max_angle: float | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[LargestAngle, Tensor]:
     """One plane of each matrix of a batch, or a complex one."""
     basis, right, angle, added = _turn_of_plane(v, d, phi, max_angle)
     xv = times_columns(x, v) if xv is None else xv
     xq = torch.cat([xv, times_columns(x, basis[..., 1:].to(x.dtype))], dim=-1)
     add_product_(x, xq, right.to(x.dtype))
-    return angle, added
+    return lambda: angle, added
+
+
+def _rotate_by_gram_(
+    x: Tensor, v: Tensor, d: Tensor, xv: Tensor | None, phi: Phi, max_angle: float | None
+) -> tuple[LargestAngle, Tensor]:
+    basis, right, generator = turn_by_gram(v, d, phi, max_angle)
+    basis, k = basis.to(x.dtype), v.shape[-1]
+    if xv is None:
+        turned_basis = times_columns(x, basis)
+    else:
+        turned_basis = torch.cat([xv, times_columns(x, basis[..., k:])], dim=-1)
+    add_product_(x, turned_basis, right.to(x.dtype))
+
+    def angle() -> Tensor:
+        return angle_map(phi)(torch.linalg.eigvals(generator).abs().amax(dim=-1))
+
+    return angle, masked_next(v, d)
 
 
 def _turn_of_plane(
@@ -227,6 +287,9 @@ def rotate_whole_(
     if callable(phi):
         turn, _ = core_minus_identity(k, phi, max_angle=max_angle)
         new = add_product_(x.clone(), x, turn.to(x.dtype))
+    elif not on_host(x):
+        exact = k.to(DOUBLE.get(k.dtype, k.dtype)) if k.shape[-1] <= _CORE else k
+        new = add_product_(x.clone(), x, dense_turn(exact, phi, max_angle).to(x.dtype))
     else:
         k = k if max_angle is None else _shortened(k, max_angle)
         new = rotate_by(x, k, phi=phi)

@@ -1,0 +1,187 @@
+r"""Kernels in which no branch depends on a value: for accelerators, captured graphs and compilers.
+
+Nothing here is read by the host, and no factorisation is used but Cholesky's and a solve of small
+matrices, in double precision. That costs what is thin: a few times n k² operations a step.
+
+Instead of an orthonormal basis of a step's directions, their Gram matrix is used. With a basis B,
+Gram matrix S = Bᴴ B and K = B J Bᴴ for a small J,
+
+.. math:: f(K) = f(0)\,I + B\,J\,g(S J)\,B^H, \qquad g(x) = \frac{f(x) - f(0)}{x}
+
+so that nothing has to be divided by what may be zero, and B may have dependent columns. Diagonal
+Padé approximants of the exponential, and the Cayley transform, are unitary whatever the argument:
+what rounding or truncation leaves is an error of the angle, not of the orthogonality.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..factor import DOUBLE
+from .core import Angle, Phi
+
+__all__ = [
+    "LARGEST_ANGLE",
+    "dense_turn",
+    "masked_columns",
+    "masked_next",
+    "rational_turn",
+    "turn_by_gram",
+]
+
+LARGEST_ANGLE = 32.0
+"""Radians that no plane turns by more, since a turn by 2π is none: a larger step is shortened."""
+
+# Halvings of the generator, and products that undo them. The angle is then right to rounding up to
+# 4 radians, and to 1e-7 at 32, where no plane is that a step should turn.
+_HALVINGS = 4
+# So much of other directions makes dependent ones independent.
+_OTHERS = 1e-5
+# Steps to the square root of what has eigenvalues between 1 and 1 + 32².
+_ROOT_STEPS = 10
+
+
+def masked_columns(w: Tensor, otherwise: Tensor | None) -> Tensor:
+    """Return orthonormal columns that span those of ``w``, by two passes of Cholesky-QR.
+
+    Args:
+        w: shape ``(..., n, k)``.
+        otherwise: orthonormal columns to complete dependent ones with; without, columns have to be
+            independent.
+
+    Reference:
+        Yamamoto, Nakatsukasa, Yanagisawa and Fukaya, "Roundoff error analysis of the CholeskyQR2
+        algorithm" (2015).
+    """
+    q = w.to(DOUBLE.get(w.dtype, w.dtype))
+    if otherwise is not None:
+        size = torch.linalg.vector_norm(q, dim=(-2, -1), keepdim=True)
+        is_zero = size == 0
+        share = torch.where(is_zero, 1.0, _OTHERS)
+        q = q / torch.where(is_zero, 1.0, size) + otherwise * share
+    for _ in range(2):
+        lower = torch.linalg.cholesky_ex(q.mH @ q)[0]
+        q = torch.linalg.solve_triangular(lower, q.mH, upper=False).mH
+    return q.to(w.dtype)
+
+
+def masked_next(v: Tensor, z: Tensor) -> Tensor:
+    """Return what z adds to orthonormal v, orthonormal: where the next sketch starts."""
+    rest = z - v @ (v.mH @ z)
+    return masked_columns(rest, v)
+
+
+def turn_by_gram(
+    v: Tensor, d: Tensor, phi: Phi, max_angle: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return what turns points along directions, :math:`\phi(K) = I + B R`.
+
+    .. math:: K = d v^H - v d^H - v\,\operatorname{skew}(v^H d)\,v^H
+
+    Args:
+        v: nearly orthonormal columns, shape ``(..., n, k)``.
+        d: K v, of the same shape.
+        phi: which map.
+        max_angle: no plane turns by more; a larger step is shortened.
+
+    Returns:
+        B = [v d/‖d‖] and R, shapes ``(..., n, 2 k)`` and ``(..., 2 k, n)``, in double precision,
+        and a small matrix whose eigenvalues are i times the angles, before φ.
+    """
+    wide, k = DOUBLE.get(v.dtype, v.dtype), v.shape[-1]
+    d = d.to(wide)
+    size = torch.linalg.vector_norm(d, dim=(-2, -1), keepdim=True)
+    basis = torch.cat([v.to(wide), d / torch.where(size == 0, 1.0, size)], dim=-1)
+    gram = basis.mH @ basis
+    inner = gram[..., :k, k:]
+    eye = torch.eye(k, dtype=wide, device=v.device).expand_as(inner)
+    above = torch.cat([0.5 * (inner.mH - inner), -eye], dim=-1)
+    j = torch.cat([above, torch.cat([eye, torch.zeros_like(inner)], dim=-1)], dim=-2)
+    generator = gram @ j
+    size = size * _share(generator, size, max_angle)
+    turn = rational_turn(j * size, generator * size, gram, phi)
+    return basis, turn @ basis.mH, generator * size
+
+
+def dense_turn(k: Tensor, phi: Phi, max_angle: float | None) -> Tensor:
+    """Return φ(K) - I of skew-Hermitian matrices ``(..., n, n)``."""
+    k = k * _share(k, torch.ones_like(k.real[..., :1, :1]), max_angle)
+    return rational_turn(k, k, None, phi)
+
+
+def _share(generator: Tensor, size: Tensor, max_angle: float | None) -> Tensor:
+    """Return what to shorten a step by, so that no eigenvalue of its generator exceeds a cap.
+
+    A power bounds the largest from above: by less than a tenth where users set a cap, by more
+    where it is only to keep numbers sensible.
+    """
+    squarings = 2 if max_angle is None else 4
+    bound = torch.ones_like(size)
+    for i in range(squarings):
+        generator = generator @ generator
+        norm = torch.linalg.vector_norm(generator, dim=(-2, -1), keepdim=True)
+        norm = torch.where(norm == 0, 1.0, norm)
+        generator, bound = generator / norm, bound * norm ** (0.5 ** (i + 1))
+    cap = LARGEST_ANGLE if max_angle is None else max_angle
+    share: Tensor = (cap / (bound * size).clamp_min(cap)).to(generator.dtype.to_real())
+    return share
+
+
+def rational_turn(j: Tensor, c: Tensor, gram: Tensor | None, phi: Phi | Angle) -> Tensor:
+    r"""Return :math:`J\,g(C)`, what stands between B and Bᴴ in φ(K) - I, by solves alone.
+
+    Args:
+        j: J, skew-Hermitian, shape ``(..., m, m)``.
+        c: C = S J.
+        gram: S, None for the identity.
+        phi: ``"exp"``, ``"cayley"`` or ``"polar"``.
+    """
+    if phi == "exp":
+        turn = pade_turn(j * 0.5**_HALVINGS, c * 0.5**_HALVINGS)
+        for _ in range(_HALVINGS):
+            turn = 2 * turn + turn @ (turn if gram is None else gram @ turn)
+        return turn
+    eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
+    if phi == "cayley":
+        return _divided(j, eye - 0.5 * c)
+    root = _square_root(eye - c @ c)
+    return _divided(2 * j, eye + root - c)
+
+
+def pade_turn(j: Tensor, c: Tensor) -> Tensor:
+    r"""Return :math:`J\,g(C)` for the exponential of small angles, by its [5/5] approximant.
+
+    Its error is 1e-16 of the angle at a quarter of a radian.
+
+    Reference:
+        Higham, "Functions of Matrices" (2008), section 10.3.
+    """
+    c2 = c @ c
+    c4 = c2 @ c2
+    odd = torch.add(c4, c2, alpha=420.0)
+    odd.diagonal(dim1=-2, dim2=-1).add_(15120.0)
+    even = torch.mul(c4, 30.0).add_(c2, alpha=3360.0)
+    even.diagonal(dim1=-2, dim2=-1).add_(30240.0)
+    return _divided(2 * (j @ odd), even - c @ odd)
+
+
+def _divided(x: Tensor, m: Tensor) -> Tensor:
+    """Return X M⁻¹; a singular M, which only not-a-number makes, raises nothing."""
+    quotient: Tensor = torch.linalg.solve_ex(m, x, left=False)[0]
+    return quotient
+
+
+def _square_root(a: Tensor) -> Tensor:
+    """Return the square root of A whose eigenvalues are at least 1.
+
+    Reference:
+        Higham (2008), equation 6.29, the product form of Denman and Beavers' iteration.
+    """
+    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    m, root = a, a
+    for _ in range(_ROOT_STEPS):
+        inverse = torch.linalg.inv_ex(m)[0]
+        root = 0.5 * (root + root @ inverse)
+        m = 0.5 * eye + 0.25 * (m + inverse)
+    return root
