@@ -32,7 +32,7 @@ from .linalg.step.tangent import (
 )
 from .linalg.step.update import LargestAngle, rotate_whole_, turn_low_rank_
 
-__all__ = ["Directions", "Randomness", "Retraction", "Tangent", "Whole"]
+__all__ = ["Directions", "LargestAngle", "Randomness", "Retraction", "Tangent", "Whole"]
 
 
 class Randomness(Draws, Protocol):

@@ -9,6 +9,7 @@ the same at every point; for wide X a tangent vector U at X stands for the Ω of
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -62,7 +63,7 @@ _APPLIES, _FRESH = (3, 1), (0.5, 0.3)
 _PLANES_EVERY = 4
 # Up to this n, and for so many operations, one product makes Ω and is faster than the calls of
 # thin ones.
-_FORMED, _OPERATIONS = 64, 2**23
+_FORMED, _OPERATIONS = 128, 2**23
 
 
 def tangent_times(x: Tensor, g: Tensor, v: Tensor, xv: Tensor | None = None) -> Tensor:
@@ -138,6 +139,10 @@ def core_of(v: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     k = v.shape[-1]
     q, r = thin_qr(torch.cat([v, d], dim=-1))
+    if r.ndim == 2 and r.shape[-1] == r.shape[-2] and not r.is_complex():
+        e, f = r.chunk(2, dim=-1)
+        half = torch.mm(f, e.mT).mul_(_once(k, r.dtype, r.device))
+        return q, r, half - half.mT
     e, f = r[..., :k], r[..., k:]
     half = f @ e.mH
     # The part inside v is in both terms of K, and counts once.
@@ -146,6 +151,15 @@ def core_of(v: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     else:  # R is triangular
         half[..., :k, :k].mul_(0.5)
     return q, r, half - half.mH
+
+
+@lru_cache(maxsize=64)
+def _once(k: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return weights 2k by 2k that count what is in both of two terms once."""
+    with torch.inference_mode(False):
+        weights = torch.ones(2 * k, 2 * k, dtype=dtype, device=device)
+        weights[:k, :k] = 0.5
+        return weights
 
 
 def next_directions(v: Tensor, z: Tensor, *, by_planes: bool = True) -> Tensor:
