@@ -18,6 +18,7 @@ from torch import Tensor
 from .linalg.maps import skew
 from .linalg.step.core import Angle, Phi, check_phi
 from .linalg.step.polish import newton_schulz_, polish_, polishes_at
+from .linalg.step.products import times_columns
 from .linalg.step.tangent import (
     TangentMethod,
     next_directions,
@@ -27,7 +28,7 @@ from .linalg.step.tangent import (
     tangent_gradient,
     tangent_times,
 )
-from .linalg.step.update import rotate_low_rank_, rotate_whole_
+from .linalg.step.update import rotate_low_rank_, rotate_whole_, turn_of
 
 __all__ = ["Directions", "Retraction", "Tangent", "Whole"]
 
@@ -160,6 +161,19 @@ class Directions:
         if self._is_scaled:
             self._added = added
         return angle
+
+    def factors(self, x: Tensor, coordinates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return thin factors of what :meth:`rotate_` adds to points, and the largest angles."""
+        basis, right, angle, added = turn_of(
+            self.v,
+            coordinates,
+            phi=self.retraction.phi,
+            max_angle=self.retraction.max_angle,
+            by_planes=starts_by_planes(self.step),
+        )
+        if self._is_scaled:
+            self._added = added
+        return times_columns(x, basis.to(x.dtype)), right.to(x.dtype), angle
 
     def polish_(self, x: Tensor, *, step: int) -> None:
         """Keep rounding from accumulating in points, as they are after a step."""
