@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..linalg.step.polish import newton_schulz_
+from ..linalg.step.polish import newton_schulz_, polishes_at
 from ..retractions import Directions, Retraction
 from .batch import Batch
 
@@ -23,7 +23,7 @@ class TransformedBatch(Batch):
     beside the step; but exactly to be polished.
     """
 
-    _is_added = False
+    _is_added = _polishes = False
 
     def _look(
         self, values: list[Tensor], grads: list[Any], retraction: Retraction
@@ -32,43 +32,42 @@ class TransformedBatch(Batch):
         self._is_added = not retraction.is_whole_for(torch.Size((*batch, p, n)))
         if not self._is_added:
             return super()._look(values, grads, retraction)
-        return self._transform("points", values), self._transform("moves", grads)
+        is_rough = any(member.is_rough for member in self.members)
+        self._polishes = is_rough or polishes_at(p, step=self._step)
+        x = self._transform("points", values, exact=self._polishes)
+        return x, self._transform("moves", grads)
 
     def _turn_(self, moved: Tensor | None, polish: bool, *, is_rough: bool) -> None:
         if not self._is_added:
             super()._turn_(moved, polish, is_rough=is_rough)
             return
         assert isinstance(self.tangent, Directions)
-        left, right, self.angle = self.tangent.factors(self._x, self._move)
-        if left.shape[-2] != right.shape[-1]:
-            left, right = right.mH, left.mH
-        left, right = (x.reshape(*self._shape[:-2], *x.shape[-2:]) for x in (left, right))
-        values = [member.value for member in self.members]
+        x, values = self._x, [member.value for member in self.members]
         shape = torch.Size((len(values), *values[0].shape))
         whole = self._memory("moves", shape, values[0].dtype)
-        self._manifold.write_product(left, right, whole)
+        if polish and self._polishes:
+            new = x.clone()
+            self.angle = self.tangent.rotate_(new, self._move)
+            self.tangent.polish_(new, step=self._step)
+            if is_rough:
+                newton_schulz_(newton_schulz_(self._tall(new)))
+            self._manifold.write_point(self._tall(new.sub_(x)).reshape(self._shape), whole)
+        else:
+            left, right, self.angle = self.tangent.factors(x, self._move)
+            if x.shape[-2] != x.shape[-1]:
+                left, right = right.mH, left.mH
+            left, right = (
+                part.reshape(*self._shape[:-2], *part.shape[-2:]) for part in (left, right)
+            )
+            self._manifold.write_product(left, right, whole)
         parts = list(whole.unbind(0))
-        polishes = polish and (is_rough or self.tangent.polishes_at(self._x, step=self._step))
-        if not polishes and not self.members[0].is_half:
+        if moved is None and not self.members[0].is_half:
             torch._foreach_add_(values, parts)
             return
         torch._foreach_add_(parts, values)
-        if polishes:
-            self._polish_(whole, parts, is_rough=is_rough)
         if moved is not None:
             whole.copy_(torch.where(self._flags(moved, whole), whole, torch.stack(values)))
         self._commit(parts, moved)
-
-    def _polish_(self, whole: Tensor, parts: list[Tensor], *, is_rough: bool) -> None:
-        assert self.tangent is not None
-        x = self._transform("points", parts, exact=True)
-        before = x.clone()
-        self.tangent.polish_(x, step=self._step)
-        if is_rough:
-            newton_schulz_(newton_schulz_(self._tall(x)))
-        correction = torch.empty_like(whole)
-        self._manifold.write_point(self._tall(x.sub_(before)).reshape(self._shape), correction)
-        whole.add_(correction)
 
     def _transform(self, name: str, tensors: list[Tensor], *, exact: bool = False) -> Tensor:
         """Return all members' matrices, square or wide, with one batch dimension."""
