@@ -93,6 +93,7 @@ class Retraction:
         start: Tensor | None,
         generator: torch.Generator,
         step: int = 0,
+        is_cached: bool | None = None,
     ) -> Tangent:
         """Return the coordinates of a step at points.
 
@@ -102,11 +103,18 @@ class Retraction:
             start: where to start a sketch, from :meth:`Tangent.next_start`.
             generator: source of random directions.
             step: count of the steps taken.
+            is_cached: see :func:`riemann_unn.linalg.tangent_directions`.
         """
         if not self.is_whole_for(x.shape):
             rank = self.rank or 1
             v, z, xv = tangent_directions(
-                x, g, rank=rank, method=self.sketch, start=start, generator=generator
+                x,
+                g,
+                rank=rank,
+                method=self.sketch,
+                start=start,
+                generator=generator,
+                is_cached=is_cached,
             )
             return Directions(self, v, z, xv, step=step, is_sketch=self.sketch == "tangent")
         if x.shape[-2] == x.shape[-1]:

@@ -72,6 +72,7 @@ class Batch:
             start=self._start(retraction.rank),
             generator=seeds.generator(g.device, self._tall(g).shape[-2:], self._step),
             step=self._step,
+            is_cached=self._is_cached,
         )
         coordinates = self.tangent.coordinates
         self._take(coordinates if scale is None else self.tangent.scaled(scale))
@@ -110,6 +111,11 @@ class Batch:
                 moved = None
             self._turn_(moved, polish, is_rough=any(member.is_rough for member in self.members))
         self._note(state, moved)
+
+    @property
+    def _is_cached(self) -> bool | None:
+        """Whether a point stays in cache, however many there are; None to ask of each matrix."""
+        return None
 
     def _look(
         self, values: list[Tensor], grads: list[Any], retraction: Retraction

@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 
 from ..linalg.step.polish import newton_schulz_, polishes_at
+from ..linalg.step.products import CACHED
 from ..retractions import Directions, Retraction
 from .batch import Batch
 
 __all__ = ["TransformedBatch"]
+
+
+# Numbers of the matrices that are polished at once.
+_BLOCK = 2**18
 
 
 class TransformedBatch(Batch):
@@ -42,24 +47,12 @@ class TransformedBatch(Batch):
             super()._turn_(moved, polish, is_rough=is_rough)
             return
         assert isinstance(self.tangent, Directions)
-        x, values = self._x, [member.value for member in self.members]
+        values = [member.value for member in self.members]
         shape = torch.Size((len(values), *values[0].shape))
-        whole = self._memory("moves", shape, values[0].dtype)
         if polish and self._polishes:
-            new = x.clone()
-            self.angle = self.tangent.rotate_(new, self._move)
-            self.tangent.polish_(new, step=self._step)
-            if is_rough:
-                newton_schulz_(newton_schulz_(self._tall(new)))
-            self._manifold.write_point(self._tall(new.sub_(x)).reshape(self._shape), whole)
+            whole = self._polished(shape, is_rough=is_rough)
         else:
-            left, right, self.angle = self.tangent.factors(x, self._move)
-            if x.shape[-2] != x.shape[-1]:
-                left, right = right.mH, left.mH
-            left, right = (
-                part.reshape(*self._shape[:-2], *part.shape[-2:]) for part in (left, right)
-            )
-            self._manifold.write_product(left, right, whole)
+            whole = self._added(shape)
         parts = list(whole.unbind(0))
         if moved is None and not self.members[0].is_half:
             torch._foreach_add_(values, parts)
@@ -68,6 +61,39 @@ class TransformedBatch(Batch):
         if moved is not None:
             whole.copy_(torch.where(self._flags(moved, whole), whole, torch.stack(values)))
         self._commit(parts, moved)
+
+    def _added(self, shape: torch.Size) -> Tensor:
+        """Return what a step adds to all members."""
+        assert isinstance(self.tangent, Directions)
+        left, right, self.angle = self.tangent.factors(self._x, self._move)
+        if left.shape[-2] != right.shape[-1]:
+            left, right = right.mH, left.mH
+        left, right = (x.reshape(*self._shape[:-2], *x.shape[-2:]) for x in (left, right))
+        whole = self._memory("moves", shape, self.members[0].value.dtype)
+        self._manifold.write_product(left, right, whole)
+        return whole
+
+    def _polished(self, shape: torch.Size, *, is_rough: bool) -> Tensor:
+        """Return what a step and a polish add to all members."""
+        assert isinstance(self.tangent, Directions)
+        x = self._x
+        memory = self._memory("moves", torch.Size((x.numel(),)), x.dtype)
+        new = memory.as_strided(x.shape, x.stride()).copy_(x)
+        self.angle = self.tangent.rotate_(new, self._move)
+        for part in new.split(max(_BLOCK // x[0].numel(), 1)):
+            self.tangent.polish_(part, step=self._step)
+            if is_rough:
+                newton_schulz_(newton_schulz_(self._tall(part)))
+        difference = self._tall(new.sub_(x)).reshape(self._shape)
+        # The points as matrices are not needed any more.
+        whole = self._memory("points", shape, self.members[0].value.dtype)
+        self._manifold.write_point(difference, whole)
+        return whole
+
+    @property
+    def _is_cached(self) -> bool | None:
+        # All matrices of a point are read before any is again.
+        return self._manifold.matrices_shape(self.members[0].value.shape).numel() <= CACHED
 
     def _transform(self, name: str, tensors: list[Tensor], *, exact: bool = False) -> Tensor:
         """Return all members' matrices, square or wide, with one batch dimension."""

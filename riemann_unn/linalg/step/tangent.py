@@ -171,6 +171,7 @@ def tangent_directions(
     method: TangentMethod = "tangent",
     start: Tensor | None = None,
     generator: torch.Generator | None = None,
+    is_cached: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Return directions v of the tangent gradient at a point, with Ωv and X v.
 
@@ -193,6 +194,7 @@ def tangent_directions(
         method: one of the above.
         start: columns ``(..., n, k)`` for ``"tangent"``, see :func:`next_directions`.
         generator: source of the random columns; the default is the global one.
+        is_cached: whether X stays in cache; by default, whether each of its matrices does.
 
     Returns:
         v of shape ``(..., n, k)`` with orthonormal columns, z of the same shape, and X v. Not a
@@ -208,7 +210,7 @@ def tangent_directions(
     if method not in get_args(TangentMethod):
         raise ValueError(f"sketch {method!r} is unknown; choose from {get_args(TangentMethod)}")
     if method == "tangent":
-        return _iterate(x, g, rank, start, generator)
+        return _iterate(x, g, rank, start, generator, is_cached)
     if method != "svd":
         a, v = sketch(g, rank=rank, method=method, generator=generator)
         xv = times_columns(x, v)
@@ -226,6 +228,7 @@ def first_directions(
     rank: int,
     start: Tensor | None,
     generator: torch.Generator | None,
+    is_cached: bool | None = None,
 ) -> Tensor:
     """Return the v that a subspace iteration begins with: a start mixed with Gaussian columns.
 
@@ -235,6 +238,7 @@ def first_directions(
         rank: k.
         start: columns ``(..., n, k)``, or None.
         generator: source of the random columns; the default is the global one.
+        is_cached: see :func:`tangent_directions`.
     """
     n = shape[-1]
     # Real for complex matrices too, so that a complex problem with zero imaginary part takes the
@@ -244,23 +248,34 @@ def first_directions(
     fresh = fresh.to(like.dtype).mT
     if start is None:
         return orthonormal_columns(fresh.expand(*shape[:-2], n, rank), otherwise=None)
-    weight = _FRESH[shape[-2:].numel() > CACHED]
+    weight = _FRESH[_is_large(shape, is_cached)]
     return orthonormal_columns(torch.add(start, fresh, alpha=weight / n**0.5), otherwise=start)
 
 
-def applications(shape: torch.Size, start: Tensor | None) -> int:
+def _is_large(shape: torch.Size, is_cached: bool | None) -> bool:
+    return shape[-2:].numel() > CACHED if is_cached is None else not is_cached
+
+
+def applications(shape: torch.Size, start: Tensor | None, *, is_cached: bool | None = None) -> int:
     """Return how often a subspace iteration applies Ω, Ωv of the last v included."""
-    return 1 + _APPLIES[shape[-2:].numel() > CACHED] - (start is not None)
+    return 1 + _APPLIES[_is_large(shape, is_cached)] - (start is not None)
 
 
 def _iterate(
-    x: Tensor, g: Tensor, rank: int, start: Tensor | None, generator: torch.Generator | None
+    x: Tensor,
+    g: Tensor,
+    rank: int,
+    start: Tensor | None,
+    generator: torch.Generator | None,
+    is_cached: bool | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n = x.shape[-1]
-    v = first_directions(x.shape, x, rank=rank, start=start, generator=generator)
+    v = first_directions(
+        x.shape, x, rank=rank, start=start, generator=generator, is_cached=is_cached
+    )
     is_formed = n <= _FORMED and x.numel() * n <= _OPERATIONS // (4 if x.is_complex() else 1)
     omega = skew(x.mH @ g) if is_formed else None
-    for _ in range(applications(x.shape, start) - 1):
+    for _ in range(applications(x.shape, start, is_cached=is_cached) - 1):
         image = tangent_times(x, g, v) if omega is None else times_columns(omega, v)
         v = orthonormal_columns(image, otherwise=v)
     xv = times_columns(x, v)
