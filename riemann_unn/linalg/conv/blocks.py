@@ -33,10 +33,10 @@ def spectrum_shape(shape: torch.Size, ndim: int, *, real: bool) -> torch.Size:
     return torch.Size((*shape[: -ndim - 2], count, *shape[-ndim - 2 : -ndim]))
 
 
-def _blocks(kernel: Tensor) -> Iterator[tuple[slice, slice]]:
+def _blocks(kernel: Tensor, sites: int) -> Iterator[tuple[slice, slice]]:
     """Cut a kernel ``(B, out, in, *size)`` along B and out into blocks that stay in cache."""
     count, rows = kernel.shape[:2]
-    fit = max(_BLOCK // kernel[0, 0].numel(), 1) if kernel.is_cpu else count * rows
+    fit = max(sites // kernel[0, 0].numel(), 1) if kernel.is_cpu else count * rows
     if fit >= rows:
         for start in range(0, count, fit // rows):
             yield slice(start, start + fit // rows), slice(None)
@@ -67,7 +67,7 @@ def spectrum_of_kernel(
     wide = (torch.float64 if real else torch.complex128) if widen else kernel.dtype
     whole = kernel.reshape(-1, *kernel.shape[-ndim - 2 :])
     matrices = out.view(-1, *out.shape[-3:])
-    for some, rows in _blocks(whole):
+    for some, rows in _blocks(whole, _BLOCK // 2 if widen else _BLOCK):
         x = hat(whole[some, rows].to(wide), ndim=ndim).to(out.dtype)
         x = x.flatten(-ndim).movedim(-1, -3)
         place = matrices[some, :, rows]
@@ -165,7 +165,7 @@ def _write(
         return out
     half = (*size[:-1], size[-1] // 2 + 1) if real else size
     whole = out.view(-1, *out.shape[-len(size) - 2 :])
-    for some, rows in _blocks(whole):
+    for some, rows in _blocks(whole, _BLOCK):
         x = block(some, rows).movedim(-3, -1).contiguous()
         if real and _by_products(size, out.device):
             _unhat_by_products(x, whole[some, rows])
