@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..factor import DOUBLE
+from ..step.polish import newton_schulz_
 
 __all__ = ["local_kernel_"]
 
@@ -16,7 +17,7 @@ __all__ = ["local_kernel_"]
 def _haar(rows: int, columns: int, like: Tensor) -> Tensor:
     q, r = torch.linalg.qr(torch.randn(rows, columns, dtype=like.dtype, device=like.device))
     phase = torch.diagonal(r).sgn()
-    haar: Tensor = q * torch.where(phase == 0, torch.ones_like(phase), phase)
+    haar = newton_schulz_(q * torch.where(phase == 0, torch.ones_like(phase), phase))
     return haar
 
 
