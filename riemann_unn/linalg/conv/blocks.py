@@ -93,6 +93,8 @@ def kernel_of_product(left: Tensor, right: Tensor, *, real: bool, ndim: int, out
         ndim: dimensions of the lattice.
         out: where to write, shape ``(..., out, in, *size)``, contiguous.
     """
+    if out.numel() == 0:
+        return out
     size, k = tuple(out.shape[-ndim:]), left.shape[-1]
     left, right = (
         _all_frequencies(x.reshape(-1, *x.shape[-3:]), size, real=real) for x in (left, right)
@@ -121,6 +123,8 @@ def kernel_of_spectrum(matrices: Tensor, *, real: bool, ndim: int, out: Tensor) 
         ndim: dimensions of the lattice.
         out: where to write, shape ``(..., out, in, *size)``, contiguous.
     """
+    if out.numel() == 0:
+        return out
     size = tuple(out.shape[-ndim:])
     matrices = matrices.reshape(-1, *matrices.shape[-3:])
 
@@ -161,8 +165,6 @@ def _write(
     out: Tensor, size: tuple[int, ...], real: bool, block: Callable[[slice, slice], Tensor]
 ) -> Tensor:
     """Transform blocks of matrices ``(b, F, out, in)`` at all frequencies back."""
-    if out.numel() == 0:
-        return out
     half = (*size[:-1], size[-1] // 2 + 1) if real else size
     whole = out.view(-1, *out.shape[-len(size) - 2 :])
     for some, rows in _blocks(whole, _BLOCK):
