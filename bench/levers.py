@@ -23,13 +23,13 @@ from tqdm import tqdm
 import riemann_unn as ru
 from riemann_unn.linalg import maps
 from riemann_unn.linalg.step import core, polish, products, tangent, update
-from riemann_unn.optim import batch, tagged
+from riemann_unn.optim import batch, batches, tagged
 
 _PERIOD = 32  # steps, a multiple of every polish period
 module = importlib.import_module("riemann_unn.optim.optimizer")
 
 
-def _made_anew(_: batch.Batches, members: list[Any], kept: list[Any]) -> batch.Batch:
+def _made_anew(_: batches.Batches, members: list[Any], kept: list[Any]) -> batch.Batch:
     new = batch.Batch(members)
     new._kept = kept
     return new
@@ -44,7 +44,7 @@ LEVERS: dict[str, list[tuple[Any, str, Any]]] = {
     "the gradient's check by its sketch": [(module.ManifoldOptimizer, "_sees", lambda *_: False)],
     "batches kept between steps": [
         (tagged.TaggedParams, "_is_current", lambda _: False),
-        (batch.Batches, "_batch", _made_anew),
+        (batches.Batches, "_batch", _made_anew),
     ],
     "one question about where a parameter's memory is": [
         (tagged, "_same_storage", lambda *_: False)

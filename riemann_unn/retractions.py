@@ -30,7 +30,7 @@ from .linalg.step.tangent import (
     tangent_gradient,
     tangent_times,
 )
-from .linalg.step.update import LargestAngle, rotate_whole_, turn_low_rank_
+from .linalg.step.update import LargestAngle, factors_of_turn, rotate_whole_, turn_low_rank_
 
 __all__ = ["Directions", "LargestAngle", "Randomness", "Retraction", "Tangent", "Whole"]
 
@@ -102,6 +102,7 @@ class Retraction:
         start: Tensor | None,
         source: Randomness,
         step: int = 0,
+        is_cached: bool | None = None,
     ) -> Tangent:
         """Return the coordinates of a step at points.
 
@@ -111,11 +112,12 @@ class Retraction:
             start: where to start a sketch, the adjoint of :meth:`Tangent.next_start`.
             source: of random directions.
             step: count of the steps taken.
+            is_cached: whether points stay in cache; by default, whether each matrix does.
         """
         if not self.is_whole_for(x.shape):
             rank, is_sketch = self.rank or 1, self.sketch == "tangent"
             if is_sketch:
-                v, z, xv = iterate(x, g, rank=rank, start=start, draws=source)
+                v, z, xv = iterate(x, g, rank=rank, start=start, draws=source, is_cached=is_cached)
             else:
                 v, z, xv = tangent_directions(
                     x, g, rank=rank, method=self.sketch, generator=source.generator()
@@ -175,6 +177,19 @@ class Directions:
         if self._is_scaled:
             self._added = added
         return angle
+
+    def factors(self, x: Tensor, coordinates: Tensor) -> tuple[Tensor, Tensor, LargestAngle]:
+        """Return thin factors of what :meth:`rotate_` adds to points, and what finds the angles."""
+        basis, right, angle, added = factors_of_turn(
+            self.v,
+            coordinates,
+            phi=self.retraction.phi,
+            max_angle=self.retraction.max_angle,
+            by_planes=starts_by_planes(self.step),
+        )
+        if self._is_scaled:
+            self._added = added
+        return times_columns(x, basis.to(x.dtype)), right.to(x.dtype), angle
 
     def polish_(self, x: Tensor, *, step: int) -> None:
         """Keep rounding from accumulating in points, as they are after a step."""

@@ -68,6 +68,30 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
     def from_matrices(self, matrices: Tensor, shape: torch.Size) -> Tensor:
         """Return the tensor of the given shape whose matrix view is ``matrices``."""
 
+    # Views that are transforms of the memory say besides how they write it, for optimizers.
+
+    def matrices_shape(self, shape: torch.Size) -> torch.Size:
+        """Return the shape of :meth:`to_matrices` of a tensor of a shape."""
+        raise NotImplementedError
+
+    def write_matrices(self, xs: list[Tensor], memory: Tensor, *, exact: bool) -> Tensor:
+        """Return :meth:`to_matrices`, or if not exact :meth:`displacement_matrices`, in memory.
+
+        Args:
+            xs: tensors of one shape.
+            memory: contiguous, of the shape and dtype of the matrices of all.
+            exact: whether no more than a rounding may be lost.
+        """
+        raise NotImplementedError
+
+    def write_point(self, matrices: Tensor, x: Tensor) -> None:
+        """Write :meth:`from_matrices` to memory, in the precision of the matrices."""
+        raise NotImplementedError
+
+    def write_product(self, left: Tensor, right: Tensor, x: Tensor) -> None:
+        """Write :meth:`from_matrices` of ``left @ right``, thin factors, to memory."""
+        raise NotImplementedError
+
     @abstractmethod
     def why_not(self, shape: torch.Size, dtype: torch.dtype | None = None) -> str | None:
         """Say why a tensor of this shape and dtype cannot be a point, or None if it can."""

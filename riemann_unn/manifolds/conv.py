@@ -7,9 +7,19 @@ from torch import Tensor
 
 from ..errors import ManifoldError
 from ..linalg import conv_from_spectrum, conv_spectrum
+from ..linalg.conv.blocks import (
+    kernel_of_product,
+    kernel_of_spectrum,
+    spectrum_of_kernel,
+    spectrum_shape,
+)
 from .base import MatrixManifold
 
 __all__ = ["OrthogonalConv", "UnitaryConv"]
+
+
+# Kernels of up to so many numbers are transformed side by side.
+_SMALL = 2**17
 
 
 class _ConvManifold(MatrixManifold):
@@ -60,6 +70,42 @@ class _ConvManifold(MatrixManifold):
         rows, columns = shape[-self.lattice_dims - 2 : -self.lattice_dims]
         matrices = matrices if rows >= columns else matrices.mH
         return conv_from_spectrum(matrices, size=size, real=self._real)
+
+    def matrices_shape(self, shape: torch.Size) -> torch.Size:
+        """Return the shape of :meth:`to_matrices` of a kernel of a shape."""
+        *batch, rows, columns = spectrum_shape(shape, self.lattice_dims, real=self._real)
+        return torch.Size((*batch, max(rows, columns), min(rows, columns)))
+
+    def write_matrices(self, xs: list[Tensor], memory: Tensor, *, exact: bool) -> Tensor:
+        """Return the matrices of kernels of one shape, written to memory."""
+        shape = spectrum_shape(xs[0].shape, self.lattice_dims, real=self._real)
+        memory = memory.view(len(xs), *shape)
+        if xs[0].numel() <= _SMALL and len(xs) > 1:
+            self._write(torch.stack(xs), memory, exact)
+        else:
+            for x, part in zip(xs, memory.unbind(0), strict=True):
+                self._write(x, part, exact)
+        if shape[-2] > shape[-1]:  # so that their adjoints can be read as they are
+            return memory.conj_physical_().conj()
+        return _tall(memory)
+
+    def _write(self, x: Tensor, memory: Tensor, exact: bool) -> None:
+        spectrum_of_kernel(x, ndim=self.lattice_dims, widen=exact, out=memory)
+
+    def write_point(self, matrices: Tensor, x: Tensor) -> None:
+        """Write the kernel of these matrices to its memory, in their precision."""
+        matrices = matrices if self._is_tall(x) else matrices.mH
+        kernel_of_spectrum(matrices, real=self._real, ndim=self.lattice_dims, out=x)
+
+    def write_product(self, left: Tensor, right: Tensor, x: Tensor) -> None:
+        """Write the kernel whose matrices are products of thin factors, in their precision."""
+        if not self._is_tall(x):
+            left, right = right.mH, left.mH
+        kernel_of_product(left, right, real=self._real, ndim=self.lattice_dims, out=x)
+
+    def _is_tall(self, x: Tensor) -> bool:
+        rows, columns = x.shape[-self.lattice_dims - 2 : -self.lattice_dims]
+        return rows >= columns
 
     _real: bool
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..linalg import conv_identity, conv_polar
 from ..linalg.conv import conv_apply
+from ..linalg.conv.local import local_kernel_
 from ..manifolds import OrthogonalConv, UnitaryConv
 from ..tagging import remember_tags_, tag_
 
@@ -31,15 +32,18 @@ def lattice(size: int | tuple[int, ...], ndim: int, *, name: str = "size") -> tu
 def init_kernel_(weight: Tensor, *, ndim: int, init: KernelInit) -> Tensor:
     """Fill a kernel ``(out, in, *size)`` with a (semi-)unitary one, from torch's global generator.
 
-    ``"local"``: the nearest one to Gaussian weights on a window of 3 sites in
-    each dimension, so that it acts mostly on neighbours; ``"haar"``: uniform, with no sense
-    of place; ``"identity"``: copies channel i to channel i.
+    ``"local"``: a product of random factors on a window of 3 sites in each dimension, so that it
+    acts on neighbours alone, see :func:`~riemann_unn.linalg.conv.local.local_kernel_`; of one
+    channel, whose only such kernels copy, the nearest to Gaussian weights there. ``"haar"``:
+    uniform, with no sense of place; ``"identity"``: copies channel i to channel i.
     """
     if init == "identity":
         return weight.copy_(conv_identity(weight.shape[0], weight.shape[1], weight.shape[2:]))
     manifold = UnitaryConv(ndim) if weight.is_complex() else OrthogonalConv(ndim)
     if init == "haar":
         return weight.copy_(manifold.random(weight.shape, dtype=weight.dtype, device=weight.device))
+    if max(weight.shape[:2]) > 1:
+        return local_kernel_(weight)
     kernel = torch.randn_like(weight)
     for dim in range(2, weight.ndim):
         n = weight.shape[dim]
@@ -217,8 +221,8 @@ class CircularConv2d(_CircularConv):
         stride: an integer or one for each dimension; they must divide ``size``.
         bias: whether to add a bias, zero at first.
         downsample: what a stride does, see above.
-        init: the first kernel: ``"local"`` (the nearest to Gaussian weights on a
-            window of 3 sites in each dimension), ``"haar"`` (uniform) or ``"identity"``.
+        init: the first kernel: ``"local"`` (random, on a window of 3 sites in each
+            dimension), ``"haar"`` (uniform) or ``"identity"``.
         padding_mode: only ``"circular"``; there for the likeness to ``nn.Conv2d``.
         device: where to create the parameters.
         dtype: their type; a complex one makes the layer unitary.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Callable, Hashable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from itertools import repeat
 from operator import is_, setitem
 from typing import Any
@@ -21,11 +21,11 @@ from .starts import stored_start, usable_start
 from .states import as_tensor, coordinates_of
 from .tagged import TaggedParam
 
-__all__ = ["Batch", "Batches", "State"]
+__all__ = ["NOTHING", "Batch", "State"]
 
 State = MutableMapping[Tensor, dict[str, Any]]
 View = Callable[[Tensor], Tensor]
-_NOTHING: dict[str, Any] = {}
+NOTHING: dict[str, Any] = {}
 
 
 class Batch:
@@ -62,18 +62,17 @@ class Batch:
         for member, kept in zip(members, self._kept, strict=True) if members[0].is_half else ():
             member.value = _master(member, kept)
         values = [member.value for member in members]
-        room = self._room("values", values[0])[0] if self._together else None
-        self._x = self._matrices(self._manifold.to_matrices, values, room)
         grads = [member.param.grad for member in members]
         if members[0].is_half:
             grads = [None if grad is None else grad.float() for grad in grads]
-        g = self._matrices(self._manifold.displacement_matrices, grads)
+        self._x, g = self._look(values, grads, retraction)
         self.tangent = retraction.tangent(
             self._x,
             g,
             start=self._start(retraction.rank),
             source=Source(seeds, g.device, tuple(self._tall(g).shape[-2:]), self._step),
             step=self._step,
+            is_cached=self._is_cached,
         )
         coordinates = self.tangent.coordinates
         self._take(coordinates if scale is None else self.tangent.scaled(scale))
@@ -104,26 +103,42 @@ class Batch:
 
     def retract_(self, state: State, *, polish: bool) -> None:
         """Move the points, and note what their next step needs."""
-        assert self.tangent is not None
-        x, move = self._x, self._move
         # What has a zero move stays bit for bit as it is.
         moved = None if self._shortest > 0 else self._moved()
         self.angle = None
         if moved is None or bool(moved.any()):
             if moved is not None and bool(moved.all()):
                 moved = None
-            is_rough = any(member.is_rough for member in self.members)
-            own = len(self.members) == 1 and _shares(x, self.members[0].value)
-            new = x if self._writes_once(moved, own, polish, is_rough) else x.clone()
-            self.angle = self.tangent.rotate_(new, move)
-            if polish:
-                self.tangent.polish_(new, step=self._step)
-                if is_rough:
-                    newton_schulz_(newton_schulz_(self._tall(new)))
-            if moved is not None:
-                new = torch.where(moved[..., None, None], new, x)
-            self._write_back(new, moved, own)
+            self._turn_(moved, polish, is_rough=any(member.is_rough for member in self.members))
         self._note(state, moved)
+
+    @property
+    def _is_cached(self) -> bool | None:
+        """Whether a point stays in cache, however many there are; None to ask of each matrix."""
+        return None
+
+    def _look(
+        self, values: list[Tensor], grads: list[Any], retraction: Retraction
+    ) -> tuple[Tensor, Tensor]:
+        """Return all points and gradients as matrices."""
+        room = self._room("values", values[0])[0] if self._together else None
+        x = self._matrices(self._manifold.to_matrices, values, room)
+        return x, self._matrices(self._manifold.displacement_matrices, grads)
+
+    def _turn_(self, moved: Tensor | None, polish: bool, *, is_rough: bool) -> None:
+        """Turn points by the move and write them back, but for those that have not moved."""
+        assert self.tangent is not None
+        x = self._x
+        own = len(self.members) == 1 and _shares(x, self.members[0].value)
+        new = x if self._writes_once(moved, own, polish, is_rough) else x.clone()
+        self.angle = self.tangent.rotate_(new, self._move)
+        if polish:
+            self.tangent.polish_(new, step=self._step)
+            if is_rough:
+                newton_schulz_(newton_schulz_(self._tall(new)))
+        if moved is not None:
+            new = torch.where(moved[..., None, None], new, x)
+        self._write_back(new, moved, own)
 
     # What a move is --------------------------------------------------------
 
@@ -255,7 +270,12 @@ class Batch:
             self._scatter(x, whole, parts)
             if moved is not None:  # the view's way back and forth rounds
                 whole.copy_(torch.where(self._flags(moved, whole), whole, old))
-        if is_half:  # the stored values too, in the same write
+        self._commit(parts, moved)
+
+    def _commit(self, parts: list[Tensor], moved: Tensor | None) -> None:
+        """Write each member its part, in one call."""
+        values = [member.value for member in self.members]
+        if self.members[0].is_half:  # the stored values too, in the same write
             halves = self._moved_members(moved)
             values = [*values, *(self.members[i].memory for i in halves)]
             parts = [*parts, *(parts[i] for i in halves)]
@@ -293,7 +313,7 @@ class Batch:
 
     def _note(self, state: State, moved: Tensor | None) -> None:
         assert self.tangent is not None
-        if any(kept is _NOTHING for kept in self._kept):
+        if any(kept is NOTHING for kept in self._kept):
             self._kept = [state[member.param] for member in self.members]
         if self._step == 0:
             name = as_tensor(coordinates_of(self._manifold), self._x.device)
@@ -348,38 +368,6 @@ class Batch:
         whole = rows.clone(memory_format=torch.contiguous_format)
         self._starts = whole, whole.unbind(0)
         each(setitem, self._kept, repeat(START), self._starts[1])
-
-
-class Batches:
-    """The batches of the last step."""
-
-    def __init__(self) -> None:
-        self._by_first: dict[TaggedParam, Batch] = {}
-
-    def of(self, members: list[TaggedParam], state: State) -> list[Batch]:
-        """Put what can move together together: one kind, as many steps taken; nothing empty."""
-        kept = [state.get(member.param, _NOTHING) for member in members]
-        # Asked one by one, since many keys at once would set the garbage collector to work.
-        if (
-            len({member.batch_key for member in members}) == 1
-            and len({known.get(STEP, 0) for known in kept}) == 1
-            and len({START in known for known in kept}) == 1
-        ):
-            return [self._batch(members, kept)] if members[0].value.numel() > 0 else []
-        alike: dict[Hashable, tuple[list[TaggedParam], list[dict[str, Any]]]] = {}
-        for member, known in zip(members, kept, strict=True):
-            key = (member.batch_key, known.get(STEP, 0), START in known)
-            some, kept_of_some = alike.setdefault(key, ([], []))
-            some.append(member)
-            kept_of_some.append(known)
-        return [self._batch(*both) for both in alike.values() if both[0][0].value.numel() > 0]
-
-    def _batch(self, members: list[TaggedParam], kept: list[dict[str, Any]]) -> Batch:
-        batch = self._by_first.get(members[0])
-        if batch is None or batch.members != members:
-            batch = self._by_first[members[0]] = Batch(members)
-        batch._kept = kept
-        return batch
 
 
 def _master(member: TaggedParam, kept: dict[str, Any]) -> Tensor:

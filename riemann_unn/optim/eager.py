@@ -11,7 +11,8 @@ from torch import Tensor
 from ..interruption import restoring
 from ..parallel import Computation, together
 from ..retractions import Retraction
-from .batch import Batches, State
+from .batch import State
+from .batches import Batches
 from .entries import STEP
 from .seeds import Seeds
 from .tagged import TaggedParam

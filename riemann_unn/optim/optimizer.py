@@ -26,7 +26,8 @@ from .base import (
     kept_whole,
     plain_scale,
 )
-from .batch import Batch, Batches
+from .batch import Batch
+from .batches import Batches
 from .eager import begin_
 from .partition import untagged_rank
 from .seeds import Seeds

@@ -84,7 +84,7 @@ class TaggedParam:
         value = local_part(self.param)
         self.version = None
         fits = not self.is_shared and self.manifold.why_not(value.shape, value.dtype) is None
-        is_small = fits and self.manifold.to_matrices(value).shape[-2:].numel() <= _BATCH_UP_TO
+        is_small = fits and _matrix_of(self.manifold, value).numel() <= _BATCH_UP_TO
         alone = 0 if is_small else id(self)
         key = (id(self.group), self.manifold, value.shape, value.dtype, alone, value.device)
         self.batch_key = self.keys.setdefault(key, len(self.keys))
@@ -113,6 +113,13 @@ class TaggedParam:
         reason = self.manifold.why_not(self.param.shape, self.param.dtype)
         if reason is not None:
             raise ManifoldError(f"{self.name} is tagged {self.manifold!r} but {reason}")
+
+
+def _matrix_of(manifold: MatrixManifold, value: Tensor) -> torch.Size:
+    """Return the shape of a value's matrices, without a transform where they are one."""
+    if not manifold.views_memory:
+        return manifold.matrices_shape(value.shape)[-2:]
+    return manifold.to_matrices(value).shape[-2:]
 
 
 def _same_storage(params: list[Tensor], memories: list[Tensor]) -> bool:

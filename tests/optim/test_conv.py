@@ -183,3 +183,44 @@ def test_frequencies_that_cannot_move_do_not_drift(name):
         k.grad = gaussian(1, 1, 8, 8, dtype=torch.float32, seed=i)
         optimizer.step()
     assert float(k.manifold.orthogonality_error(k.detach()).max()) <= 5e-7
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 4, 5), (7, 5, 6), (4, 8, 3, 4), (2, 6, 6, 5)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
+def test_low_rank_steps_turn_the_matrix_at_each_frequency(shape, dtype, rank, count):
+    """Beside the exponential of the generator that ``last_step`` tells; some steps polish."""
+    ndim = 1 if shape in ((7, 5, 6), (2, 6, 6, 5)) else 2
+    manifold = ru.UnitaryConv(ndim) if dtype.is_complex else ru.OrthogonalConv(ndim)
+    drawn = (
+        manifold.random(*shape, dtype=dtype, generator=generator(seed)) for seed in range(count)
+    )
+    kernels = [ru.tag_(nn.Parameter(x.as_subclass(torch.Tensor)), manifold) for x in drawn]
+    optimizer = ru.optim.ProjUNNT(kernels, lr=0.2, rank=rank)
+    for step in range(6):
+        before = [manifold.to_matrices(k.detach()).flatten(0, -3) for k in kernels]
+        for i, k in enumerate(kernels):
+            k.grad = gaussian(*shape, dtype=dtype, seed=10 * step + i)
+        optimizer.step()
+        for k, x in zip(kernels, before, strict=True):
+            told = optimizer.last_step()[k]
+            v, d = told["directions"], -0.2 * told["coordinates"]
+            inner = v.mH @ d
+            generator_ = d @ v.mH - v @ d.mH - 0.5 * v @ (inner - inner.mH) @ v.mH
+            turn = torch.linalg.matrix_exp(generator_)
+            square = x.shape[-1] == x.shape[-2]
+            expected = x @ turn if square else (x.mH @ turn).mH
+            after = manifold.to_matrices(k.detach()).flatten(0, -3)
+            torch.testing.assert_close(after, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("p", [8, 72])
+def test_single_precision_kernels_stay_where_they_were_transformed_in_double(p):
+    """After long steps and their polishes the error is that of rounding, as of matrices."""
+    k = kernel(p, p, 4, 6, dtype=torch.float32)
+    optimizer = ru.optim.ProjUNNT([k], lr=0.3, rank=1)
+    for step in range(320):
+        k.grad = gaussian(p, p, 4, 6, dtype=torch.float32, seed=step)
+        optimizer.step()
+    assert float(k.manifold.orthogonality_error(k.detach()).max()) <= 5e-7

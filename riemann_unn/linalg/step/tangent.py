@@ -270,7 +270,13 @@ def gaussian_draws(like: Tensor, generator: torch.Generator | None) -> Draws:
 
 
 def first_rows(
-    shape: torch.Size, like: Tensor, *, rank: int, start: Tensor | None, draws: Draws
+    shape: torch.Size,
+    like: Tensor,
+    *,
+    rank: int,
+    start: Tensor | None,
+    draws: Draws,
+    is_cached: bool | None = None,
 ) -> Tensor:
     """Return the rows that a subspace iteration begins with: a start mixed with random ones.
 
@@ -280,6 +286,7 @@ def first_rows(
         rank: k.
         start: rows ``(..., k, n)``, or None.
         draws: source of random rows.
+        is_cached: see :func:`iterate`.
 
     Returns:
         Shape ``(..., k, n)``, not orthonormal.
@@ -289,17 +296,27 @@ def first_rows(
     if start is None:
         fresh = torch.mul(fresh, unit).to(like.dtype)
         return fresh.expand(*shape[:-2], rank, n) if len(shape) > 2 else fresh
-    weight = _FRESH[shape[-2:].numel() > CACHED]
+    weight = _FRESH[_is_large(shape, is_cached)]
     return torch.add(start, fresh, alpha=unit * weight / n**0.5)
 
 
-def applications(shape: torch.Size, start: Tensor | None) -> int:
+def _is_large(shape: torch.Size, is_cached: bool | None) -> bool:
+    return shape[-2:].numel() > CACHED if is_cached is None else not is_cached
+
+
+def applications(shape: torch.Size, start: Tensor | None, *, is_cached: bool | None = None) -> int:
     """Return how often a subspace iteration applies Ω, Ωv of the last v included."""
-    return 1 + _APPLIES[shape[-2:].numel() > CACHED] - (start is not None)
+    return 1 + _APPLIES[_is_large(shape, is_cached)] - (start is not None)
 
 
 def iterate(
-    x: Tensor, g: Tensor, *, rank: int, start: Tensor | None, draws: Draws
+    x: Tensor,
+    g: Tensor,
+    *,
+    rank: int,
+    start: Tensor | None,
+    draws: Draws,
+    is_cached: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return v, Ωv and, where it comes for nothing, X v, by ``"tangent"``.
 
@@ -309,9 +326,10 @@ def iterate(
         rank: k.
         start: rows ``(..., k, n)``, or None.
         draws: see :func:`first_rows`.
+        is_cached: whether X stays in cache; by default, whether each of its matrices does.
     """
-    n, count = x.shape[-1], applications(x.shape, start)
-    rows = first_rows(x.shape, x, rank=rank, start=start, draws=draws)
+    n, count = x.shape[-1], applications(x.shape, start, is_cached=is_cached)
+    rows = first_rows(x.shape, x, rank=rank, start=start, draws=draws, is_cached=is_cached)
     if n > _FORMED or x.numel() * n > _OPERATIONS // (4 if x.is_complex() else 1):
         rows = leading_rows(rows, lambda r: tangent_times(x, g, r.mH).mH, count - 1)
         v = rows.mH

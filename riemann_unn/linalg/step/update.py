@@ -32,6 +32,7 @@ from .tangent import core_of
 
 __all__ = [
     "LargestAngle",
+    "factors_of_turn",
     "retract_low_rank",
     "retract_low_rank_",
     "rotate_low_rank_",
@@ -129,13 +130,37 @@ def turn_of(
     Arguments are those of :func:`rotate_low_rank_`.
 
     Returns:
-        Q, that spans v and d, and the right factor :math:`(\phi(K_Q) - I)\,Q^H`, in double
+        Q, that spans v and d, orthonormal but on accelerators, and the right factor :math:`(\phi(K_Q) - I)\,Q^H`, in double
         precision; and the two results of :func:`rotate_low_rank_`.
     """
-    if v.shape[-1] == 1:
-        return _turn_of_plane(v, d, phi, max_angle)
-    q, _, right, angle, added = _turn_of_planes(v, d, phi, max_angle, by_planes)
+    q, right, angle, added = factors_of_turn(
+        v, d, phi=phi, max_angle=max_angle, by_planes=by_planes
+    )
     return q, right, angle(), added
+
+
+def factors_of_turn(
+    v: Tensor, d: Tensor, *, phi: Phi | Angle, max_angle: float | None, by_planes: bool
+) -> tuple[Tensor, Tensor, LargestAngle, Tensor]:
+    """Return what :func:`turn_of` does, and tell the angle when it is asked for."""
+    if v.shape[-1] == 1:
+        basis, right, largest, added = _turn_of_plane(v, d, phi, max_angle)
+        return basis, right, lambda: largest, added
+    if not (on_host(v) or callable(phi)):
+        basis, right, generator = turn_by_gram(v, d, phi, max_angle)
+        return basis, right, _angle_of(generator, phi), masked_next(v, d)
+    q, _, right, angle, added = _turn_of_planes(v, d, phi, max_angle, by_planes)
+    return q, right, angle, added
+
+
+def _angle_of(generator: Tensor, phi: Phi) -> LargestAngle:
+    """Tell the largest angle by the eigenvalues of a small generator."""
+
+    def angle() -> Tensor:
+        largest: Tensor = angle_map(phi)(torch.linalg.eigvals(generator).abs().amax(dim=-1))
+        return largest
+
+    return angle
 
 
 def _turn_of_planes(
@@ -217,11 +242,7 @@ def _rotate_by_gram_(
     else:
         turned_basis = torch.cat([xv, times_columns(x, basis[..., k:])], dim=-1)
     add_product_(x, turned_basis, right.to(x.dtype))
-
-    def angle() -> Tensor:
-        return angle_map(phi)(torch.linalg.eigvals(generator).abs().amax(dim=-1))
-
-    return angle, masked_next(v, d)
+    return _angle_of(generator, phi), masked_next(v, d)
 
 
 def _turn_of_plane(

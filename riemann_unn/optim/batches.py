@@ -1,0 +1,46 @@
+"""Which tagged parameters take a step side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from .batch import NOTHING, Batch, State
+from .entries import START, STEP
+from .tagged import TaggedParam
+from .transformed import TransformedBatch
+
+__all__ = ["Batches"]
+
+
+class Batches:
+    """The batches of the last step."""
+
+    def __init__(self) -> None:
+        self._by_first: dict[TaggedParam, Batch] = {}
+
+    def of(self, members: list[TaggedParam], state: State) -> list[Batch]:
+        """Put what can move together together: one kind, as many steps taken; nothing empty."""
+        kept = [state.get(member.param, NOTHING) for member in members]
+        # Asked one by one, since many keys at once would set the garbage collector to work.
+        if (
+            len({member.batch_key for member in members}) == 1
+            and len({known.get(STEP, 0) for known in kept}) == 1
+            and len({START in known for known in kept}) == 1
+        ):
+            return [self._batch(members, kept)] if members[0].value.numel() > 0 else []
+        alike: dict[Hashable, tuple[list[TaggedParam], list[dict[str, Any]]]] = {}
+        for member, known in zip(members, kept, strict=True):
+            key = (member.batch_key, known.get(STEP, 0), START in known)
+            some, kept_of_some = alike.setdefault(key, ([], []))
+            some.append(member)
+            kept_of_some.append(known)
+        return [self._batch(*both) for both in alike.values() if both[0][0].value.numel() > 0]
+
+    def _batch(self, members: list[TaggedParam], kept: list[dict[str, Any]]) -> Batch:
+        batch = self._by_first.get(members[0])
+        if batch is None or batch.members != members:
+            kind = Batch if members[0].manifold.views_memory else TransformedBatch
+            batch = self._by_first[members[0]] = kind(members)
+        batch._kept = kept
+        return batch
