@@ -191,6 +191,10 @@ class Directions:
             self._added = added
         return times_columns(x, basis.to(x.dtype)), right.to(x.dtype), angle
 
+    def is_partial(self, x: Tensor) -> bool:
+        """Tell whether there are fewer directions than rows of points."""
+        return self.v.shape[-1] < x.shape[-2]
+
     def polish_(self, x: Tensor, *, step: int) -> None:
         """Keep rounding from accumulating in points, as they are after a step."""
         tall = x if x.shape[-2] == x.shape[-1] else x.mH

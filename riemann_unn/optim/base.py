@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import partial
+from inspect import signature
 from itertools import repeat
 from operator import attrgetter
 from typing import Any
@@ -17,6 +18,7 @@ from ..errors import ManifoldTypeError, NonFiniteError
 from ..interruption import each, restoring, undoing
 
 __all__ = [
+    "can_be_captured",
     "check_base",
     "check_rates",
     "check_sharded",
@@ -85,12 +87,22 @@ def kept_whole(base: Optimizer) -> tuple[str, ...] | None:
     return next((_WHOLE[name] for name in names if name in _WHOLE), None)
 
 
-def check_rates(groups: Iterable[dict[str, Any]], *, start: int = 0) -> None:
+def can_be_captured(base: type[Optimizer], groups: Iterable[dict[str, Any]]) -> bool:
+    """Tell whether a base has an argument ``capturable``, and all parameters are where it works."""
+    has_it = "capturable" in signature(base).parameters
+    params = (p[1] if isinstance(p, tuple) else p for group in groups for p in group["params"])
+    return has_it and not any(isinstance(p, Tensor) and p.is_cpu for p in params)
+
+
+def check_rates(
+    groups: Iterable[dict[str, Any]], *, start: int = 0, reads_tensors: bool = True
+) -> None:
     """Refuse a learning rate of NaN or infinity, which a base would write into every parameter.
 
     Args:
         groups: groups of parameters; those without a rate of their own are passed over.
         start: the number of the first.
+        reads_tensors: whether to look at tensors on the host.
 
     Raises:
         NonFiniteError: naming the group.
@@ -98,7 +110,7 @@ def check_rates(groups: Iterable[dict[str, Any]], *, start: int = 0) -> None:
     for index, group in enumerate(groups, start):
         lr = group.get("lr", 0.0)
         # To look at a tensor on an accelerator is to wait for it; the check of the move follows.
-        if lr is None or (isinstance(lr, Tensor) and lr.device.type != "cpu"):
+        if lr is None or (isinstance(lr, Tensor) and not (lr.is_cpu and reads_tensors)):
             continue
         if not math.isfinite(lr):
             raise NonFiniteError(

@@ -37,6 +37,9 @@ class Batch:
     many small parameters takes longer than to move them all.
     """
 
+    # Whether what is wrong is known on the device alone.
+    is_masked = False
+
     def __init__(self, members: list[TaggedParam]) -> None:
         self.members = members
         self.group = members[0].group
@@ -315,10 +318,10 @@ class Batch:
         assert self.tangent is not None
         if any(kept is NOTHING for kept in self._kept):
             self._kept = [state[member.param] for member in self.members]
-        if self._step == 0:
+        if COORDINATES not in self._kept[0]:
             name = as_tensor(coordinates_of(self._manifold), self._x.device)
             each(setitem, self._kept, repeat(COORDINATES), repeat(name, len(self._kept)))
-        each(setitem, self._kept, repeat(STEP), repeat(self._step + 1))
+        self._count()
         start = self.tangent.next_start()
         if start is not None:
             self._keep_starts(start.mH)
@@ -333,9 +336,12 @@ class Batch:
             self.tangent = None
         del self._x, self._move
 
+    def _count(self) -> None:
+        each(setitem, self._kept, repeat(STEP), repeat(self._step + 1))
+
     def _start(self, rank: int | None) -> Tensor | None:
         """Return the rows that start the sketches, from what is kept of each member."""
-        if self._step == 0 or START not in self._kept[0]:
+        if START not in self._kept[0]:
             self._starts = None  # taken out of the state, so to be put there anew
             return None
         rows: list[Tensor] = [kept[START] for kept in self._kept]
@@ -373,7 +379,9 @@ class Batch:
 def _master(member: TaggedParam, kept: dict[str, Any]) -> Tensor:
     """Return the point in single precision that the stored parameter is the rounding of."""
     master: Tensor | None = kept.get(MASTER)
-    if master is not None and torch.equal(master.to(member.param.dtype), member.param):
+    if master is not None and (
+        master is member.value or torch.equal(master.to(member.param.dtype), member.param)
+    ):
         return master
     # There is none yet, or the parameter was given other values.
     single = member.manifold.projx(member.param.detach().float())

@@ -7,6 +7,7 @@ from typing import Any
 
 from .batch import NOTHING, Batch, State
 from .entries import START, STEP
+from .masked import MaskedBatch
 from .tagged import TaggedParam
 from .transformed import TransformedBatch
 
@@ -14,9 +15,14 @@ __all__ = ["Batches"]
 
 
 class Batches:
-    """The batches of the last step."""
+    """The batches of the last step.
 
-    def __init__(self) -> None:
+    Args:
+        counts_on_device: whether steps are counted on the device, and nothing is read from any.
+    """
+
+    def __init__(self, *, counts_on_device: bool) -> None:
+        self._counts_on_device = counts_on_device
         self._by_first: dict[TaggedParam, Batch] = {}
 
     def of(self, members: list[TaggedParam], state: State) -> list[Batch]:
@@ -25,13 +31,14 @@ class Batches:
         # Asked one by one, since many keys at once would set the garbage collector to work.
         if (
             len({member.batch_key for member in members}) == 1
-            and len({known.get(STEP, 0) for known in kept}) == 1
+            and (self._counts_on_device or len({known.get(STEP, 0) for known in kept}) == 1)
             and len({START in known for known in kept}) == 1
         ):
             return [self._batch(members, kept)] if members[0].value.numel() > 0 else []
         alike: dict[Hashable, tuple[list[TaggedParam], list[dict[str, Any]]]] = {}
         for member, known in zip(members, kept, strict=True):
-            key = (member.batch_key, known.get(STEP, 0), START in known)
+            count = None if self._counts_on_device else known.get(STEP, 0)
+            key = (member.batch_key, count, START in known)
             some, kept_of_some = alike.setdefault(key, ([], []))
             some.append(member)
             kept_of_some.append(known)
@@ -40,7 +47,15 @@ class Batches:
     def _batch(self, members: list[TaggedParam], kept: list[dict[str, Any]]) -> Batch:
         batch = self._by_first.get(members[0])
         if batch is None or batch.members != members:
-            kind = Batch if members[0].manifold.views_memory else TransformedBatch
-            batch = self._by_first[members[0]] = kind(members)
+            batch = self._by_first[members[0]] = self._new(members)
         batch._kept = kept
         return batch
+
+    def _new(self, members: list[TaggedParam]) -> Batch:
+        if self._counts_on_device or not members[0].value.is_cpu:
+            return MaskedBatch(members, counts_on_device=self._counts_on_device)
+        return (Batch if members[0].manifold.views_memory else TransformedBatch)(members)
+
+    def masked(self) -> list[MaskedBatch]:
+        """Return those of which the device knows what is wrong."""
+        return [batch for batch in self._by_first.values() if isinstance(batch, MaskedBatch)]

@@ -51,7 +51,7 @@ def begin_(
     def note() -> None:
         for member in noted:
             member.param.grad = torch.zeros_like(member.param)
-        for batch in Batches().of(members, state) if members else ():
+        for batch in Batches(counts_on_device=False).of(members, state) if members else ():
             batch.sketch_(retraction_of(batch.group), seeds, 0.0)
             batch.retract_(state, polish=False)
         for point in points:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,10 +15,12 @@ from torch.optim import SGD, Optimizer
 from ..errors import ManifoldError
 from ..interruption import no_grad
 from ..linalg import Angle, Phi, TangentMethod
+from ..linalg.host import WithoutReading
 from ..linalg.precision import full_precision
 from ..parallel import Group, is_sharded, together
 from ..retractions import Retraction
 from .base import (
+    can_be_captured,
     check_base,
     check_rates,
     check_sharded,
@@ -28,7 +31,9 @@ from .base import (
 )
 from .batch import Batch
 from .batches import Batches
+from .deferred import allow_on_device, check_capturing, raise_trouble, wrong_members
 from .eager import begin_
+from .masked import NONFINITE, OFF, MaskedBatch
 from .partition import untagged_rank
 from .seeds import Seeds
 from .stand_ins import step_stand_ins
@@ -42,6 +47,7 @@ from .tagged import (
     refuse_gradients,
     refuse_overflow,
 )
+from .unchanged import step_where
 
 if TYPE_CHECKING:
     from .shared import SharedPoint
@@ -49,7 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ManifoldOptimizer"]
 
-_RESERVED = {"base", "phi", "seed", "nonfinite", "off_manifold", "polish", "process_group"}
+_RESERVED = {*("base", "phi", "seed", "nonfinite", "off_manifold", "polish", "process_group")}
 
 
 class ManifoldOptimizer(Optimizer):
@@ -94,6 +100,10 @@ class ManifoldOptimizer(Optimizer):
         off_manifold: at a parameter off its manifold ``"raise"``, or
             ``"project"`` it to the nearest point.
         polish: keep rounding errors from accumulating (recommended; off for study).
+        capturable: read nothing from the device, so that a step can be captured in a CUDA graph
+            with all of a training step. What is wrong with a gradient then leaves everything
+            unchanged on the device, and is raised by a later step or by :meth:`synchronize`. It
+            is passed on to a base that has such an argument.
         process_group: of data-parallel training with a replica of each tagged parameter on every
             process: the step averages the sketches of their gradients, which need not be averaged
             before. Sharded parameters, DTensors, need none.
@@ -115,6 +125,8 @@ class ManifoldOptimizer(Optimizer):
     """
 
     base: Optimizer
+    _capturable = False
+    _allowed: dict[torch.device, Tensor]
     _shared: SharedPoints | None
 
     def __init__(
@@ -131,6 +143,7 @@ class ManifoldOptimizer(Optimizer):
         nonfinite: Literal["raise", "skip"] = "raise",
         off_manifold: Literal["raise", "project"] = "raise",
         polish: bool = True,
+        capturable: bool = False,
         process_group: Group | None = None,
         **base_kwargs: Any,
     ) -> None:
@@ -143,11 +156,13 @@ class ManifoldOptimizer(Optimizer):
         self._options = {"rank": rank, "sketch": sketch, "max_angle": max_angle}
         self._seed, self._polish = int(seed), bool(polish)
         self._nonfinite, self._off_manifold = nonfinite, off_manifold
-        self._process_group = process_group
+        self._process_group, self._capturable = process_group, bool(capturable)
         self._retraction(self._options)
         groups = as_groups(params)
         for group in groups:
             check_duplicates(group["params"])
+        if capturable and can_be_captured(base, groups):
+            base_kwargs = {"capturable": True, **base_kwargs}
         inner: Any = base
         check_rates([{"lr": lr}])
         check_rates(groups)
@@ -168,8 +183,10 @@ class ManifoldOptimizer(Optimizer):
             self._complete(group)
         are_replicas = self._process_group is not None
         self._tagged = TaggedParams(base, are_replicas=are_replicas)
-        self._batches, self._shared = Batches(), None
+        self._batches = Batches(counts_on_device=self._capturable)
+        self._shared = None
         self._seeds = Seeds(self._seed)
+        self._allowed = {}
         self._stepped: list[Batch | SharedPoint] = []
         super().__setstate__(
             {"defaults": base.defaults, "state": base.state, "param_groups": base.param_groups}
@@ -193,14 +210,20 @@ class ManifoldOptimizer(Optimizer):
 
     def _retraction(self, group: dict[str, Any]) -> Retraction:
         try:
-            return _make_retraction(self._phi, group["rank"], group["sketch"], group["max_angle"])
+            made = _make_retraction(self._phi, group["rank"], group["sketch"], group["max_angle"])
         except (TypeError, ValueError) as error:
             raise ManifoldError(str(error)) from None
+        if self._capturable and (callable(made.phi) or made.sketch != "tangent"):
+            raise ManifoldError(
+                f"capturable=True with phi={made.phi!r} and sketch={made.sketch!r}: only the named "
+                'φ and the sketch "tangent" need no factorisation that waits for the device'
+            )
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         keys = (
             "base", "_phi", "_options", "_seed", "_polish", "_nonfinite", "_off_manifold",
-            "_process_group",
+            "_process_group", "_capturable",
         )  # fmt: skip
         return {key: self.__dict__[key] for key in keys}
 
@@ -313,7 +336,9 @@ class ManifoldOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._take_over()
-        with full_precision(self._tagged.device_types):
+        if any(batch.has_told() for batch in self._batches.masked()):
+            self.synchronize()
+        with full_precision(self._tagged.device_types), self._reading():
             batches, skipped, trouble = self._sketch_own_()
             points, left_out = self._sketch_shared_(trouble)
             self._displace_(batches, points, [*skipped, *left_out])
@@ -327,10 +352,22 @@ class ManifoldOptimizer(Optimizer):
         self._stepped = [*batches, *points]
         return loss
 
+    def synchronize(self) -> None:
+        """Wait for accelerators, and raise what they have found wrong with steps until now.
+
+        Raises:
+            NonFiniteError: a gradient held NaN or infinity, or a step overflowed.
+            OffManifoldError: a parameter was off its manifold.
+        """
+        raise_trouble(self._batches.masked())
+
+    def _reading(self) -> AbstractContextManager[object]:
+        return WithoutReading() if self._capturable else nullcontext()
+
     def _sketch_own_(self) -> tuple[list[Batch], list[TaggedParam], Exception | None]:
         """Sketch what is this process's own; tell of an error if others have to raise it too."""
         try:
-            check_rates(self.param_groups)
+            check_rates(self.param_groups, reads_tensors=not self._capturable)
             groups, written = self._tagged.with_gradients()
             batches = [batch for some in groups for batch in self._batches.of(some, self.state)]
             return *self._sketch_(batches, written), None
@@ -372,13 +409,20 @@ class ManifoldOptimizer(Optimizer):
         """
         # The sketch of a gradient shows if it is finite, but for those that fail on one, and where
         # a point is to be mended before.
-        blind = batches if written else [b for b in batches if not self._sees(b)]
+        mends = written and self._off_manifold == "project"
+        blind = [b for b in batches if mends or (written and not b.is_masked) or not self._sees(b)]
         skipped = self._nonfinite_in(blind)
         batches = self._without(skipped, batches)
         admit_([m for m in written if m not in skipped], off_manifold=self._off_manifold)
         for batch in batches:
             scale = plain_scale(self.base, batch.group)
             batch.sketch_(self._retraction(batch.group), self._seeds, scale)
+        masked = [batch for batch in batches if isinstance(batch, MaskedBatch)]
+        if masked:
+            bad = self._judge(masked)
+            if bad:
+                batches, later = self._sketch_(self._without(bad, batches), [])
+                return batches, skipped + bad + later
         wrong = [batch for batch in batches if not batch.is_finite]
         if not wrong:
             return batches, skipped
@@ -388,8 +432,22 @@ class ManifoldOptimizer(Optimizer):
         batches, later = self._sketch_(self._without(late, batches), [])
         return batches, skipped + late + later
 
+    def _judge(self, batches: list[MaskedBatch]) -> list[TaggedParam]:
+        """Look at the flags of devices once, or not at all; return who is to be left out."""
+        check_capturing(batches, capturable=self._capturable)
+        self._allowed = {}
+        if self._capturable:
+            self._allowed = allow_on_device(batches, nonfinite=self._nonfinite)
+            return []
+        wrong = wrong_members(batches)
+        admit_([m for m, code in wrong if code & OFF], off_manifold=self._off_manifold)
+        bad = [member for member, code in wrong if code & NONFINITE]
+        if bad and self._nonfinite == "raise":
+            refuse_gradients(bad)
+        return bad
+
     def _sees(self, batch: Batch) -> bool:
-        return self._retraction(batch.group).shows_nonfinite
+        return batch.is_masked or self._retraction(batch.group).shows_nonfinite
 
     def _nonfinite_in(self, batches: list[Batch]) -> list[TaggedParam]:
         bad = [member for batch in batches for member in batch.nonfinite_gradients()]
@@ -418,7 +476,25 @@ class ManifoldOptimizer(Optimizer):
         stand_ins = [one for one in seen if one is not None]
         tangents = chain.from_iterable(batch.show() for batch in shown)
         hidden = [member.param for member in (*plain, *skipped)]
-        step_stand_ins(self.base, stand_ins, lambda: displace_(self.base, tangents, hidden))
+
+        def step() -> None:
+            step_stand_ins(self.base, stand_ins, lambda: displace_(self.base, tangents, hidden))
+
+        if self._allowed:
+            others = [
+                (p, self._allowed[p.device])
+                for p in self._tagged.others
+                if p.grad is not None and p.device in self._allowed
+            ]
+            seen_by_base = [
+                (member.param, ok)
+                for batch in shown
+                if isinstance(batch, MaskedBatch)
+                for member, ok in batch.allowed()
+            ]
+            step_where(self.base, step, others, [*others, *seen_by_base])
+        else:
+            step()
         for batch in shown:
             batch.read_()
         together((point.place.group, point.read(self.state, whole)) for point in shared)

@@ -16,10 +16,16 @@ _SPREAD, _FIRST = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
 _UNIT = 3**0.5 / 2**63
 
 
-def multiplier(step: int) -> int:
-    """Return a 64-bit number for a step."""
-    number = (step * _SPREAD + _FIRST) % 2**64
-    return number - 2**64 if number >= 2**63 else number
+def _signed(number: int) -> int:
+    """Return what a 64-bit number is as a signed one."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def multiplier(step: int | Tensor) -> int | Tensor:
+    """Return a 64-bit number for a step, modulo 2⁶⁴ as integer tensors count."""
+    if isinstance(step, Tensor):
+        return step * _signed(_SPREAD) + _signed(_FIRST)
+    return _signed(step * _SPREAD + _FIRST)
 
 
 class Seeds:
@@ -65,7 +71,7 @@ class Source:
     seeds: Seeds
     device: torch.device
     shape: tuple[int, ...]
-    step: int
+    step: int | Tensor
 
     def __call__(self, k: int, n: int) -> tuple[Tensor, float]:
         """Return rows ``(k, n)`` of integers, and what makes them numbers of variance 1."""
@@ -73,4 +79,4 @@ class Source:
 
     def generator(self) -> torch.Generator:
         """Return a generator, for sketches that draw otherwise."""
-        return self.seeds.generator(self.device, self.shape, self.step)
+        return self.seeds.generator(self.device, self.shape, int(self.step))

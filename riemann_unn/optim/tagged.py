@@ -376,7 +376,7 @@ def admit_(members: list[TaggedParam], *, off_manifold: Literal["raise", "projec
         for member, _ in off:
             member.param.copy_(member.manifold.projx(member.param.detach()))
     for member in members:
-        member.version = member.memory._version
+        member.version, member.value = member.memory._version, member.memory
 
 
 def refuse_off_manifold(member: TaggedParam, reason: str, *, is_finite: bool) -> NoReturn:

@@ -130,8 +130,9 @@ def turn_of(
     Arguments are those of :func:`rotate_low_rank_`.
 
     Returns:
-        Q, that spans v and d, orthonormal but on accelerators, and the right factor :math:`(\phi(K_Q) - I)\,Q^H`, in double
-        precision; and the two results of :func:`rotate_low_rank_`.
+        Q, that spans v and d and is orthonormal but on accelerators, and the right factor
+        :math:`(\phi(K_Q) - I)\,Q^H`, in double precision; and the two results of
+        :func:`rotate_low_rank_`.
     """
     q, right, angle, added = factors_of_turn(
         v, d, phi=phi, max_angle=max_angle, by_planes=by_planes

@@ -1,0 +1,37 @@
+"""Polishing where nothing is read: some rows at every step, in the place of many now and then."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .polish import columns_due
+
+__all__ = ["rows_due"]
+
+
+def rows_due(x: Tensor, step: int | Tensor, *, all_rows: bool) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return what keeps rounding from accumulating in rows, for the few whose turn it is.
+
+    .. math:: X_J \leftarrow X_J - E_J X, \qquad E_J = X_J X^H - I_J
+
+    where errors inside of J, which both rows mend, count half.
+
+    Args:
+        x: nearly orthonormal rows, shape ``(..., p, n)``.
+        step: count of the steps taken, an integer tensor where it is on a device.
+        all_rows: take all of them at every step.
+
+    Returns:
+        The numbers of the rows J, what to subtract there, and an estimate of
+        :math:`\|X X^H - I\|_F / \sqrt p` of each matrix.
+    """
+    p = x.shape[-2]
+    first, last = (0, p) if all_rows else columns_due(p, step=0)
+    count = last - first
+    index = (torch.arange(count, device=x.device) + step * count) % p
+    is_own = torch.arange(p, device=x.device) == index[:, None]
+    error = x.index_select(-2, index) @ x.mH - is_own.to(x.dtype)
+    estimate = torch.linalg.vector_norm(error, dim=(-2, -1)) / max(count, 1) ** 0.5
+    weight = 1.0 - 0.5 * is_own.any(dim=0).to(x.dtype)
+    return index, (error * weight) @ x, estimate

@@ -1,0 +1,106 @@
+"""Errors of steps that read nothing: what to raise when the host comes to know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import ManifoldError, NonFiniteError, OffManifoldError
+from .masked import NONFINITE, OFF, OVERFLOW, MaskedBatch
+from .tagged import TaggedParam
+
+__all__ = ["allow_on_device", "check_capturing", "raise_trouble", "wrong_members"]
+
+
+def raise_trouble(batches: Iterable[MaskedBatch]) -> None:
+    """Raise what devices have found wrong since they were last asked; wait for them.
+
+    Raises:
+        NonFiniteError: a gradient held NaN or infinity, or a step overflowed.
+        OffManifoldError: a parameter was off its manifold.
+    """
+    batches = list(batches)
+    found: dict[int, list[str]] = {}
+    for batch in batches:
+        for member, code in zip(batch.members, batch.trouble.tolist(), strict=True):
+            for bit in (NONFINITE, OFF, OVERFLOW):
+                if code & bit:
+                    found.setdefault(bit, []).append(member.name)
+    for batch in batches:
+        batch.forget()
+    if NONFINITE in found:
+        raise NonFiniteError(
+            f"the gradient of {', '.join(found[NONFINITE])} held NaN or infinity in an earlier "
+            'step, which changed nothing; clip or rescale the loss, or pass nonfinite="skip"'
+        )
+    if OFF in found:
+        raise OffManifoldError(
+            f"{', '.join(found[OFF])} was off its manifold in an earlier step, which changed "
+            "nothing; call riemann_unn.init.warm_start_"
+        )
+    if OVERFLOW in found:
+        raise NonFiniteError(
+            f"an earlier step of {', '.join(found[OVERFLOW])} overflowed to NaN or infinity "
+            "although the gradient was finite, and did not move it; lower the learning rate"
+        )
+
+
+def wrong_members(batches: Sequence[MaskedBatch]) -> list[tuple[TaggedParam, int]]:
+    """Return the members with something wrong, in bits; one read of each device if there are none.
+
+    Raises:
+        NonFiniteError: an earlier step overflowed.
+    """
+    by_device: dict[torch.device, list[MaskedBatch]] = {}
+    for batch in batches:
+        by_device.setdefault(batch.device, []).append(batch)
+    wrong: list[tuple[TaggedParam, int]] = []
+    for some in by_device.values():
+        flags = [flag for batch in some for flag in (batch.wrong.any(), batch.trouble.any())]
+        told = torch.stack(flags).tolist()
+        if any(told[1::2]):
+            raise_trouble(some)
+        for batch, is_wrong in zip(some, told[::2], strict=True):
+            codes = batch.wrong.tolist() if is_wrong else ()
+            wrong += [
+                (member, code) for member, code in zip(batch.members, codes, strict=False) if code
+            ]
+    return wrong
+
+
+def allow_on_device(
+    batches: Iterable[MaskedBatch], *, nonfinite: Literal["raise", "skip"]
+) -> dict[torch.device, Tensor]:
+    """Mask what is wrong: all of a step on a device, or with ``"skip"`` the members that are.
+
+    Returns:
+        A flag for each device: whether its step is taken.
+    """
+    fine: dict[torch.device, list[Tensor]] = {}
+    for batch in batches:
+        fine.setdefault(batch.device, []).append((batch.wrong == 0).all())
+    allowed = {device: torch.stack(flags).all() for device, flags in fine.items()}
+    for batch in batches:
+        if nonfinite == "skip":
+            batch.allow(batch.wrong == 0, told=OFF)
+        else:
+            batch.allow(allowed[batch.device])
+    return allowed
+
+
+def check_capturing(batches: Iterable[MaskedBatch], *, capturable: bool) -> None:
+    """Refuse to be captured in a graph of a CUDA stream by a step that reads from the device.
+
+    Raises:
+        ManifoldError: the step is being captured.
+    """
+    if capturable or not any(batch.device.type == "cuda" for batch in batches):
+        return
+    if torch.cuda.is_current_stream_capturing():
+        raise ManifoldError(
+            "a step is captured in a CUDA graph, where nothing can be read from the device; pass "
+            "capturable=True to the optimizer"
+        )
