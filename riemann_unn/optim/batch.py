@@ -341,7 +341,8 @@ class Batch:
 
     def _start(self, rank: int | None) -> Tensor | None:
         """Return the rows that start the sketches, from what is kept of each member."""
-        if START not in self._kept[0]:
+        is_first = not isinstance(self._step, Tensor) and self._step == 0
+        if is_first or START not in self._kept[0]:
             self._starts = None  # taken out of the state, so to be put there anew
             return None
         rows: list[Tensor] = [kept[START] for kept in self._kept]

@@ -24,6 +24,8 @@ class Batches:
     def __init__(self, *, counts_on_device: bool) -> None:
         self._counts_on_device = counts_on_device
         self._by_first: dict[TaggedParam, Batch] = {}
+        # Those of which the device knows what is wrong.
+        self.masked: list[MaskedBatch] = []
 
     def of(self, members: list[TaggedParam], state: State) -> list[Batch]:
         """Put what can move together together: one kind, as many steps taken; nothing empty."""
@@ -48,6 +50,7 @@ class Batches:
         batch = self._by_first.get(members[0])
         if batch is None or batch.members != members:
             batch = self._by_first[members[0]] = self._new(members)
+            self.masked = [b for b in self._by_first.values() if isinstance(b, MaskedBatch)]
         batch._kept = kept
         return batch
 
@@ -55,7 +58,3 @@ class Batches:
         if self._counts_on_device or not members[0].value.is_cpu:
             return MaskedBatch(members, counts_on_device=self._counts_on_device)
         return (Batch if members[0].manifold.views_memory else TransformedBatch)(members)
-
-    def masked(self) -> list[MaskedBatch]:
-        """Return those of which the device knows what is wrong."""
-        return [batch for batch in self._by_first.values() if isinstance(batch, MaskedBatch)]
