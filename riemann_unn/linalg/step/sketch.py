@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..factor import DOUBLE, svd, thin_qr
+from ..factor import DOUBLE, column_norms, svd, thin_qr
 from .products import rows_times, times_columns
 
 __all__ = ["SketchMethod", "orthonormal_columns", "sketch"]
@@ -44,9 +44,7 @@ def orthonormal_columns(w: Tensor, *, otherwise: Tensor | None = None) -> Tensor
         if _USUAL < norm.item() < 1 / _USUAL:
             q = w / norm
             return q
-    norms = torch.linalg.vector_norm(
-        w, dim=-2, keepdim=True, dtype=DOUBLE.get(w.dtype, w.dtype)
-    ).to(wide)
+    norms = column_norms(w).to(wide)
     unit: Tensor = (w / norms.masked_fill(norms == 0, 1)).to(w.dtype)
     return unit if otherwise is None else torch.where(norms == 0, otherwise, unit)
 
