@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..interruption import each
+from ..linalg.factor import column_norms
 from ..linalg.step.polish import newton_schulz_
 from ..retractions import Directions, LargestAngle, Retraction, Tangent
 from .entries import COORDINATES, MASTER, START, STEP
@@ -153,7 +154,7 @@ class Batch:
             norm = torch.linalg.vector_norm(move, dtype=_wide(move))
             self._shortest = self._longest = abs(norm.item())
         else:
-            norms = torch.linalg.vector_norm(move, dim=(-2, -1), dtype=_wide(move))
+            norms = torch.linalg.vector_norm(column_norms(move), dim=(-2, -1))
             self._shortest, self._longest = torch.stack(norms.aminmax()).tolist()
 
     @property

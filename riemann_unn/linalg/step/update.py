@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..factor import DOUBLE, is_triangular, thin_qr
+from ..factor import DOUBLE, column_norms, is_triangular, thin_qr
 from ..host import on_host
 from ..maps import rotate_by, skew, unitary_core
 from .core import (
@@ -251,11 +251,11 @@ def _turn_of_plane(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = DOUBLE.get(v.dtype, v.dtype)
     v_wide, d_wide = v.to(wide), d.to(wide)
-    v_wide = v_wide / torch.linalg.vector_norm(v_wide, dim=-2, keepdim=True)
+    v_wide = v_wide / column_norms(v_wide)
     inner = v_wide.mH @ d_wide
     corner = inner.imag if v.is_complex() else torch.zeros_like(inner)
     rest = d_wide - v_wide * inner
-    beside = torch.linalg.vector_norm(rest, dim=-2, keepdim=True)
+    beside = column_norms(rest)
     q = rest / beside.masked_fill(beside == 0, 1)
     turn, angle = plane_minus_identity(
         corner[..., 0, 0], beside[..., 0, 0], phi, max_angle=max_angle
