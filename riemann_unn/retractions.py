@@ -30,7 +30,15 @@ from .linalg.step.tangent import (
     tangent_gradient,
     tangent_times,
 )
-from .linalg.step.update import LargestAngle, factors_of_turn, rotate_whole_, turn_low_rank_
+from .linalg.step.update import (
+    LargestAngle,
+    PlaneGram,
+    factors_of_turn,
+    is_plane,
+    plane_gram,
+    rotate_whole_,
+    turn_low_rank_,
+)
 
 __all__ = ["Directions", "LargestAngle", "Randomness", "Retraction", "Tangent", "Whole"]
 
@@ -131,6 +139,12 @@ class Retraction:
         return Directions(self, v, tangent_times(x, g, v, xv), xv, step=step, is_sketch=False)
 
 
+def _length(x: Tensor) -> float:
+    # Squares of single precision stay inside the exponent range of double.
+    wide = torch.complex128 if x.is_complex() else torch.float64
+    return abs(torch.linalg.vector_norm(x, dtype=wide).item())
+
+
 @dataclass(eq=False)
 class Directions:
     """A step along a few directions v, whose coordinates are n by k.
@@ -147,11 +161,21 @@ class Directions:
     # What a move that is a multiple of z adds to v.
     _added: Tensor | None = None
     _is_scaled: bool = False
+    # A move that has been measured, and its Gram matrix with v.
+    _measured: tuple[Tensor, PlaneGram] | None = None
 
     def scaled(self, scale: float | Tensor) -> Tensor:
         """Return a multiple of the coordinates."""
         self._is_scaled = True
         return self.coordinates * scale
+
+    def length(self, coordinates: Tensor) -> float:
+        """Return the length of the coordinates of one point, not finite where one is not."""
+        if is_plane(coordinates):
+            gram = plane_gram(self.v, coordinates)
+            self._measured = coordinates, gram
+            return math.sqrt(gram.dd)
+        return _length(coordinates)
 
     def gradient(self, x: Tensor, out: Tensor | None) -> Tensor:
         """Return what a base sees: the Riemannian gradient on these directions."""
@@ -165,11 +189,13 @@ class Directions:
 
     def rotate_(self, x: Tensor, coordinates: Tensor) -> LargestAngle:
         """Turn points in place; return what finds the largest angles."""
+        measured, self._measured = self._measured, None
         angle, added = turn_low_rank_(
             x,
             self.v,
             coordinates,
             self.xv,
+            gram=measured[1] if measured is not None and measured[0] is coordinates else None,
             phi=self.retraction.phi,
             max_angle=self.retraction.max_angle,
             by_planes=starts_by_planes(self.step),
@@ -227,6 +253,10 @@ class Whole:
     def scaled(self, scale: float | Tensor) -> Tensor:
         """Return a multiple of the coordinates, in their memory."""
         return self.coordinates.mul_(scale)
+
+    def length(self, coordinates: Tensor) -> float:
+        """Return the length of the coordinates of one point, not finite where one is not."""
+        return _length(coordinates)
 
     def gradient(self, x: Tensor, out: Tensor | None) -> Tensor:
         """Return what a base sees: the Riemannian gradient."""

@@ -53,6 +53,9 @@ class Batch:
         self._starts: tuple[Tensor, Sequence[Tensor]] | None = None
         self._shape = torch.Size()
         self._kept: list[dict[str, Any]] = []
+        # The value of one member on its own, and the view of it as matrices.
+        self._seen: tuple[Tensor, Tensor] | None = None
+        self._source: Source | None = None
 
     # The steps of a step ---------------------------------------------------
 
@@ -63,18 +66,18 @@ class Batch:
         """
         members = self.members
         self._step = self._kept[0].get(STEP, 0)
-        for member, kept in zip(members, self._kept, strict=True) if members[0].is_half else ():
-            member.value = _master(member, kept)
-        values = [member.value for member in members]
         grads = [member.param.grad for member in members]
         if members[0].is_half:
+            for member, kept in zip(members, self._kept, strict=True):
+                member.value = _master(member, kept)
             grads = [None if grad is None else grad.float() for grad in grads]
+        values = [member.value for member in members]
         self._x, g = self._look(values, grads, retraction)
         self.tangent = retraction.tangent(
             self._x,
             g,
             start=self._start(retraction.rank),
-            source=Source(seeds, g.device, tuple(self._tall(g).shape[-2:]), self._step),
+            source=self._source_of(seeds, g),
             step=self._step,
             is_cached=self._is_cached,
         )
@@ -116,6 +119,14 @@ class Batch:
             self._turn_(moved, polish, is_rough=any(member.is_rough for member in self.members))
         self._note(state, moved)
 
+    def _source_of(self, seeds: Seeds, g: Tensor) -> Source:
+        source = self._source
+        if source is None or source.seeds is not seeds:
+            shape = tuple(self._tall(g).shape[-2:])
+            source = self._source = Source(seeds, g.device, shape, self._step)
+        source.step = self._step
+        return source
+
     @property
     def _is_cached(self) -> bool | None:
         """Whether a point stays in cache, however many there are; None to ask of each matrix."""
@@ -125,15 +136,20 @@ class Batch:
         self, values: list[Tensor], grads: list[Any], retraction: Retraction
     ) -> tuple[Tensor, Tensor]:
         """Return all points and gradients as matrices."""
-        room = self._room("values", values[0])[0] if self._together else None
-        x = self._matrices(self._manifold.to_matrices, values, room)
+        if self._seen is not None and values[0] is self._seen[0]:
+            x = self._seen[1]  # a view of the same memory
+        else:
+            room = self._room("values", values[0])[0] if self._together else None
+            x = self._matrices(self._manifold.to_matrices, values, room)
+            is_own = len(values) == 1 and _shares(x, values[0])
+            self._seen = (values[0], x) if is_own else None
         return x, self._matrices(self._manifold.displacement_matrices, grads)
 
     def _turn_(self, moved: Tensor | None, polish: bool, *, is_rough: bool) -> None:
         """Turn points by the move and write them back, but for those that have not moved."""
         assert self.tangent is not None
         x = self._x
-        own = len(self.members) == 1 and _shares(x, self.members[0].value)
+        own = self._seen is not None
         new = x if self._writes_once(moved, own, polish, is_rough) else x.clone()
         self.angle = self.tangent.rotate_(new, self._move)
         if polish:
@@ -149,10 +165,9 @@ class Batch:
     def _take(self, move: Tensor) -> None:
         """Take coordinates as the move, and find how long it is, which tells if it is finite."""
         self._move = move
-        # Squares of single precision stay inside the exponent range of double.
         if move.ndim == 2:
-            norm = torch.linalg.vector_norm(move, dtype=_wide(move))
-            self._shortest = self._longest = abs(norm.item())
+            assert self.tangent is not None
+            self._shortest = self._longest = self.tangent.length(move)
         else:
             norms = torch.linalg.vector_norm(column_norms(move), dim=(-2, -1))
             self._shortest, self._longest = torch.stack(norms.aminmax()).tolist()
@@ -389,12 +404,6 @@ def _master(member: TaggedParam, kept: dict[str, Any]) -> Tensor:
     single = member.manifold.projx(member.param.detach().float())
     # In the parameter's order of memory, in which torch's checkpoints send it to other processes.
     return torch.empty_like(member.memory, dtype=torch.float32).copy_(single)
-
-
-def _wide(x: Tensor) -> torch.dtype | None:
-    return (
-        torch.float64 if x.dtype == torch.float32 else torch.complex128 if x.is_complex() else None
-    )
 
 
 def _shares(some: Tensor, other: Tensor) -> bool:

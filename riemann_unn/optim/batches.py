@@ -30,6 +30,8 @@ class Batches:
     def of(self, members: list[TaggedParam], state: State) -> list[Batch]:
         """Put what can move together together: one kind, as many steps taken; nothing empty."""
         kept = [state.get(member.param, NOTHING) for member in members]
+        if len(members) == 1:
+            return [self._batch(members, kept)] if members[0].value.numel() > 0 else []
         # Asked one by one, since many keys at once would set the garbage collector to work.
         if (
             len({member.batch_key for member in members}) == 1

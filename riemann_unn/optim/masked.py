@@ -42,7 +42,7 @@ class MaskedBatch(Batch):
         # What the host may look at without waiting: where the last step has left the same.
         pinned = self.device.type == "cuda"
         self._told = torch.zeros(len(members), dtype=torch.uint8, pin_memory=pinned)
-        self._seen = self._told.numpy()
+        self._numbers = self._told.numpy()
 
     # The steps of a step ---------------------------------------------------
 
@@ -123,7 +123,7 @@ class MaskedBatch(Batch):
 
     def has_told(self) -> bool:
         """Whether something wrong has reached the host; it is not waited for."""
-        return bool(self._seen.any())
+        return bool(self._numbers.any())
 
     def forget(self) -> None:
         """Forget what was wrong."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +33,10 @@ from .tangent import core_of
 
 __all__ = [
     "LargestAngle",
+    "PlaneGram",
     "factors_of_turn",
+    "is_plane",
+    "plane_gram",
     "retract_low_rank",
     "retract_low_rank_",
     "rotate_low_rank_",
@@ -97,11 +101,16 @@ def turn_low_rank_(
     phi: Phi | Angle,
     max_angle: float | None,
     by_planes: bool,
+    gram: PlaneGram | None = None,
 ) -> tuple[LargestAngle, Tensor]:
-    """Do what :func:`rotate_low_rank_` does, and tell the angle when it is asked for."""
+    """Do what :func:`rotate_low_rank_` does, and tell the angle when it is asked for.
+
+    ``gram`` is :func:`plane_gram` of v and d, if it is known.
+    """
     if v.shape[-1] == 1:
-        if x.ndim == 2 and on_host(x) and not x.is_complex():
-            return _rotate_plane_(x, v, d, xv, phi, max_angle)
+        if is_plane(d):
+            gram = plane_gram(v, d) if gram is None else gram
+            return _rotate_plane_(x, v, d, xv, phi, max_angle, gram)
         return _rotate_planes_(x, v, d, xv, phi, max_angle)
     if not (on_host(x) or callable(phi)):
         return _rotate_by_gram_(x, v, d, xv, phi, max_angle)
@@ -189,8 +198,36 @@ def _turn_of_planes(
     return q, r, turn @ q.mH, angle, added
 
 
+class PlaneGram(NamedTuple):
+    """Two vectors side by side, and their inner products, in double precision."""
+
+    basis: Tensor
+    vv: float
+    vd: float
+    dd: float
+
+
+def is_plane(d: Tensor) -> bool:
+    """Tell if coordinates are those of one real plane on the host, which Python turns by."""
+    return d.shape[-1] == 1 and d.ndim == 2 and not d.is_complex() and on_host(d)
+
+
+def plane_gram(v: Tensor, d: Tensor) -> PlaneGram:
+    """Return the Gram matrix of v and d, shape ``(n, 1)``; a long d in single precision is fine."""
+    basis = torch.cat([v, d], dim=-1)
+    wide = basis.double()
+    (vv, vd), (_, dd) = torch.mm(wide.mT, wide).tolist()
+    return PlaneGram(basis, vv, vd, dd)
+
+
 def _rotate_plane_(
-    x: Tensor, v: Tensor, d: Tensor, xv: Tensor | None, phi: Phi | Angle, max_angle: float | None
+    x: Tensor,
+    v: Tensor,
+    d: Tensor,
+    xv: Tensor | None,
+    phi: Phi | Angle,
+    max_angle: float | None,
+    gram: PlaneGram,
 ) -> tuple[LargestAngle, Tensor]:
     r"""One real plane, by its one angle.
 
@@ -200,11 +237,9 @@ def _rotate_plane_(
     with S the Gram matrix of v and d, :math:`J = \begin{pmatrix} 0 & -1 \\ 1 & 0 \end{pmatrix}`
     and :math:`\theta^2 = \det S`: neither need be orthonormal.
     """
-    basis = torch.cat([v, d], dim=-1)
-    wide = basis.double()
-    (vv, vd), (_, dd) = torch.mm(wide.mT, wide).tolist()
+    basis, vv, vd, dd = gram
     if dd == 0.0:
-        return partial(wide.new_tensor, vv * 0.0), v  # not a number where v is
+        return partial(_number, vv * 0.0), v  # not a number where v is
     determinant = vv * dd - vd * vd
     if not (_SQUARES < dd < 1 / _SQUARES and 2 * determinant > dd):
         return _rotate_planes_(x, v, d, xv, phi, max_angle)
@@ -219,7 +254,11 @@ def _rotate_plane_(
     else:
         turned_basis = torch.cat([xv, times_columns(x, d)], dim=-1)
     add_product_(x, turned_basis, right)
-    return partial(wide.new_tensor, angle), d / math.sqrt(dd)
+    return partial(_number, angle), d / math.sqrt(dd)
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def _rotate_planes_(
