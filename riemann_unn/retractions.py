@@ -142,7 +142,8 @@ class Retraction:
 def _length(x: Tensor) -> float:
     # Squares of single precision stay inside the exponent range of double.
     wide = torch.complex128 if x.is_complex() else torch.float64
-    return abs(torch.linalg.vector_norm(x, dtype=wide).item())
+    length: float = abs(torch.linalg.vector_norm(x, dtype=wide).item())
+    return length
 
 
 @dataclass(eq=False)

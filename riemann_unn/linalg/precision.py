@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["full_precision", "in_full_precision"]
+__all__ = ["full_precision", "in_full_precision", "is_full_precision"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,6 +19,11 @@ R = TypeVar("R")
 def _device_types() -> tuple[str, ...]:
     accelerator = torch.accelerator.current_accelerator()
     return ("cpu",) if accelerator is None else ("cpu", accelerator.type)
+
+
+def is_full_precision(device_types: Iterable[str]) -> bool:
+    """Tell whether autocast is off on some types of devices."""
+    return not any(map(torch.is_autocast_enabled, device_types))
 
 
 def full_precision(device_types: Iterable[str]) -> AbstractContextManager[object]:

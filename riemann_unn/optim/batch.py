@@ -353,7 +353,10 @@ class Batch:
         del self._x, self._move
 
     def _count(self) -> None:
-        each(setitem, self._kept, repeat(STEP), repeat(self._step + 1))
+        if len(self._kept) == 1:
+            self._kept[0][STEP] = self._step + 1
+        else:
+            each(setitem, self._kept, repeat(STEP), repeat(self._step + 1))
 
     def _start(self, rank: int | None) -> Tensor | None:
         """Return the rows that start the sketches, from what is kept of each member."""
@@ -372,10 +375,16 @@ class Batch:
                 return None
             whole = torch.stack(rows)
         x = self._x
-        return usable_start(whole, x, (*x.shape[:-2], rank or 1, x.shape[-1]))
+        shape = (*x.shape[:-2], rank or 1, x.shape[-1])
+        if whole.dtype is x.dtype and whole.shape == shape and whole.device == x.device:
+            return whole
+        return usable_start(whole, x, shape)
 
     def _keep_starts(self, rows: Tensor) -> None:
         """Note the rows that start the next sketches in what is kept of each member."""
+        if rows.ndim == 2 and not rows.is_complex():
+            self._kept[0][START] = rows.contiguous()
+            return
         if rows.ndim > 2:
             batch = self._shape[:-2] if len(self._kept) > 1 else self._shape[1:-2]
             rows = rows.reshape(*batch, *rows.shape[-2:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ from ..errors import ManifoldError
 from ..interruption import no_grad
 from ..linalg import Angle, Phi, TangentMethod
 from ..linalg.host import WithoutReading
-from ..linalg.precision import full_precision
+from ..linalg.precision import full_precision, is_full_precision
 from ..parallel import Group, is_sharded, together
 from ..retractions import Retraction
 from .base import (
@@ -31,6 +31,7 @@ from .base import (
 )
 from .batch import Batch
 from .eager import begin_
+from .hooks import hooked
 from .own_step import OwnPoints
 from .partition import untagged_rank
 from .seeds import Seeds
@@ -314,6 +315,9 @@ class ManifoldOptimizer(Optimizer):
 
     # The step ---------------------------------------------------------------
 
+    # torch wraps the step of every class by it.
+    profile_hook_step = staticmethod(hooked)  # type: ignore[assignment]
+
     @no_grad
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
@@ -338,19 +342,30 @@ class ManifoldOptimizer(Optimizer):
                 loss = closure()
         self._take_over()
         self._own.raise_what_was_told()
-        with full_precision(self._tagged.device_types), self._reading():
-            batches, skipped, trouble = self._sketch_own_()
-            points, left_out = self._sketch_shared_(trouble)
-            self._displace_(batches, points, [*skipped, *left_out])
-            for batch in batches:
-                batch.retract_(self.state, polish=self._polish)
-            if points:
-                together(
-                    (point.place.group, point.retract_(self.state, polish=self._polish))
-                    for point in points
-                )
-        self._stepped = [*batches, *points]
+        if not self._capturable and is_full_precision(self._tagged.device_types):
+            self._step_()
+        else:
+            reading = WithoutReading() if self._capturable else nullcontext()
+            with full_precision(self._tagged.device_types), reading:
+                self._step_()
         return loss
+
+    def _step_(self) -> None:
+        batches, skipped, trouble = self._sketch_own_()
+        if self._tagged.has_shared:
+            points, left_out = self._sketch_shared_(trouble)
+            skipped = [*skipped, *left_out]
+        else:
+            points = []
+        self._displace_(batches, points, skipped)
+        for batch in batches:
+            batch.retract_(self.state, polish=self._polish)
+        if points:
+            together(
+                (point.place.group, point.retract_(self.state, polish=self._polish))
+                for point in points
+            )
+        self._stepped = [*batches, *points]
 
     def synchronize(self) -> None:
         """Wait for accelerators, and raise what they have found wrong with steps until now.
@@ -360,9 +375,6 @@ class ManifoldOptimizer(Optimizer):
             OffManifoldError: a parameter was off its manifold.
         """
         self._own.synchronize()
-
-    def _reading(self) -> AbstractContextManager[object]:
-        return WithoutReading() if self._capturable else nullcontext()
 
     def _sketch_own_(self) -> tuple[list[Batch], list[TaggedParam], Exception | None]:
         """Sketch what is this process's own; tell of an error if others have to raise it too."""
@@ -379,8 +391,6 @@ class ManifoldOptimizer(Optimizer):
     ) -> tuple[list[SharedPoint], list[TaggedParam]]:
         """Sketch what processes share, all of them together; nothing has changed."""
         # A process in trouble takes part in the sums of what all knew before, to tell of it.
-        if not self._tagged.has_shared:
-            return [], []
         points = self._shared_points() if trouble is None else self._sharing().known
         if not points:
             return [], []

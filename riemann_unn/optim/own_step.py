@@ -58,8 +58,9 @@ class OwnPoints:
 
     def raise_what_was_told(self) -> None:
         """Raise what devices have told the host of, without waiting for what they have not."""
-        if any(batch.has_told() for batch in self._batches.masked):
-            self.synchronize()
+        for batch in self._batches.masked:
+            if batch.has_told():
+                self.synchronize()
 
     def sketch_(self) -> tuple[list[Batch], list[TaggedParam]]:
         """Find the tangent coordinates of all gradients, after the checks; nothing has changed.
@@ -67,6 +68,7 @@ class OwnPoints:
         Returns:
             The batches that take the step, and the parameters left out of it.
         """
+        self._allowed = {}
         groups, written = self._tagged.with_gradients()
         batches: list[Batch] = []
         for members in groups:
@@ -78,16 +80,20 @@ class OwnPoints:
     ) -> tuple[list[Batch], list[TaggedParam]]:
         # The sketch of a gradient shows if it is finite, but for those that fail on one, and where
         # a point is to be mended before.
-        mends = bool(written) and self._off_manifold == "project"
-        blind = [b for b in batches if mends or (written and not b.is_masked) or not self._sees(b)]
-        skipped = self._nonfinite_in(blind) if blind else []
-        batches = self._without(skipped, batches)
-        if written:
+        skipped: list[TaggedParam] = []
+        if written or not all(map(self._sees, batches)):
+            mends = bool(written) and self._off_manifold == "project"
+            sees = self._sees
+            blind = [b for b in batches if mends or (written and not b.is_masked) or not sees(b)]
+            skipped = self._nonfinite_in(blind)
+            batches = self._without(skipped, batches)
             admit_([m for m in written if m not in skipped], off_manifold=self._off_manifold)
+        is_fine = True
         for batch in batches:
             group = batch.group
             batch.sketch_(self._retraction_of(group), self._seeds, plain_scale(self._base, group))
-        bad = self._judged(batches)
+            is_fine = is_fine and batch.is_finite and not batch.is_masked
+        bad = [] if is_fine else self._judged(batches)
         if not bad:
             return batches, skipped
         batches, later = self._sketch(self._without(bad, batches), [])
@@ -95,7 +101,6 @@ class OwnPoints:
 
     def _judged(self, batches: list[Batch]) -> list[TaggedParam]:
         """Refuse what is wrong, or return who is to be left out; what is masked is asked once."""
-        self._allowed = {}
         wrong = [batch for batch in batches if not batch.is_finite]
         masked = [batch for batch in batches if isinstance(batch, MaskedBatch)]
         bad = self._nonfinite_in(wrong)

@@ -339,7 +339,11 @@ def iterate(
     a = multiply(x.mH, g)
     less_twice = a.mH - a  # -2Ω, so that rows times it are the adjoints of columns 2Ωv
     rows = leading_rows(rows, lambda r: multiply(r, less_twice), count - 1)
-    return rows.mH, multiply(rows, less_twice).mul_(0.5).mH, None
+    if x.ndim == 2:
+        z = torch.addmm(rows, rows, less_twice, beta=0.0, alpha=0.5)
+    else:
+        z = torch.baddbmm(rows, rows, less_twice, beta=0.0, alpha=0.5)
+    return rows.mH, z.mH, None
 
 
 def leading_rows(first: Tensor, apply: Callable[[Tensor], Tensor], count: int) -> Tensor:
