@@ -19,6 +19,7 @@ from .linalg.maps import skew
 from .linalg.step.core import Angle, Phi, check_phi
 from .linalg.step.polish import newton_schulz_, polish_, polishes_at
 from .linalg.step.products import times_columns
+from .linalg.step.sketch import is_usual
 from .linalg.step.tangent import (
     Draws,
     TangentMethod,
@@ -162,21 +163,30 @@ class Directions:
     # What a move that is a multiple of z adds to v.
     _added: Tensor | None = None
     _is_scaled: bool = False
+    # What coordinates of one plane are to be multiplied with.
+    _scale: float = 1.0
     # A move that has been measured, and its Gram matrix with v.
     _measured: tuple[Tensor, PlaneGram] | None = None
 
     def scaled(self, scale: float | Tensor) -> Tensor:
         """Return a multiple of the coordinates."""
         self._is_scaled = True
+        if is_plane(self.coordinates) and not isinstance(scale, Tensor):
+            self._scale = scale  # for :meth:`measured`
+            return self.coordinates
         return self.coordinates * scale
 
-    def length(self, coordinates: Tensor) -> float:
-        """Return the length of the coordinates of one point, not finite where one is not."""
-        if is_plane(coordinates):
-            gram = plane_gram(self.v, coordinates)
-            self._measured = coordinates, gram
-            return math.sqrt(gram.dd)
-        return _length(coordinates)
+    def measured(self, coordinates: Tensor) -> tuple[Tensor, float]:
+        """Return the move of one point and its length, which is not finite where it is not."""
+        if not is_plane(coordinates):
+            return coordinates, _length(coordinates)
+        scale = self._scale if coordinates is self.coordinates else 1.0
+        gram = plane_gram(self.v, coordinates, scale=scale)
+        length = abs(scale) * math.sqrt(gram.dd)
+        if scale != 1.0 and not is_usual(length):  # which rounding and overflow may have a part in
+            return self.measured(coordinates * scale)
+        self._measured = coordinates, gram
+        return coordinates, length
 
     def gradient(self, x: Tensor, out: Tensor | None) -> Tensor:
         """Return what a base sees: the Riemannian gradient on these directions."""
@@ -255,9 +265,9 @@ class Whole:
         """Return a multiple of the coordinates, in their memory."""
         return self.coordinates.mul_(scale)
 
-    def length(self, coordinates: Tensor) -> float:
-        """Return the length of the coordinates of one point, not finite where one is not."""
-        return _length(coordinates)
+    def measured(self, coordinates: Tensor) -> tuple[Tensor, float]:
+        """Return the move of one point and its length, which is not finite where it is not."""
+        return coordinates, _length(coordinates)
 
     def gradient(self, x: Tensor, out: Tensor | None) -> Tensor:
         """Return what a base sees: the Riemannian gradient."""

@@ -113,7 +113,7 @@ class Batch:
         # What has a zero move stays bit for bit as it is.
         moved = None if self._shortest > 0 else self._moved()
         self.angle = None
-        if moved is None or bool(moved.any()):
+        if moved is None or (self._longest > 0 and bool(moved.any())):
             if moved is not None and bool(moved.all()):
                 moved = None
             self._turn_(moved, polish, is_rough=any(member.is_rough for member in self.members))
@@ -164,11 +164,12 @@ class Batch:
 
     def _take(self, move: Tensor) -> None:
         """Take coordinates as the move, and find how long it is, which tells if it is finite."""
-        self._move = move
         if move.ndim == 2:
             assert self.tangent is not None
-            self._shortest = self._longest = self.tangent.length(move)
+            self._move, self._longest = self.tangent.measured(move)
+            self._shortest = self._longest
         else:
+            self._move = move
             norms = torch.linalg.vector_norm(column_norms(move), dim=(-2, -1))
             self._shortest, self._longest = torch.stack(norms.aminmax()).tolist()
 

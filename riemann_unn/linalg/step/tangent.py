@@ -358,8 +358,8 @@ def leading_rows(first: Tensor, apply: Callable[[Tensor], Tensor], count: int) -
     if count and first.ndim == 2 and len(first) == 1 and on_host(first):
         for _ in range(count):
             rows = apply(rows)
-        norm = torch.linalg.vector_norm(rows).item()
-        if is_usual(norm):  # else digits were lost on the way
+        norm = torch.linalg.vector_norm(rows)
+        if is_usual(norm.item()):  # else digits were lost on the way
             unit: Tensor = rows / norm
             return unit
         rows = first

@@ -199,12 +199,16 @@ def _turn_of_planes(
 
 
 class PlaneGram(NamedTuple):
-    """Two vectors side by side, and their inner products, in double precision."""
+    """Two vectors v and d side by side, and their inner products, in double precision.
+
+    A move is d times the scale.
+    """
 
     basis: Tensor
     vv: float
     vd: float
     dd: float
+    scale: float
 
 
 def is_plane(d: Tensor) -> bool:
@@ -212,12 +216,12 @@ def is_plane(d: Tensor) -> bool:
     return d.shape[-1] == 1 and d.ndim == 2 and not d.is_complex() and on_host(d)
 
 
-def plane_gram(v: Tensor, d: Tensor) -> PlaneGram:
-    """Return the Gram matrix of v and d, shape ``(n, 1)``; a long d in single precision is fine."""
+def plane_gram(v: Tensor, d: Tensor, *, scale: float = 1.0) -> PlaneGram:
+    """Return the Gram matrix of v and d, shape ``(n, 1)``."""
     basis = torch.cat([v, d], dim=-1)
     wide = basis.double()
     (vv, vd), (_, dd) = torch.mm(wide.mT, wide).tolist()
-    return PlaneGram(basis, vv, vd, dd)
+    return PlaneGram(basis, vv, vd, dd, scale)
 
 
 def _rotate_plane_(
@@ -237,16 +241,16 @@ def _rotate_plane_(
     with S the Gram matrix of v and d, :math:`J = \begin{pmatrix} 0 & -1 \\ 1 & 0 \end{pmatrix}`
     and :math:`\theta^2 = \det S`: neither need be orthonormal.
     """
-    basis, vv, vd, dd = gram
+    basis, vv, vd, dd, scale = gram
     if dd == 0.0:
         return partial(_number, vv * 0.0), v  # not a number where v is
     determinant = vv * dd - vd * vd
     if not (_SQUARES < dd < 1 / _SQUARES and 2 * determinant > dd):
-        return _rotate_planes_(x, v, d, xv, phi, max_angle)
-    theta = math.sqrt(determinant)
-    angle = turned(theta, phi, max_angle)
+        return _rotate_planes_(x, v, d * scale, xv, phi, max_angle)
+    length = math.sqrt(determinant)
+    angle = turned(length * abs(scale), phi, max_angle)
     half = math.sin(0.5 * angle)
-    odd, even = math.sin(angle) / theta, 2.0 * half * half / determinant
+    odd, even = math.copysign(math.sin(angle), scale) / length, 2.0 * half * half / determinant
     core = [[-even * dd, even * vd - odd], [even * vd + odd, -even * vv]]
     right = torch.mm(torch.tensor(core, dtype=x.dtype, device=x.device), basis.mT)
     if xv is None:
@@ -254,7 +258,7 @@ def _rotate_plane_(
     else:
         turned_basis = torch.cat([xv, times_columns(x, d)], dim=-1)
     add_product_(x, turned_basis, right)
-    return partial(_number, angle), d / math.sqrt(dd)
+    return partial(_number, angle), d / math.copysign(math.sqrt(dd), scale)
 
 
 def _number(value: float) -> Tensor:
