@@ -22,11 +22,12 @@ from .core import (
     angle_map,
     check_phi,
     core_minus_identity,
+    near_turn,
     plane_minus_identity,
     small_turn,
     turned,
 )
-from .masked import dense_turn, masked_next, pade_turn, turn_by_gram
+from .masked import dense_turn, masked_next, turn_by_gram
 from .polish import newton_schulz
 from .products import CACHED, add_product_, rows_times, times_columns
 from .tangent import core_of
@@ -50,8 +51,8 @@ LargestAngle = Callable[[], Tensor]
 
 # Up to this size a core is taken to double precision and its eigenvectors.
 _CORE = 64
-# Up to this length a core's largest angle is a quarter of a radian, since they come in pairs.
-_NEAR = 0.35
+# Up to this length a core's largest angle is a tenth of a radian, since they come in pairs.
+_NEAR = 0.14
 # Squared lengths between this and its inverse keep products of theirs in single precision.
 _SQUARES = 1e-30
 
@@ -180,7 +181,7 @@ def _turn_of_planes(
     q, r, core = core_of(v, d)
     is_small = phi == "exp" and not by_planes and core.ndim == 2
     if is_small and torch.linalg.vector_norm(core).item() <= min(_NEAR, max_angle or _NEAR):
-        turn, added = pade_turn(core, core), q[..., k:].to(v.dtype)
+        turn, added = near_turn(core), q[..., k:].to(v.dtype)
 
         def angle() -> Tensor:
             largest: Tensor = torch.linalg.matrix_norm(core, ord=2)
@@ -195,7 +196,8 @@ def _turn_of_planes(
         turn, largest, leading = small_turn(core, phi, count, max_angle=max_angle)
         angle = lambda: largest  # noqa: E731
         added = (q @ leading if count else q[..., k:]).to(v.dtype)
-    return q, r, turn @ q.mH, angle, added
+    right = torch.mm(turn, q.mH) if turn.ndim == 2 else turn @ q.mH
+    return q, r, right, angle, added
 
 
 class PlaneGram(NamedTuple):
