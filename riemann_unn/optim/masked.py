@@ -100,6 +100,8 @@ class MaskedBatch(Batch):
         index, correction = self._correction
         if polish and isinstance(self.tangent, Directions):
             new.index_add_(-2, index, torch.where(flags, correction, 0), alpha=-1)
+        if new is x:
+            self._mask_directions()
         self.angle = self.tangent.rotate_(new, self._move)
         if is_rough:
             newton_schulz_(newton_schulz_(self._tall(new)))
@@ -139,12 +141,21 @@ class MaskedBatch(Batch):
         """Return for each member whether the flag of any of its matrices is set."""
         return flags.reshape(len(self.members), -1).any(dim=1)
 
-    def _masked(self, coordinates: Tensor) -> Tensor:
+    def _mask_directions(self) -> None:
+        """Take directions in which there are numbers, where a move of zero leaves points as is."""
+        assert isinstance(self.tangent, Directions)
+        self.tangent.v = self._masked(self.tangent.v, self._x.shape[-1] ** -0.5)
+        if self.tangent.xv is not None:
+            self.tangent.xv = self._masked(self.tangent.xv)
+
+    def _masked(self, coordinates: Tensor, otherwise: float = 0.0) -> Tensor:
         assert self._ok is not None
         count = len(self.members)
         flags = self._ok.reshape(count, *[1] * coordinates.ndim)
         some = coordinates.reshape(count, -1, *coordinates.shape[-2:])
-        masked: Tensor = torch.where(flags[..., 0] if some.ndim < flags.ndim else flags, some, 0)
+        masked: Tensor = torch.where(
+            flags[..., 0] if some.ndim < flags.ndim else flags, some, otherwise
+        )
         return masked.reshape(coordinates.shape)
 
     # Memory ----------------------------------------------------------------
@@ -173,7 +184,9 @@ class MaskedBatch(Batch):
         for kept, part, ok in zip(self._kept, parts, self._ok.unbind(0), strict=True):
             old = kept.get(START)
             if old is None or old.shape != part.shape:
-                kept[START] = part.clone(memory_format=torch.contiguous_format)
+                # Of a step that is not taken there may be no number in them.
+                some = torch.where(ok, part, 0)
+                kept[START] = some.clone(memory_format=torch.contiguous_format)
             else:
                 old.copy_(torch.where(ok, part, old))
 
