@@ -5,9 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["DOUBLE", "is_triangular", "svd", "thin_qr"]
+__all__ = ["DOUBLE", "is_triangular", "real_dtype", "svd", "thin_qr"]
 
 DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+
+# torch.dtype.to_real cannot be compiled.
+_REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the real parts of numbers of a dtype."""
+    return _REAL.get(dtype, dtype)
 
 
 def thin_qr(w: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..factor import DOUBLE
+from ..factor import DOUBLE, real_dtype
 from ..host import on_host
 from .core import Angle, Phi
 
@@ -129,7 +129,7 @@ def _share(generator: Tensor, size: Tensor, max_angle: float | None) -> Tensor:
         norm = torch.where(norm == 0, 1.0, norm)
         generator, bound = generator / norm, bound * norm ** (0.5 ** (i + 1))
     cap = LARGEST_ANGLE if max_angle is None else max_angle
-    share: Tensor = (cap / (bound * size).clamp_min(cap)).to(generator.dtype.to_real())
+    share: Tensor = (cap / (bound * size).clamp_min(cap)).to(real_dtype(generator.dtype))
     return share
 
 

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..factor import DOUBLE, svd, thin_qr
+from ..factor import DOUBLE, real_dtype, svd, thin_qr
 from ..host import on_host
 from .masked import masked_columns
 from .products import rows_times, times_columns
@@ -78,7 +78,7 @@ def _units(w: Tensor, otherwise: Tensor | None, dim: int) -> Tensor:
             return unit
     wide = DOUBLE.get(w.dtype, w.dtype)
     # Squares of single precision stay inside the exponent range of double.
-    norms = torch.linalg.vector_norm(w, dim=dim, keepdim=True, dtype=wide).to(wide.to_real())
+    norms = torch.linalg.vector_norm(w, dim=dim, keepdim=True, dtype=wide).to(real_dtype(wide))
     unit = (w / norms.masked_fill(norms == 0, 1)).to(w.dtype)
     return unit if otherwise is None else torch.where(norms == 0, otherwise, unit)
 

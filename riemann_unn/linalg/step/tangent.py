@@ -15,7 +15,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from ..factor import DOUBLE, thin_qr
+from ..factor import DOUBLE, real_dtype, thin_qr
 from ..host import on_host
 from ..maps import skew
 from .core import leading_directions, leading_of, planes_of
@@ -263,7 +263,7 @@ def gaussian_draws(like: Tensor, generator: torch.Generator | None) -> Draws:
     """Return a source of Gaussian rows, of the precision and device of a tensor."""
 
     def draws(k: int, n: int) -> tuple[Tensor, float]:
-        dtype = like.dtype.to_real()
+        dtype = real_dtype(like.dtype)
         return torch.randn(k, n, dtype=dtype, device=like.device, generator=generator), 1.0
 
     return draws

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..factor import DOUBLE, is_triangular, thin_qr
+from ..factor import DOUBLE, is_triangular, real_dtype, thin_qr
 from ..host import on_host
 from ..maps import rotate_by, skew, unitary_core
 from .core import (
@@ -267,6 +267,8 @@ def _turn_of_plane(
 
 def _turn(core: Tensor, phi: Phi | Angle) -> Tensor:
     """φ(core) - I in the core's precision, of small cores by their angles."""
+    if not (on_host(core) or callable(phi)):
+        return dense_turn(core, phi, None)
     if core.shape[-1] <= _CORE or callable(phi):
         return core_minus_identity(core, phi)[0]
     return _large_turn(core, phi, None)[0]
@@ -291,7 +293,7 @@ def _shortened(k: Tensor, max_angle: float) -> Tensor:
     wide = k.to(DOUBLE.get(k.dtype, k.dtype))
     largest = torch.linalg.eigvalsh(wide.mH @ wide)[..., -1].clamp_min(0).sqrt()
     share = (max_angle / largest.clamp_min(max_angle))[..., None, None]
-    shorter: Tensor = k * share.to(k.dtype.to_real())
+    shorter: Tensor = k * share.to(real_dtype(k.dtype))
     return shorter
 
 
