@@ -88,8 +88,12 @@ def allow_on_device(
         return taken
     fine: dict[torch.device, list[Tensor]] = {}
     for batch in batches:
-        fine.setdefault(batch.device, []).append((batch.wrong == 0).all())
-    allowed = {device: torch.stack(flags).all() for device, flags in fine.items()}
+        flags = batch.wrong == 0
+        fine.setdefault(batch.device, []).append(flags[0] if len(flags) == 1 else flags.all())
+    allowed = {
+        device: flags[0] if len(flags) == 1 else torch.stack(flags).all()
+        for device, flags in fine.items()
+    }
     for batch in batches:
         batch.allow(allowed[batch.device])
     return allowed

@@ -32,6 +32,7 @@ __all__ = [
     "masked_next",
     "pade_turn",
     "rational_turn",
+    "tiny_of",
     "turn_by_gram",
 ]
 
@@ -47,13 +48,14 @@ _OTHERS = 1e-5
 _ROOT_STEPS = 10
 
 
-def masked_columns(w: Tensor, otherwise: Tensor | None) -> Tensor:
-    """Return orthonormal columns that span those of ``w``, by two passes of Cholesky-QR.
+def masked_columns(w: Tensor, otherwise: Tensor | None, *, passes: int = 2) -> Tensor:
+    """Return orthonormal columns that span those of ``w``, by passes of Cholesky-QR.
 
     Args:
         w: shape ``(..., n, k)``.
         otherwise: orthonormal columns to complete dependent ones with; without, columns have to be
             independent.
+        passes: two leave rounding alone; after one, dependent columns are off by a millionth.
 
     Reference:
         Yamamoto, Nakatsukasa, Yanagisawa and Fukaya, "Roundoff error analysis of the CholeskyQR2
@@ -62,13 +64,16 @@ def masked_columns(w: Tensor, otherwise: Tensor | None) -> Tensor:
     q = w.to(DOUBLE.get(w.dtype, w.dtype))
     if otherwise is not None:
         size = torch.linalg.vector_norm(q, dim=(-2, -1), keepdim=True)
-        is_zero = size == 0
-        share = torch.where(is_zero, 1.0, _OTHERS)
-        q = q / torch.where(is_zero, 1.0, size) + otherwise * share
-    for _ in range(2):
+        q = torch.add(q / size.clamp_min(tiny_of(size)), otherwise, alpha=_OTHERS)
+    for _ in range(passes):
         lower = torch.linalg.cholesky_ex(q.mH @ q)[0]
         q = torch.linalg.solve_triangular(lower, q.mH, upper=False).mH
     return q.to(w.dtype)
+
+
+def tiny_of(x: Tensor) -> float:
+    """Return what a length that may be zero is raised to, to be divided by."""
+    return torch.finfo(x.dtype).tiny
 
 
 def masked_next(v: Tensor, z: Tensor) -> Tensor:
@@ -97,12 +102,12 @@ def turn_by_gram(
     wide, k = DOUBLE.get(v.dtype, v.dtype), v.shape[-1]
     d = d.to(wide)
     size = torch.linalg.vector_norm(d, dim=(-2, -1), keepdim=True)
-    basis = torch.cat([v.to(wide), d / torch.where(size == 0, 1.0, size)], dim=-1)
+    basis = torch.cat([v.to(wide), d / size.clamp_min(tiny_of(size))], dim=-1)
     gram = basis.mH @ basis
     inner = gram[..., :k, k:]
-    eye = torch.eye(k, dtype=wide, device=v.device).expand_as(inner)
-    above = torch.cat([0.5 * (inner.mH - inner), -eye], dim=-1)
-    j = torch.cat([above, torch.cat([eye, torch.zeros_like(inner)], dim=-1)], dim=-2)
+    eye = torch.eye(2 * k, dtype=wide, device=v.device)
+    j = torch.cat([-eye[k:], eye[:k]]).expand_as(gram).clone()
+    j[..., :k, :k] = 0.5 * (inner.mH - inner)
     generator = gram @ j
     size = size * _share(generator, size, max_angle)
     turn = rational_turn(j * size, generator * size, gram, phi)
@@ -126,7 +131,7 @@ def _share(generator: Tensor, size: Tensor, max_angle: float | None) -> Tensor:
     for i in range(squarings):
         generator = generator @ generator
         norm = torch.linalg.vector_norm(generator, dim=(-2, -1), keepdim=True)
-        norm = torch.where(norm == 0, 1.0, norm)
+        norm = norm.clamp_min(tiny_of(norm))
         generator, bound = generator / norm, bound * norm ** (0.5 ** (i + 1))
     cap = LARGEST_ANGLE if max_angle is None else max_angle
     share: Tensor = (cap / (bound * size).clamp_min(cap)).to(real_dtype(generator.dtype))
@@ -145,7 +150,7 @@ def rational_turn(j: Tensor, c: Tensor, gram: Tensor | None, phi: Phi | Angle) -
     if phi == "exp":
         turn = pade_turn(j * 0.5**_HALVINGS, c * 0.5**_HALVINGS)
         for _ in range(_HALVINGS):
-            turn = 2 * turn + turn @ (turn if gram is None else gram @ turn)
+            turn = _plus_product(turn, 2, turn, turn if gram is None else gram @ turn)
         return turn
     eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
     if phi == "cayley":
@@ -179,6 +184,15 @@ def identity(m: int, dtype: torch.dtype) -> Tensor:
     """Return the identity on the host; it is kept, and not to be written to."""
     with torch.inference_mode(False):
         return torch.eye(m, dtype=dtype)
+
+
+def _plus_product(x: Tensor, beta: float, left: Tensor, right: Tensor) -> Tensor:
+    """Return a multiple of matrices and a product, in one operation."""
+    if x.ndim == 2:
+        return torch.addmm(x, left, right, beta=beta)
+    if x.ndim == 3:
+        return torch.baddbmm(x, left, right, beta=beta)
+    return beta * x + left @ right
 
 
 def _divided(x: Tensor, m: Tensor) -> Tensor:

@@ -359,12 +359,27 @@ def leading_rows(first: Tensor, apply: Callable[[Tensor], Tensor], count: int) -
             unit: Tensor = rows / norm
             return unit
         rows = first
+    if not on_host(first) and count:
+        return _leading_rows_masked(first, apply, count)
     if first.shape[-2] == 1 or not count:
         rows = orthonormal_rows(rows)
     for _ in range(count):
         # Without the orthonormal rows in between, rounding would grow with powers of the spectrum.
         rows = orthonormal_rows(apply(rows), otherwise=rows)
     return rows
+
+
+def _leading_rows_masked(first: Tensor, apply: Callable[[Tensor], Tensor], count: int) -> Tensor:
+    """The same without a look at lengths, and so that no length leaves the exponent range."""
+    rows = first
+    if first.shape[-2] > 1:
+        for i in range(count):
+            rows = orthonormal_rows(apply(rows), otherwise=rows, passes=1 + (i == count - 1))
+        return rows
+    for _ in range(count - 1):
+        rows = orthonormal_rows(apply(rows))
+    otherwise = first / torch.linalg.vector_norm(first, dim=-1, keepdim=True)
+    return orthonormal_rows(apply(rows), otherwise=otherwise)
 
 
 # Energies are exact for matrices of so many numbers; of others a mean over probes tells them to

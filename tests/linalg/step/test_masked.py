@@ -260,7 +260,8 @@ def test_rows_in_turn_mend_as_newton_schulz_does(dtype, shape):
     x, before, p = rough.clone(), error(rough), shape[-2]
     with WithoutReading(), Unread():
         index, correction, estimate = rows_due(x, torch.tensor(0), all_rows=True)
-        x.index_add_(-2, index, correction, alpha=-1)
+        x.sub_(correction)
+    assert index is None
     sizes = torch.linalg.matrix_norm(rough @ rough.mH - torch.eye(p, dtype=dtype)) / p**0.5
     assert torch.allclose(estimate, sizes.to(estimate.dtype), rtol=1e-2)
     mended = rough - 0.5 * (rough @ rough.mH - torch.eye(p, dtype=dtype)) @ rough
@@ -270,6 +271,7 @@ def test_rows_in_turn_mend_as_newton_schulz_does(dtype, shape):
     for step in range(2 * p + 2):
         count = torch.tensor(step) if step % 2 else step
         index, correction, estimate = rows_due(rough, count, all_rows=False)
+        index = torch.arange(p) if index is None else index
         assert len(set(index.tolist())) == len(index) <= p
         rough.index_add_(-2, index, correction, alpha=-1)
     assert error(rough) <= max(10 * before**2, rounding(dtype, factor=2))
