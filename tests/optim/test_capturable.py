@@ -406,3 +406,24 @@ def test_what_cannot_be_done_is_refused():
     for sketch in ("lsi", "svd", "column"):
         with pytest.raises(ru.ManifoldError, match=f"sketch='{sketch}'.*waits for the device"):
             made(sketch=sketch)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "rank", "most"),
+    [
+        ("orthogonal", 1, 1, 82),
+        ("orthogonal", 3, 1, 103),
+        ("orthogonal", 1, 3, 139),
+        ("orthogonal", 1, None, 71),
+        ("tall", 1, 1, 82),
+        ("unitary", 1, 1, 111),
+        ("kernel", 1, 1, 144),
+    ],
+)
+def test_a_step_is_so_few_launches(kind, count, rank, most):
+    named, optimizer = made(kind, count, rank=rank)
+    train(named, optimizer, 3)
+    set_grads(named)
+    with Unread() as seen:
+        optimizer.step()
+    assert 10 < seen.launches <= most, sorted(seen.names.items())

@@ -127,12 +127,15 @@ def _share(generator: Tensor, size: Tensor, max_angle: float | None) -> Tensor:
     where it is only to keep numbers sensible.
     """
     squarings = 2 if max_angle is None else 4
-    bound = torch.ones_like(size)
-    for i in range(squarings):
+    norms = []
+    for _ in range(squarings):
         generator = generator @ generator
         norm = torch.linalg.vector_norm(generator, dim=(-2, -1), keepdim=True)
-        norm = norm.clamp_min(tiny_of(norm))
-        generator, bound = generator / norm, bound * norm ** (0.5 ** (i + 1))
+        norms.append(norm.clamp_min(tiny_of(norm)))
+        generator = generator / norms[-1]
+    bound = norms.pop().sqrt()
+    while norms:
+        bound = (bound * norms.pop()).sqrt()
     cap = LARGEST_ANGLE if max_angle is None else max_angle
     share: Tensor = (cap / (bound * size).clamp_min(cap)).to(real_dtype(generator.dtype))
     return share
@@ -175,8 +178,9 @@ def pade_turn(j: Tensor, c: Tensor) -> Tensor:
     eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
     c2 = c @ c
     c4 = c2 @ c2
-    odd = 15120.0 * eye + 420.0 * c2 + c4
-    return _divided(j @ odd, 15120.0 * eye + 1680.0 * c2 + 15.0 * c4 - 0.5 * (c @ odd))
+    odd = torch.add(torch.add(c4, c2, alpha=420.0), eye, alpha=15120.0)
+    even = torch.add(torch.add(c2, c4, alpha=1 / 112), eye, alpha=9.0)
+    return _divided(j @ odd, _plus_product(even, 1680.0, c, odd, alpha=-0.5))
 
 
 @lru_cache(maxsize=64)
@@ -186,13 +190,15 @@ def identity(m: int, dtype: torch.dtype) -> Tensor:
         return torch.eye(m, dtype=dtype)
 
 
-def _plus_product(x: Tensor, beta: float, left: Tensor, right: Tensor) -> Tensor:
-    """Return a multiple of matrices and a product, in one operation."""
+def _plus_product(
+    x: Tensor, beta: float, left: Tensor, right: Tensor, *, alpha: float = 1.0
+) -> Tensor:
+    """Return multiples of matrices and of a product, in one operation."""
     if x.ndim == 2:
-        return torch.addmm(x, left, right, beta=beta)
+        return torch.addmm(x, left, right, beta=beta, alpha=alpha)
     if x.ndim == 3:
-        return torch.baddbmm(x, left, right, beta=beta)
-    return beta * x + left @ right
+        return torch.baddbmm(x, left, right, beta=beta, alpha=alpha)
+    return beta * x + alpha * (left @ right)
 
 
 def _divided(x: Tensor, m: Tensor) -> Tensor:
