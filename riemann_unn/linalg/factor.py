@@ -5,9 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["DOUBLE", "column_norms", "is_triangular", "svd", "thin_qr"]
+from .host import on_host
+
+__all__ = ["DOUBLE", "column_norms", "is_triangular", "real_dtype", "svd", "thin_qr"]
 
 DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+
+# torch.dtype.to_real cannot be compiled.
+_REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the real parts of numbers of a dtype."""
+    return _REAL.get(dtype, dtype)
 
 
 def thin_qr(w: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,11 +44,12 @@ def column_norms(x: Tensor) -> Tensor:
 
     Squares of single precision stay inside the exponent range of double.
     """
-    if x.is_complex():
+    if x.is_complex() and on_host(x):
         # Norms of complex numbers are ten times slower, not being vectorised.
         real = torch.view_as_real(x.resolve_conj()).to(torch.float64)
         return real.square().sum(dim=(-3, -1)).sqrt().unsqueeze(-2)
-    norms: Tensor = torch.linalg.vector_norm(x, dim=-2, keepdim=True, dtype=torch.float64)
+    wide = torch.complex128 if x.is_complex() else torch.float64
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-2, keepdim=True, dtype=wide)
     return norms
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import cache, wraps
+from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -15,10 +15,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@cache
-def _device_types() -> tuple[str, ...]:
-    accelerator = torch.accelerator.current_accelerator()
-    return ("cpu",) if accelerator is None else ("cpu", accelerator.type)
+# Found once; a compiler looks into no cache of a function.
+_found: list[str] = []
+
+
+def _device_types() -> list[str]:
+    if not _found:
+        accelerator = torch.accelerator.current_accelerator()
+        _found[:] = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+    return _found
 
 
 def is_full_precision(device_types: Iterable[str]) -> bool:

@@ -77,17 +77,25 @@ def allow_on_device(
     """Mask what is wrong: all of a step on a device, or with ``"skip"`` the members that are.
 
     Returns:
-        A flag for each device: whether its step is taken.
+        A flag for each device: whether what has no tag takes its step there.
     """
+    if nonfinite == "skip":
+        taken: dict[torch.device, Tensor] = {}
+        for batch in batches:
+            batch.allow(batch.wrong == 0, told=OFF)
+            if batch.device not in taken:
+                taken[batch.device] = torch.ones((), dtype=torch.bool, device=batch.device)
+        return taken
     fine: dict[torch.device, list[Tensor]] = {}
     for batch in batches:
-        fine.setdefault(batch.device, []).append((batch.wrong == 0).all())
-    allowed = {device: torch.stack(flags).all() for device, flags in fine.items()}
+        flags = batch.wrong == 0
+        fine.setdefault(batch.device, []).append(flags[0] if len(flags) == 1 else flags.all())
+    allowed = {
+        device: flags[0] if len(flags) == 1 else torch.stack(flags).all()
+        for device, flags in fine.items()
+    }
     for batch in batches:
-        if nonfinite == "skip":
-            batch.allow(batch.wrong == 0, told=OFF)
-        else:
-            batch.allow(allowed[batch.device])
+        batch.allow(allowed[batch.device])
     return allowed
 
 

@@ -6,6 +6,8 @@ move is masked, so that it stays bit for bit as it is.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -53,10 +55,12 @@ class MaskedBatch(Batch):
         is_thin = isinstance(self.tangent, Directions) and not self.tangent.is_partial(self._x)
         index, correction, estimate = rows_due(self._x, self._step, all_rows=is_thin)
         self._correction = index, correction
+        self._is_read = False
         level = acceptance_level(self.members[0].param.dtype)
-        wrong = self._of_members(~self._is_finite) * NONFINITE
-        wrong = wrong + self._of_members(~(estimate <= level)) * OFF
-        self.wrong = wrong.to(torch.uint8)
+        # Bytes of flags, since each operation on a device has its price.
+        finite = self._of_members(self._is_finite).view(torch.uint8)
+        on = self._of_members(estimate <= level).view(torch.uint8)
+        self.wrong = torch.add(finite, on, alpha=OFF) ^ (NONFINITE | OFF)
 
     def show(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Return each parameter with zeros and the Riemannian gradient, zero where masked."""
@@ -73,18 +77,19 @@ class MaskedBatch(Batch):
             told: bits of what is wrong that are to be told of later.
         """
         self._ok = ok.expand(len(self.members))
-        self.trouble.bitwise_or_(self.wrong & told)
+        self.trouble.bitwise_or_(self.wrong if told == NONFINITE | OFF else self.wrong & told)
 
     def retract_(self, state: State, *, polish: bool) -> None:
         """Move the points, and note what their next step needs."""
         assert self.tangent is not None
-        # A move may overflow although the gradient is finite.
-        overflow = self._of_members(~self._is_finite)
-        fine = ~overflow if self._ok is None else self._ok & ~overflow
-        late = overflow if self._ok is None else self._ok & overflow
-        self.trouble.bitwise_or_((late * OVERFLOW).to(torch.uint8))
+        if self._is_read:  # a move may overflow although the gradient is finite
+            finite = self._of_members(self._is_finite)
+            late = ~finite if self._ok is None else self._ok > finite
+            self.trouble.bitwise_or_(late.view(torch.uint8) * OVERFLOW)
+            self._ok = finite if self._ok is None else self._ok & finite
+        elif self._ok is None:
+            self._ok = self._of_members(self._is_finite)
         self._told.copy_(self.trouble, non_blocking=True)
-        self._ok = fine
         self._move = self._masked(self._move)
         moved = self._moved()
         self._turn_(moved, polish, is_rough=any(member.is_rough for member in self.members))
@@ -99,7 +104,13 @@ class MaskedBatch(Batch):
         new = x if own and in_place else x.clone()
         index, correction = self._correction
         if polish and isinstance(self.tangent, Directions):
-            new.index_add_(-2, index, torch.where(flags, correction, 0), alpha=-1)
+            correction = torch.where(flags, correction, 0)
+            if index is None:
+                new.sub_(correction)
+            else:
+                new.index_add_(-2, index, correction, alpha=-1)
+        if new is x:
+            self._mask_directions()
         self.angle = self.tangent.rotate_(new, self._move)
         if is_rough:
             newton_schulz_(newton_schulz_(self._tall(new)))
@@ -114,7 +125,8 @@ class MaskedBatch(Batch):
         # Squares of single precision stay inside the exponent range of double.
         wide = torch.complex128 if move.is_complex() else torch.float64
         norms = torch.linalg.vector_norm(move, dim=(-2, -1), dtype=wide)
-        self._is_finite = torch.isfinite(norms)
+        self._is_finite = norms < math.inf
+        self._is_read = True
 
     @property
     def is_finite(self) -> bool:
@@ -136,15 +148,25 @@ class MaskedBatch(Batch):
         return list(zip(self.members, self._ok.unbind(0), strict=True))
 
     def _of_members(self, flags: Tensor) -> Tensor:
-        """Return for each member whether the flag of any of its matrices is set."""
-        return flags.reshape(len(self.members), -1).any(dim=1)
+        """Return for each member whether the flags of all its matrices are set."""
+        count = len(self.members)
+        return flags.view(count) if flags.numel() == count else flags.view(count, -1).all(dim=1)
 
-    def _masked(self, coordinates: Tensor) -> Tensor:
+    def _mask_directions(self) -> None:
+        """Take directions in which there are numbers, where a move of zero leaves points as is."""
+        assert isinstance(self.tangent, Directions)
+        self.tangent.v = self._masked(self.tangent.v, self._x.shape[-1] ** -0.5)
+        if self.tangent.xv is not None:
+            self.tangent.xv = self._masked(self.tangent.xv)
+
+    def _masked(self, coordinates: Tensor, otherwise: float = 0.0) -> Tensor:
         assert self._ok is not None
         count = len(self.members)
         flags = self._ok.reshape(count, *[1] * coordinates.ndim)
         some = coordinates.reshape(count, -1, *coordinates.shape[-2:])
-        masked: Tensor = torch.where(flags[..., 0] if some.ndim < flags.ndim else flags, some, 0)
+        masked: Tensor = torch.where(
+            flags[..., 0] if some.ndim < flags.ndim else flags, some, otherwise
+        )
         return masked.reshape(coordinates.shape)
 
     # Memory ----------------------------------------------------------------
@@ -173,9 +195,11 @@ class MaskedBatch(Batch):
         for kept, part, ok in zip(self._kept, parts, self._ok.unbind(0), strict=True):
             old = kept.get(START)
             if old is None or old.shape != part.shape:
-                kept[START] = part.clone(memory_format=torch.contiguous_format)
+                # Of a step that is not taken there may be no number in them.
+                some = torch.where(ok, part, 0)
+                kept[START] = some.clone(memory_format=torch.contiguous_format)
             else:
-                old.copy_(torch.where(ok, part, old))
+                torch.where(ok, part, old, out=old)
 
 
 def _is_view(some: Tensor, other: Tensor) -> bool:

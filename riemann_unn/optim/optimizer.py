@@ -344,20 +344,16 @@ class ManifoldOptimizer(Optimizer):
         self._own.raise_what_was_told()
         if not self._capturable and is_full_precision(self._tagged.device_types):
             self._step_()
-        else:
-            reading = WithoutReading() if self._capturable else nullcontext()
-            with full_precision(self._tagged.device_types), reading:
-                self._step_()
+            return loss
+        reading = WithoutReading() if self._capturable else nullcontext()
+        with full_precision(self._tagged.device_types), reading:
+            self._step_()
         return loss
 
     def _step_(self) -> None:
         batches, skipped, trouble = self._sketch_own_()
-        if self._tagged.has_shared:
-            points, left_out = self._sketch_shared_(trouble)
-            skipped = [*skipped, *left_out]
-        else:
-            points = []
-        self._displace_(batches, points, skipped)
+        points, left_out = self._sketch_shared_(trouble) if self._tagged.has_shared else ([], [])
+        self._displace_(batches, points, [*skipped, *left_out])
         for batch in batches:
             batch.retract_(self.state, polish=self._polish)
         if points:

@@ -133,12 +133,15 @@ def _translated(state_dict: StateDict, notes: list[str]) -> StateDict:
 
 def _mend_(optimizer: Optimizer, saved: StateDict, members: list[TaggedParam]) -> None:
     """Give what was loaded memory of its own, and the precision that torch has taken from it."""
+    is_tensor = getattr(optimizer, "_capturable", False)
+    _keep_counts_(optimizer, saved)
     for member in members:
         kept = optimizer.state.get(member.param, {})
         kept.pop(_OLD_START, None)
         if START in kept:  # which is written in place, and may be another optimizer's too
             kept[START] = kept[START].clone()
         if STEP in kept:
+            kept[STEP] = _count_as(kept[STEP], is_tensor, member.memory.device)
             kept[COORDINATES] = as_tensor(coordinates_of(member.manifold), member.memory.device)
     half = {member.param for member in members if member.is_half}
     keys = chain.from_iterable(group["params"] for group in saved["param_groups"])
@@ -155,6 +158,22 @@ def _mend_(optimizer: Optimizer, saved: StateDict, members: list[TaggedParam]) -
         for name, value in kept.items():
             if name != START and isinstance(value, Tensor) and value.shape == p.shape:
                 kept[name] = placed_like(value, p)
+
+
+def _keep_counts_(optimizer: Optimizer, saved: StateDict) -> None:
+    """Take counts as they were saved: torch casts them to the parameter's dtype."""
+    keys = chain.from_iterable(group["params"] for group in saved["param_groups"])
+    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    for key, p in zip(keys, params, strict=True):
+        if STEP in saved["state"].get(key, {}):
+            optimizer.state[p][STEP] = saved["state"][key][STEP]
+
+
+def _count_as(count: int | Tensor, is_tensor: bool, device: torch.device) -> int | Tensor:
+    """Return a count of steps as an optimizer keeps it, in memory of its own."""
+    if not is_tensor:
+        return int(count)
+    return torch.full((), int(count), dtype=torch.int64, device=device)
 
 
 # Whether a state is this optimizer's -----------------------------------------------

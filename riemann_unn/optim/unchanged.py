@@ -13,6 +13,10 @@ from .entries import OWN
 
 __all__ = ["step_where"]
 
+# What bases begin with other than zero, and what they set from other entries or leave as it was.
+_FIRST = {"mu_product": 1.0}
+_FOLLOWING = {"eta", "mu", "step_size"}
+
 
 def step_where(
     base: Optimizer,
@@ -41,8 +45,8 @@ def step_where(
             kept = before[id(p)].get(name)
             if kept is not None:
                 value.copy_(torch.where(ok, value, kept))
-            elif name == "step":  # begun by a step that is not taken; the rest began with zeros
-                value.mul_(ok)
+            elif name not in _FOLLOWING:  # begun by a step that is not taken
+                value.copy_(torch.where(ok, value, _FIRST.get(name, 0.0)))
 
 
 def _tensors(base: Optimizer, p: Tensor) -> list[tuple[str, Tensor]]:

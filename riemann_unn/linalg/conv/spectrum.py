@@ -9,7 +9,6 @@ to lose, whatever is done to the matrices one by one.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -29,8 +28,20 @@ class _Pairs(NamedTuple):
     real: Tensor  # positions in ``kept`` of the frequencies that are their own mirror images
 
 
-@lru_cache(maxsize=256)
+# A compiler takes what is in a dictionary as it is, and looks into no cache of a function.
+_known: dict[tuple[tuple[int, ...], torch.device], _Pairs] = {}
+
+
 def _pairs(size: tuple[int, ...], device: torch.device) -> _Pairs:
+    found = _known.get((size, device))
+    if found is None:
+        if len(_known) >= 256:
+            _known.clear()
+        found = _known[size, device] = _new_pairs(size, device)
+    return found
+
+
+def _new_pairs(size: tuple[int, ...], device: torch.device) -> _Pairs:
     # Cached tensors must be plain ones, also when the first call is in inference mode.
     with torch.inference_mode(False):
         half = (*size[:-1], size[-1] // 2 + 1)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..factor import DOUBLE
+from ..factor import DOUBLE, real_dtype
 from .core import Angle, Phi
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "masked_next",
     "pade_turn",
     "rational_turn",
+    "tiny_of",
     "turn_by_gram",
 ]
 
@@ -43,13 +44,14 @@ _OTHERS = 1e-5
 _ROOT_STEPS = 10
 
 
-def masked_columns(w: Tensor, otherwise: Tensor | None) -> Tensor:
-    """Return orthonormal columns that span those of ``w``, by two passes of Cholesky-QR.
+def masked_columns(w: Tensor, otherwise: Tensor | None, *, passes: int = 2) -> Tensor:
+    """Return orthonormal columns that span those of ``w``, by passes of Cholesky-QR.
 
     Args:
         w: shape ``(..., n, k)``.
         otherwise: orthonormal columns to complete dependent ones with; without, columns have to be
             independent.
+        passes: two leave rounding alone; after one, dependent columns are off by a millionth.
 
     Reference:
         Yamamoto, Nakatsukasa, Yanagisawa and Fukaya, "Roundoff error analysis of the CholeskyQR2
@@ -58,13 +60,16 @@ def masked_columns(w: Tensor, otherwise: Tensor | None) -> Tensor:
     q = w.to(DOUBLE.get(w.dtype, w.dtype))
     if otherwise is not None:
         size = torch.linalg.vector_norm(q, dim=(-2, -1), keepdim=True)
-        is_zero = size == 0
-        share = torch.where(is_zero, 1.0, _OTHERS)
-        q = q / torch.where(is_zero, 1.0, size) + otherwise * share
-    for _ in range(2):
+        q = torch.add(q / size.clamp_min(tiny_of(size)), otherwise, alpha=_OTHERS)
+    for _ in range(passes):
         lower = torch.linalg.cholesky_ex(q.mH @ q)[0]
         q = torch.linalg.solve_triangular(lower, q.mH, upper=False).mH
     return q.to(w.dtype)
+
+
+def tiny_of(x: Tensor) -> float:
+    """Return what a length that may be zero is raised to, to be divided by."""
+    return torch.finfo(x.dtype).tiny
 
 
 def masked_next(v: Tensor, z: Tensor) -> Tensor:
@@ -93,12 +98,12 @@ def turn_by_gram(
     wide, k = DOUBLE.get(v.dtype, v.dtype), v.shape[-1]
     d = d.to(wide)
     size = torch.linalg.vector_norm(d, dim=(-2, -1), keepdim=True)
-    basis = torch.cat([v.to(wide), d / torch.where(size == 0, 1.0, size)], dim=-1)
+    basis = torch.cat([v.to(wide), d / size.clamp_min(tiny_of(size))], dim=-1)
     gram = basis.mH @ basis
     inner = gram[..., :k, k:]
-    eye = torch.eye(k, dtype=wide, device=v.device).expand_as(inner)
-    above = torch.cat([0.5 * (inner.mH - inner), -eye], dim=-1)
-    j = torch.cat([above, torch.cat([eye, torch.zeros_like(inner)], dim=-1)], dim=-2)
+    eye = torch.eye(2 * k, dtype=wide, device=v.device)
+    j = torch.cat([-eye[k:], eye[:k]]).expand_as(gram).clone()
+    j[..., :k, :k] = 0.5 * (inner.mH - inner)
     generator = gram @ j
     size = size * _share(generator, size, max_angle)
     turn = rational_turn(j * size, generator * size, gram, phi)
@@ -118,14 +123,17 @@ def _share(generator: Tensor, size: Tensor, max_angle: float | None) -> Tensor:
     where it is only to keep numbers sensible.
     """
     squarings = 2 if max_angle is None else 4
-    bound = torch.ones_like(size)
-    for i in range(squarings):
+    norms = []
+    for _ in range(squarings):
         generator = generator @ generator
         norm = torch.linalg.vector_norm(generator, dim=(-2, -1), keepdim=True)
-        norm = torch.where(norm == 0, 1.0, norm)
-        generator, bound = generator / norm, bound * norm ** (0.5 ** (i + 1))
+        norms.append(norm.clamp_min(tiny_of(norm)))
+        generator = generator / norms[-1]
+    bound = norms.pop().sqrt()
+    while norms:
+        bound = (bound * norms.pop()).sqrt()
     cap = LARGEST_ANGLE if max_angle is None else max_angle
-    share: Tensor = (cap / (bound * size).clamp_min(cap)).to(generator.dtype.to_real())
+    share: Tensor = (cap / (bound * size).clamp_min(cap)).to(real_dtype(generator.dtype))
     return share
 
 
@@ -141,7 +149,7 @@ def rational_turn(j: Tensor, c: Tensor, gram: Tensor | None, phi: Phi | Angle) -
     if phi == "exp":
         turn = pade_turn(j * 0.5**_HALVINGS, c * 0.5**_HALVINGS)
         for _ in range(_HALVINGS):
-            turn = 2 * turn + turn @ (turn if gram is None else gram @ turn)
+            turn = _plus_product(turn, 2, turn, turn if gram is None else gram @ turn)
         return turn
     eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
     if phi == "cayley":
@@ -161,8 +169,20 @@ def pade_turn(j: Tensor, c: Tensor) -> Tensor:
     eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
     c2 = c @ c
     c4 = c2 @ c2
-    odd = 15120.0 * eye + 420.0 * c2 + c4
-    return _divided(j @ odd, 15120.0 * eye + 1680.0 * c2 + 15.0 * c4 - 0.5 * (c @ odd))
+    odd = torch.add(torch.add(c4, c2, alpha=420.0), eye, alpha=15120.0)
+    even = torch.add(torch.add(c2, c4, alpha=1 / 112), eye, alpha=9.0)
+    return _divided(j @ odd, _plus_product(even, 1680.0, c, odd, alpha=-0.5))
+
+
+def _plus_product(
+    x: Tensor, beta: float, left: Tensor, right: Tensor, *, alpha: float = 1.0
+) -> Tensor:
+    """Return multiples of matrices and of a product, in one operation."""
+    if x.ndim == 2:
+        return torch.addmm(x, left, right, beta=beta, alpha=alpha)
+    if x.ndim == 3:
+        return torch.baddbmm(x, left, right, beta=beta, alpha=alpha)
+    return beta * x + alpha * (left @ right)
 
 
 def _divided(x: Tensor, m: Tensor) -> Tensor:

@@ -25,6 +25,11 @@ def _is_large(x: Tensor) -> bool:
     return x.ndim == 2 and x.numel() > CACHED and x.device.type == "cpu"
 
 
+def _is_conj(x: Tensor) -> bool:
+    # Of real tensors it is not asked, since it cannot be compiled.
+    return x.is_complex() and x.is_conj()
+
+
 def _is_cut(x: Tensor, count: int) -> bool:
     return count <= _FEW and x.shape[0] % _BLOCKS == 0 and x.stride(1) == 1
 
@@ -50,7 +55,7 @@ def rows_times(rows: Tensor, x: Tensor) -> Tensor:
     Returns:
         Shape ``(..., k, p)``.
     """
-    if x.is_conj() and x.ndim == 2:
+    if _is_conj(x) and x.ndim == 2:
         return times_columns(x.mH, rows.mH).mH
     if _are_batches(rows, x):
         return torch.bmm(rows, x)
@@ -72,7 +77,7 @@ def less_rows_times_(y: Tensor, rows: Tensor, x: Tensor) -> Tensor:
         rows: R, shape ``(..., k, n)``, k small.
         x: X, shape ``(..., n, p)``.
     """
-    if y.is_conj() or x.ndim != 2 or _is_large(x):
+    if _is_conj(y) or x.ndim != 2 or _is_large(x):
         return y.sub_(rows_times(rows, x)).mul_(0.5)
     return y.addmm_(rows, x, beta=0.5, alpha=-0.5)
 
@@ -87,7 +92,7 @@ def times_columns(x: Tensor, columns: Tensor) -> Tensor:
     Returns:
         Shape ``(..., n, k)``, stored column by column where X is large or one of many.
     """
-    if x.is_conj() and x.ndim == 2:
+    if _is_conj(x) and x.ndim == 2:
         return rows_times(columns.mH, x.mH).mH
     if _are_batches(x, columns):
         # The BLAS takes a few columns best as rows, however x is stored.
@@ -113,7 +118,7 @@ def add_product_(x: Tensor, left: Tensor, right: Tensor, *, beta: float = 1.0) -
         right: R, shape ``(..., k, p)``.
         beta: 1, or 0 to write over X without reading it.
     """
-    if x.is_conj():
+    if _is_conj(x):
         add_product_(x.mH, right.mH, left.mH, beta=beta)
         return x
     if _is_large(x):

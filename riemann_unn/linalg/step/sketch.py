@@ -13,9 +13,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..factor import DOUBLE, column_norms, svd, thin_qr
+from ..factor import column_norms, svd, thin_qr
 from ..host import on_host
-from .masked import masked_columns
+from .masked import masked_columns, tiny_of
 from .products import rows_times, times_columns
 
 __all__ = [
@@ -54,13 +54,14 @@ def orthonormal_columns(w: Tensor, *, otherwise: Tensor | None = None) -> Tensor
     return _units(w, otherwise, -2)
 
 
-def orthonormal_rows(w: Tensor, *, otherwise: Tensor | None = None) -> Tensor:
+def orthonormal_rows(w: Tensor, *, otherwise: Tensor | None = None, passes: int = 2) -> Tensor:
     """Return orthonormal rows as :func:`orthonormal_columns` does columns, ``(..., k, n)``."""
     if w.numel() == 0:
         return w
     if w.shape[-2] > 1:
         if not on_host(w):
-            return masked_columns(w.mH, None if otherwise is None else otherwise.mH).mH
+            columns = None if otherwise is None else otherwise.mH
+            return masked_columns(w.mH, columns, passes=passes).mH
         if w.dtype == torch.float32 and w.ndim == 2:
             q: Tensor = torch.linalg.qr(w.mH)[0].mH  # orthonormal to the rounding of w
             return q
@@ -76,11 +77,8 @@ def _units(w: Tensor, otherwise: Tensor | None, dim: int) -> Tensor:
         if is_usual(norm.item()):
             unit: Tensor = w / norm
             return unit
-    wide = DOUBLE.get(w.dtype, w.dtype)
-    # Squares of single precision stay inside the exponent range of double.
     norms = column_norms(w) if dim == -2 else column_norms(w.mT).mT
-    norms = norms.to(wide.to_real())
-    unit = (w / norms.masked_fill(norms == 0, 1)).to(w.dtype)
+    unit = (w / norms.clamp_min(tiny_of(norms))).to(w.dtype)
     return unit if otherwise is None else torch.where(norms == 0, otherwise, unit)
 
 

@@ -15,7 +15,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from ..factor import DOUBLE, thin_qr
+from ..factor import DOUBLE, real_dtype, thin_qr
 from ..host import on_host
 from ..maps import skew
 from .core import leading_directions, leading_of, planes_of
@@ -263,7 +263,7 @@ def gaussian_draws(like: Tensor, generator: torch.Generator | None) -> Draws:
     """Return a source of Gaussian rows, of the precision and device of a tensor."""
 
     def draws(k: int, n: int) -> tuple[Tensor, float]:
-        dtype = like.dtype.to_real()
+        dtype = real_dtype(like.dtype)
         return torch.randn(k, n, dtype=dtype, device=like.device, generator=generator), 1.0
 
     return draws
@@ -363,12 +363,27 @@ def leading_rows(first: Tensor, apply: Callable[[Tensor], Tensor], count: int) -
             unit: Tensor = rows / norm
             return unit
         rows = first
+    if not on_host(first) and count:
+        return _leading_rows_masked(first, apply, count)
     if first.shape[-2] == 1 or not count:
         rows = orthonormal_rows(rows)
     for _ in range(count):
         # Without the orthonormal rows in between, rounding would grow with powers of the spectrum.
         rows = orthonormal_rows(apply(rows), otherwise=rows)
     return rows
+
+
+def _leading_rows_masked(first: Tensor, apply: Callable[[Tensor], Tensor], count: int) -> Tensor:
+    """The same without a look at lengths, and so that no length leaves the exponent range."""
+    rows = first
+    if first.shape[-2] > 1:
+        for i in range(count):
+            rows = orthonormal_rows(apply(rows), otherwise=rows, passes=1 + (i == count - 1))
+        return rows
+    for _ in range(count - 1):
+        rows = orthonormal_rows(apply(rows))
+    otherwise = first / torch.linalg.vector_norm(first, dim=-1, keepdim=True)
+    return orthonormal_rows(apply(rows), otherwise=otherwise)
 
 
 # Energies are exact for matrices of so many numbers; of others a mean over probes tells them to

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..factor import DOUBLE, column_norms, is_triangular, thin_qr
+from ..factor import DOUBLE, column_norms, is_triangular, real_dtype, thin_qr
 from ..host import on_host
 from ..maps import rotate_by, skew, unitary_core
 from .core import (
@@ -27,7 +27,7 @@ from .core import (
     small_turn,
     turned,
 )
-from .masked import dense_turn, masked_next, turn_by_gram
+from .masked import dense_turn, masked_next, tiny_of, turn_by_gram
 from .polish import newton_schulz
 from .products import CACHED, add_product_, rows_times, times_columns
 from .tangent import core_of
@@ -155,7 +155,11 @@ def factors_of_turn(
 ) -> tuple[Tensor, Tensor, LargestAngle, Tensor]:
     """Return what :func:`turn_of` does, and tell the angle when it is asked for."""
     if v.shape[-1] == 1:
-        basis, right, largest, added = _turn_of_plane(v, d, phi, max_angle)
+        is_ours = not (on_host(v) or v.is_complex() or callable(phi))
+        turn: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = (
+            _turn_of_real_plane if is_ours else _turn_of_plane
+        )
+        basis, right, largest, added = turn(v, d, phi, max_angle)
         return basis, right, lambda: largest, added
     if not (on_host(v) or callable(phi)):
         basis, right, generator = turn_by_gram(v, d, phi, max_angle)
@@ -271,6 +275,15 @@ def _rotate_planes_(
     x: Tensor, v: Tensor, d: Tensor, xv: Tensor | None, phi: Phi | Angle, max_angle: float | None
 ) -> tuple[LargestAngle, Tensor]:
     """One plane of each matrix of a batch, or a complex one."""
+    if not (on_host(x) or callable(phi) or x.is_complex()):
+        basis, right, angle, added = _turn_of_real_plane(v, d, phi, max_angle)
+        narrow = basis.to(x.dtype)
+        if xv is None:
+            turned_basis = times_columns(x, narrow)
+        else:
+            turned_basis = torch.cat([xv, times_columns(x, narrow[..., 1:])], dim=-1)
+        add_product_(x, turned_basis, right.to(x.dtype))
+        return lambda: angle, added
     basis, right, angle, added = _turn_of_plane(v, d, phi, max_angle)
     xv = times_columns(x, v) if xv is None else xv
     xq = torch.cat([xv, times_columns(x, basis[..., 1:].to(x.dtype))], dim=-1)
@@ -289,6 +302,25 @@ def _rotate_by_gram_(
         turned_basis = torch.cat([xv, times_columns(x, basis[..., k:])], dim=-1)
     add_product_(x, turned_basis, right.to(x.dtype))
     return _angle_of(generator, phi), masked_next(v, d)
+
+
+def _turn_of_real_plane(
+    v: Tensor, d: Tensor, phi: Phi, max_angle: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What :func:`_turn_of_plane` does of real matrices, in fewer operations."""
+    wide = DOUBLE.get(v.dtype, v.dtype)
+    v_wide, d_wide = v.to(wide), d.to(wide)
+    v_wide = v_wide / torch.linalg.vector_norm(v_wide, dim=-2, keepdim=True)
+    rest = d_wide - v_wide @ (v_wide.mT @ d_wide)
+    theta = torch.linalg.vector_norm(rest, dim=-2, keepdim=True)
+    unit = rest / theta.clamp_min(tiny_of(theta))
+    angle = theta if max_angle is None else theta.clamp_max(max_angle)
+    angle = angle if phi == "exp" else angle_map(phi)(angle)
+    half, odd = torch.sin(0.5 * angle), torch.sin(angle)
+    even, basis = -2 * half * half, torch.cat([v_wide, unit], dim=-1)
+    turn = torch.cat([torch.cat([even, -odd], dim=-1), torch.cat([odd, even], dim=-1)], dim=-2)
+    added = torch.where(theta == 0, v, unit.to(v.dtype))
+    return basis, turn @ basis.mT, angle[..., 0, 0], added
 
 
 def _turn_of_plane(
@@ -312,6 +344,8 @@ def _turn_of_plane(
 
 def _turn(core: Tensor, phi: Phi | Angle) -> Tensor:
     """φ(core) - I in the core's precision, of small cores by their angles."""
+    if not (on_host(core) or callable(phi)):
+        return dense_turn(core, phi, None)
     if core.shape[-1] <= _CORE or callable(phi):
         return core_minus_identity(core, phi)[0]
     return _large_turn(core, phi, None)[0]
@@ -336,7 +370,7 @@ def _shortened(k: Tensor, max_angle: float) -> Tensor:
     wide = k.to(DOUBLE.get(k.dtype, k.dtype))
     largest = torch.linalg.eigvalsh(wide.mH @ wide)[..., -1].clamp_min(0).sqrt()
     share = (max_angle / largest.clamp_min(max_angle))[..., None, None]
-    shorter: Tensor = k * share.to(k.dtype.to_real())
+    shorter: Tensor = k * share.to(real_dtype(k.dtype))
     return shorter
 
 
