@@ -55,17 +55,16 @@ def _step(name: str, n: int) -> str:
     return f"step/{name}/{n}"
 
 
-_T = "ProjUNN-T, rank 1"
+_T, _T8 = "ProjUNN-T, rank 1", "ProjUNN-T, rank 8"
 ASKS = [
-    Ask(f"{_T}, over {ADAM}, n = 64", _step(_T, 64), _step(ADAM, 64), 5, 2.5),
-    Ask(f"{_T}, over {ADAM}, n = 512", _step(_T, 512), _step(ADAM, 512), 5.5, 3),
-    Ask(f"{_T}, over {ADAM}, n = 4096", _step(_T, 4096), _step(ADAM, 4096), 1.7, 1.0),
-    Ask(
-        f"ProjUNN-T, rank 8, over {ADAM}, n = 64",
-        _step("ProjUNN-T, rank 8", 64),
-        _step(ADAM, 64),
-        14,
-        8.5,
+    *(
+        Ask(f"{_T}, over {ADAM}, n = {n}", _step(_T, n), _step(ADAM, n), required, 2)
+        for n, required in ((64, 4), (128, 4), (512, 4.5))
+    ),
+    Ask(f"{_T}, over {ADAM}, n = 4096", _step(_T, 4096), _step(ADAM, 4096), 1.4, 1.0),
+    *(
+        Ask(f"{_T8}, over {ADAM}, n = {n}", _step(_T8, n), _step(ADAM, n), required, hope)
+        for n, required, hope in ((64, 10, 5), (128, 10, 5), (512, 9, 5), (4096, 3, 2))
     ),
     Ask(
         f"ProjUNN-D, rank 1, over {ADAM}, n = 4096",
@@ -75,24 +74,17 @@ ASKS = [
         1.1,
     ),
     Ask(
-        f"ProjUNN-T, rank 8, over {ADAM}, n = 4096",
-        _step("ProjUNN-T, rank 8", 4096),
-        _step(ADAM, 4096),
-        3.6,
-        3,
-    ),
-    Ask(
         f"{_T}, fused Adam base, over {ADAM}, n = 4096",
         _step(f"{_T}, fused Adam base", 4096),
         _step(ADAM, 4096),
-        3.2,
+        2.8,
         2,
     ),
     Ask(
         f"geoopt SGD, QR, over {_T}, n = 2048",
         _step("geoopt SGD, QR", 2048),
         _step(_T, 2048),
-        120,
+        150,
         250,
         at_least=True,
     ),
@@ -115,7 +107,7 @@ ASKS = [
         f"1024 separate 16 × 16, {_T}, over one stack of them, {_T}",
         f"small16/{_T}, separate",
         f"small16/{_T}, stacked",
-        3,
+        2.4,
         1.5,
     ),
     Ask(

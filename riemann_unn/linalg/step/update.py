@@ -275,7 +275,7 @@ def _rotate_planes_(
     x: Tensor, v: Tensor, d: Tensor, xv: Tensor | None, phi: Phi | Angle, max_angle: float | None
 ) -> tuple[LargestAngle, Tensor]:
     """One plane of each matrix of a batch, or a complex one."""
-    if not (on_host(x) or callable(phi) or x.is_complex()):
+    if not (callable(phi) or x.is_complex()):
         basis, right, angle, added = _turn_of_real_plane(v, d, phi, max_angle)
         narrow = basis.to(x.dtype)
         if xv is None:
