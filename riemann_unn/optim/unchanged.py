@@ -37,14 +37,14 @@ def step_where(
     before = {id(p): {name: value.clone() for name, value in _tensors(base, p)} for p, _ in flags}
     step()
     for value, old, ok in values:
-        value.copy_(torch.where(ok, value, old))
+        torch.where(ok, value, old, out=value)
     for p, ok in flags:
         for name, value in _tensors(base, p):
             if value.device != ok.device:  # a count that the base keeps on the host
                 continue
             kept = before[id(p)].get(name)
             if kept is not None:
-                value.copy_(torch.where(ok, value, kept))
+                torch.where(ok, value, kept, out=value)
             elif name not in _FOLLOWING:  # begun by a step that is not taken
                 value.copy_(torch.where(ok, value, _FIRST.get(name, 0.0)))
 
