@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable
 from typing import Any
 
 from .batch import NOTHING, Batch, State
 from .entries import START, STEP
-from .masked import MaskedBatch
+from .masked import MaskedBatch, Trouble
 from .tagged import TaggedParam
 from .transformed import TransformedBatch
 
 __all__ = ["Batches"]
+
+
+# So many batches that were given up are remembered, for what a device has to tell of them.
+_FORMER = 64
 
 
 class Batches:
@@ -24,6 +29,7 @@ class Batches:
     def __init__(self, *, counts_on_device: bool) -> None:
         self._counts_on_device = counts_on_device
         self._by_first: dict[TaggedParam, Batch] = {}
+        self._former: deque[Trouble] = deque(maxlen=_FORMER)
 
     def of(self, members: list[TaggedParam], state: State) -> list[Batch]:
         """Put what can move together together: one kind, as many steps taken; nothing empty."""
@@ -47,6 +53,8 @@ class Batches:
     def _batch(self, members: list[TaggedParam], kept: list[dict[str, Any]]) -> Batch:
         batch = self._by_first.get(members[0])
         if batch is None or batch.members != members:
+            if isinstance(batch, MaskedBatch):  # of which something may be on its way
+                self._former.append(batch.found)
             batch = self._by_first[members[0]] = self._new(members)
         batch._kept = kept
         return batch
@@ -56,6 +64,8 @@ class Batches:
             return MaskedBatch(members, counts_on_device=self._counts_on_device)
         return (Batch if members[0].manifold.views_memory else TransformedBatch)(members)
 
-    def masked(self) -> list[MaskedBatch]:
-        """Return those of which the device knows what is wrong."""
-        return [batch for batch in self._by_first.values() if isinstance(batch, MaskedBatch)]
+    def masked(self) -> list[Trouble]:
+        """Return what devices have found wrong in this step's batches and in former ones."""
+        batches = self._by_first.values()
+        found = [batch.found for batch in batches if isinstance(batch, MaskedBatch)]
+        return [*found, *self._former]

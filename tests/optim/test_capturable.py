@@ -204,6 +204,23 @@ def test_a_first_step_that_is_not_taken_is_as_if_it_had_not_been(base, rank):
         assert torch.equal(named["p0"], twins["p0"])
 
 
+def test_what_is_on_its_way_is_told_though_the_members_of_a_step_change():
+    named, optimizer = made(count=2)
+    train(named, optimizer, 2)
+    set_grads(named)
+    named["p1"].grad[0, 0] = float("nan")
+    optimizer.step()
+    for found in optimizer._batches.masked():
+        found._told.zero_()  # as if it had not arrived
+    set_grads(named)
+    named["p1"].grad = None
+    optimizer.step()  # by another batch
+    with pytest.raises(ru.NonFiniteError, match="'p1' held NaN"):
+        optimizer.synchronize()
+    optimizer.synchronize()
+    train(named, optimizer, 2)
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_skipping_leaves_out_the_parameter_alone(base):
     base, options = BASES[base]
