@@ -1,6 +1,7 @@
 """What convolution kernels cost: a step beside its layer, conv_exp beside a pair of transforms.
 
-Each row times two things in turn in one process and prints the ratio of their medians.
+Each row times two things in turn in one process: an optimizer step and a forward and backward pass
+over whole polish periods, by the ratio of their means, and ``conv_exp``, by that of medians.
 ``python bench/bench_conv.py [--rounds 40] [--threads 2]``
 """
 
@@ -16,11 +17,14 @@ import torch
 import riemann_unn as ru
 from riemann_unn.linalg import conv_exp, conv_skew
 
+# Steps after which every column of kernels of up to 128 channels has been polished.
+_PERIODS = 32
+
 
 def milliseconds(
     first: Callable[[], object], second: Callable[[], object], *, rounds: int
-) -> tuple[float, float]:
-    """Return the median times of two functions that are called in turn."""
+) -> tuple[list[float], list[float]]:
+    """Return the times of two functions that are called in turn."""
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(rounds + 3):
         for call, found in zip((first, second), times, strict=True):
@@ -28,14 +32,16 @@ def milliseconds(
             call()
             if index >= 3:
                 found.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[0]), statistics.median(times[1])
+    return times
 
 
-def step_beside_layer(channels: int, size: int, *, rounds: int) -> tuple[float, float]:
-    """Time an optimizer step and a forward and backward pass at batch 64."""
+def step_beside_layer(channels: int, size: int, *, batch: int = 32) -> tuple[float, float, float]:
+    """Return the mean times of a step and of a forward and backward pass, and that of building."""
+    start = time.perf_counter()
     layer = ru.nn.CircularConv2d(channels, channels, size)
+    building = 1e3 * (time.perf_counter() - start)
     # With this many channels it is an inner layer, whose backward pass goes on to its input.
-    images = torch.randn(64, channels, size, size, requires_grad=True)
+    images = torch.randn(batch, channels, size, size, requires_grad=True)
     optimizer = ru.optim.ProjUNNT(layer.parameters(), lr=1e-4)
 
     def pass_() -> None:
@@ -44,7 +50,8 @@ def step_beside_layer(channels: int, size: int, *, rounds: int) -> tuple[float, 
         layer(images).square().mean().backward()
 
     pass_()
-    return milliseconds(optimizer.step, pass_, rounds=rounds)
+    steps, passes = milliseconds(optimizer.step, pass_, rounds=_PERIODS)
+    return statistics.mean(steps), statistics.mean(passes), building
 
 
 def exp_beside_transforms(size: int, *, rounds: int) -> tuple[float, float]:
@@ -54,7 +61,8 @@ def exp_beside_transforms(size: int, *, rounds: int) -> tuple[float, float]:
     def transforms() -> None:
         torch.fft.irfft2(torch.fft.rfft2(generator), s=(size, size))
 
-    return milliseconds(lambda: conv_exp(generator), transforms, rounds=rounds)
+    ours, theirs = milliseconds(lambda: conv_exp(generator), transforms, rounds=rounds)
+    return statistics.median(ours), statistics.median(theirs)
 
 
 def main() -> None:
@@ -65,12 +73,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    print(f"{options.threads} threads, float32, medians of {options.rounds}\n")
+    print(f"{options.threads} threads, float32; means of {_PERIODS} steps at batch 32, medians of ")
+    print(f"{options.rounds} calls of conv_exp\n")
     print(f"{'what':45} {'ms':>8} {'beside':>8} {'ratio':>6}")
-    for channels, size in ((16, 16), (64, 8), (64, 16)):
-        ours, other = step_beside_layer(channels, size, rounds=options.rounds)
+    for channels, size in ((16, 16), (64, 16), (64, 28), (128, 28)):
+        ours, other, building = step_beside_layer(channels, size)
         name = f"ProjUNN-T step / layer, {channels} ch, {size}x{size}"
-        print(f"{name:45} {ours:8.2f} {other:8.2f} {ours / other:6.2f}")
+        print(
+            f"{name:45} {ours:8.2f} {other:8.2f} {ours / other:6.2f}   built in {building:.0f} ms"
+        )
     for size in (128, 512, 1024):
         ours, other = exp_beside_transforms(size, rounds=options.rounds)
         name = f"conv_exp / FFT and inverse, {size}x{size}"

@@ -19,6 +19,7 @@ from .linalg.maps import skew
 from .linalg.step.core import Angle, Phi, check_phi
 from .linalg.step.polish import newton_schulz_, polish_, polishes_at
 from .linalg.step.products import times_columns
+from .linalg.step.sketch import is_usual
 from .linalg.step.tangent import (
     Draws,
     TangentMethod,
@@ -30,7 +31,15 @@ from .linalg.step.tangent import (
     tangent_gradient,
     tangent_times,
 )
-from .linalg.step.update import LargestAngle, factors_of_turn, rotate_whole_, turn_low_rank_
+from .linalg.step.update import (
+    LargestAngle,
+    PlaneGram,
+    factors_of_turn,
+    is_plane,
+    plane_gram,
+    rotate_whole_,
+    turn_low_rank_,
+)
 
 __all__ = ["Directions", "LargestAngle", "Randomness", "Retraction", "Tangent", "Whole"]
 
@@ -131,6 +140,13 @@ class Retraction:
         return Directions(self, v, tangent_times(x, g, v, xv), xv, step=step, is_sketch=False)
 
 
+def _length(x: Tensor) -> float:
+    # Squares of single precision stay inside the exponent range of double.
+    wide = torch.complex128 if x.is_complex() else torch.float64
+    length: float = abs(torch.linalg.vector_norm(x, dtype=wide).item())
+    return length
+
+
 @dataclass(eq=False)
 class Directions:
     """A step along a few directions v, whose coordinates are n by k.
@@ -147,11 +163,30 @@ class Directions:
     # What a move that is a multiple of z adds to v.
     _added: Tensor | None = None
     _is_scaled: bool = False
+    # What coordinates of one plane are to be multiplied with.
+    _scale: float = 1.0
+    # A move that has been measured, and its Gram matrix with v.
+    _measured: tuple[Tensor, PlaneGram] | None = None
 
     def scaled(self, scale: float | Tensor) -> Tensor:
         """Return a multiple of the coordinates."""
         self._is_scaled = True
+        if is_plane(self.coordinates) and not isinstance(scale, Tensor):
+            self._scale = scale  # for :meth:`measured`
+            return self.coordinates
         return self.coordinates * scale
+
+    def measured(self, coordinates: Tensor) -> tuple[Tensor, float]:
+        """Return the move of one point and its length, which is not finite where it is not."""
+        if not is_plane(coordinates):
+            return coordinates, _length(coordinates)
+        scale = self._scale if coordinates is self.coordinates else 1.0
+        gram = plane_gram(self.v, coordinates, scale=scale)
+        length = abs(scale) * math.sqrt(gram.dd)
+        if scale != 1.0 and not is_usual(length):  # which rounding and overflow may have a part in
+            return self.measured(coordinates * scale)
+        self._measured = coordinates, gram
+        return coordinates, length
 
     def gradient(self, x: Tensor, out: Tensor | None) -> Tensor:
         """Return what a base sees: the Riemannian gradient on these directions."""
@@ -165,11 +200,13 @@ class Directions:
 
     def rotate_(self, x: Tensor, coordinates: Tensor) -> LargestAngle:
         """Turn points in place; return what finds the largest angles."""
+        measured, self._measured = self._measured, None
         angle, added = turn_low_rank_(
             x,
             self.v,
             coordinates,
             self.xv,
+            gram=measured[1] if measured is not None and measured[0] is coordinates else None,
             phi=self.retraction.phi,
             max_angle=self.retraction.max_angle,
             by_planes=starts_by_planes(self.step),
@@ -227,6 +264,10 @@ class Whole:
     def scaled(self, scale: float | Tensor) -> Tensor:
         """Return a multiple of the coordinates, in their memory."""
         return self.coordinates.mul_(scale)
+
+    def measured(self, coordinates: Tensor) -> tuple[Tensor, float]:
+        """Return the move of one point and its length, which is not finite where it is not."""
+        return coordinates, _length(coordinates)
 
     def gradient(self, x: Tensor, out: Tensor | None) -> Tensor:
         """Return what a base sees: the Riemannian gradient."""

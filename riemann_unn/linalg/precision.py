@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["full_precision", "in_full_precision"]
+__all__ = ["full_precision", "in_full_precision", "is_full_precision"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,6 +24,11 @@ def _device_types() -> list[str]:
         accelerator = torch.accelerator.current_accelerator()
         _found[:] = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
     return _found
+
+
+def is_full_precision(device_types: Iterable[str]) -> bool:
+    """Tell whether autocast is off on some types of devices."""
+    return not any(map(torch.is_autocast_enabled, device_types))
 
 
 def full_precision(device_types: Iterable[str]) -> AbstractContextManager[object]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..interruption import each
+from ..linalg.factor import column_norms
 from ..linalg.step.polish import newton_schulz_
 from ..retractions import Directions, LargestAngle, Retraction, Tangent
 from .entries import COORDINATES, MASTER, START, STEP
@@ -52,6 +53,9 @@ class Batch:
         self._starts: tuple[Tensor, Sequence[Tensor]] | None = None
         self._shape = torch.Size()
         self._kept: list[dict[str, Any]] = []
+        # The value of one member on its own, and the view of it as matrices.
+        self._seen: tuple[Tensor, Tensor] | None = None
+        self._source: Source | None = None
 
     # The steps of a step ---------------------------------------------------
 
@@ -62,18 +66,18 @@ class Batch:
         """
         members = self.members
         self._step = self._kept[0].get(STEP, 0)
-        for member, kept in zip(members, self._kept, strict=True) if members[0].is_half else ():
-            member.value = _master(member, kept)
-        values = [member.value for member in members]
         grads = [member.param.grad for member in members]
         if members[0].is_half:
+            for member, kept in zip(members, self._kept, strict=True):
+                member.value = _master(member, kept)
             grads = [None if grad is None else grad.float() for grad in grads]
+        values = [member.value for member in members]
         self._x, g = self._look(values, grads, retraction)
         self.tangent = retraction.tangent(
             self._x,
             g,
             start=self._start(retraction.rank),
-            source=Source(seeds, g.device, tuple(self._tall(g).shape[-2:]), self._step),
+            source=self._source_of(seeds, g),
             step=self._step,
             is_cached=self._is_cached,
         )
@@ -109,11 +113,19 @@ class Batch:
         # What has a zero move stays bit for bit as it is.
         moved = None if self._shortest > 0 else self._moved()
         self.angle = None
-        if moved is None or bool(moved.any()):
+        if moved is None or (self._longest > 0 and bool(moved.any())):
             if moved is not None and bool(moved.all()):
                 moved = None
             self._turn_(moved, polish, is_rough=any(member.is_rough for member in self.members))
         self._note(state, moved)
+
+    def _source_of(self, seeds: Seeds, g: Tensor) -> Source:
+        source = self._source
+        if source is None or source.seeds is not seeds:
+            shape = tuple(self._tall(g).shape[-2:])
+            source = self._source = Source(seeds, g.device, shape, self._step)
+        source.step = self._step
+        return source
 
     @property
     def _is_cached(self) -> bool | None:
@@ -124,15 +136,20 @@ class Batch:
         self, values: list[Tensor], grads: list[Any], retraction: Retraction
     ) -> tuple[Tensor, Tensor]:
         """Return all points and gradients as matrices."""
-        room = self._room("values", values[0])[0] if self._together else None
-        x = self._matrices(self._manifold.to_matrices, values, room)
+        if self._seen is not None and values[0] is self._seen[0]:
+            x = self._seen[1]  # a view of the same memory
+        else:
+            room = self._room("values", values[0])[0] if self._together else None
+            x = self._matrices(self._manifold.to_matrices, values, room)
+            is_own = len(values) == 1 and _shares(x, values[0])
+            self._seen = (values[0], x) if is_own else None
         return x, self._matrices(self._manifold.displacement_matrices, grads)
 
     def _turn_(self, moved: Tensor | None, polish: bool, *, is_rough: bool) -> None:
         """Turn points by the move and write them back, but for those that have not moved."""
         assert self.tangent is not None
         x = self._x
-        own = len(self.members) == 1 and _shares(x, self.members[0].value)
+        own = self._seen is not None
         new = x if self._writes_once(moved, own, polish, is_rough) else x.clone()
         self.angle = self.tangent.rotate_(new, self._move)
         if polish:
@@ -147,13 +164,13 @@ class Batch:
 
     def _take(self, move: Tensor) -> None:
         """Take coordinates as the move, and find how long it is, which tells if it is finite."""
-        self._move = move
-        # Squares of single precision stay inside the exponent range of double.
         if move.ndim == 2:
-            norm = torch.linalg.vector_norm(move, dtype=_wide(move))
-            self._shortest = self._longest = abs(norm.item())
+            assert self.tangent is not None
+            self._move, self._longest = self.tangent.measured(move)
+            self._shortest = self._longest
         else:
-            norms = torch.linalg.vector_norm(move, dim=(-2, -1), dtype=_wide(move))
+            self._move = move
+            norms = torch.linalg.vector_norm(column_norms(move), dim=(-2, -1))
             self._shortest, self._longest = torch.stack(norms.aminmax()).tolist()
 
     @property
@@ -337,11 +354,15 @@ class Batch:
         del self._x, self._move
 
     def _count(self) -> None:
-        each(setitem, self._kept, repeat(STEP), repeat(self._step + 1))
+        if len(self._kept) == 1:
+            self._kept[0][STEP] = self._step + 1
+        else:
+            each(setitem, self._kept, repeat(STEP), repeat(self._step + 1))
 
     def _start(self, rank: int | None) -> Tensor | None:
         """Return the rows that start the sketches, from what is kept of each member."""
-        if START not in self._kept[0]:
+        is_first = not isinstance(self._step, Tensor) and self._step == 0
+        if is_first or START not in self._kept[0]:
             self._starts = None  # taken out of the state, so to be put there anew
             return None
         rows: list[Tensor] = [kept[START] for kept in self._kept]
@@ -355,10 +376,16 @@ class Batch:
                 return None
             whole = torch.stack(rows)
         x = self._x
-        return usable_start(whole, x, (*x.shape[:-2], rank or 1, x.shape[-1]))
+        shape = (*x.shape[:-2], rank or 1, x.shape[-1])
+        if whole.dtype is x.dtype and whole.shape == shape and whole.device == x.device:
+            return whole
+        return usable_start(whole, x, shape)
 
     def _keep_starts(self, rows: Tensor) -> None:
         """Note the rows that start the next sketches in what is kept of each member."""
+        if rows.ndim == 2 and not rows.is_complex():
+            self._kept[0][START] = rows.contiguous()
+            return
         if rows.ndim > 2:
             batch = self._shape[:-2] if len(self._kept) > 1 else self._shape[1:-2]
             rows = rows.reshape(*batch, *rows.shape[-2:])
@@ -387,12 +414,6 @@ def _master(member: TaggedParam, kept: dict[str, Any]) -> Tensor:
     single = member.manifold.projx(member.param.detach().float())
     # In the parameter's order of memory, in which torch's checkpoints send it to other processes.
     return torch.empty_like(member.memory, dtype=torch.float32).copy_(single)
-
-
-def _wide(x: Tensor) -> torch.dtype | None:
-    return (
-        torch.float64 if x.dtype == torch.float32 else torch.complex128 if x.is_complex() else None
-    )
 
 
 def _shares(some: Tensor, other: Tensor) -> bool:

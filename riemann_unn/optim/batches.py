@@ -30,10 +30,14 @@ class Batches:
         self._counts_on_device = counts_on_device
         self._by_first: dict[TaggedParam, Batch] = {}
         self._former: deque[Trouble] = deque(maxlen=_FORMER)
+        # What devices have found wrong, in the batches there are and in former ones.
+        self.masked: list[Trouble] = []
 
     def of(self, members: list[TaggedParam], state: State) -> list[Batch]:
         """Put what can move together together: one kind, as many steps taken; nothing empty."""
         kept = [state.get(member.param, NOTHING) for member in members]
+        if len(members) == 1:
+            return [self._batch(members, kept)] if members[0].value.numel() > 0 else []
         # Asked one by one, since many keys at once would set the garbage collector to work.
         if (
             len({member.batch_key for member in members}) == 1
@@ -56,6 +60,9 @@ class Batches:
             if isinstance(batch, MaskedBatch):  # of which something may be on its way
                 self._former.append(batch.found)
             batch = self._by_first[members[0]] = self._new(members)
+            batches = self._by_first.values()
+            found = [one.found for one in batches if isinstance(one, MaskedBatch)]
+            self.masked = [*found, *self._former]
         batch._kept = kept
         return batch
 
@@ -63,9 +70,3 @@ class Batches:
         if self._counts_on_device or not members[0].value.is_cpu:
             return MaskedBatch(members, counts_on_device=self._counts_on_device)
         return (Batch if members[0].manifold.views_memory else TransformedBatch)(members)
-
-    def masked(self) -> list[Trouble]:
-        """Return what devices have found wrong in this step's batches and in former ones."""
-        batches = self._by_first.values()
-        found = [batch.found for batch in batches if isinstance(batch, MaskedBatch)]
-        return [*found, *self._former]

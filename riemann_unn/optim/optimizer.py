@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ from ..errors import ManifoldError
 from ..interruption import no_grad
 from ..linalg import Angle, Phi, TangentMethod
 from ..linalg.host import WithoutReading
-from ..linalg.precision import full_precision
+from ..linalg.precision import full_precision, is_full_precision
 from ..parallel import Group, is_sharded, together
 from ..retractions import Retraction
 from .base import (
@@ -30,10 +30,9 @@ from .base import (
     plain_scale,
 )
 from .batch import Batch
-from .batches import Batches
-from .deferred import allow_on_device, check_capturing, raise_trouble, wrong_members
 from .eager import begin_
-from .masked import NONFINITE, OFF, MaskedBatch
+from .hooks import hooked
+from .own_step import OwnPoints
 from .partition import untagged_rank
 from .seeds import Seeds
 from .stand_ins import step_stand_ins
@@ -44,10 +43,8 @@ from .tagged import (
     admit_,
     as_groups,
     check_duplicates,
-    refuse_gradients,
     refuse_overflow,
 )
-from .unchanged import step_where
 
 if TYPE_CHECKING:
     from .shared import SharedPoint
@@ -126,7 +123,6 @@ class ManifoldOptimizer(Optimizer):
 
     base: Optimizer
     _capturable = False
-    _allowed: dict[torch.device, Tensor]
     _shared: SharedPoints | None
 
     def __init__(
@@ -183,10 +179,16 @@ class ManifoldOptimizer(Optimizer):
             self._complete(group)
         are_replicas = self._process_group is not None
         self._tagged = TaggedParams(base, are_replicas=are_replicas)
-        self._batches = Batches(counts_on_device=self._capturable)
-        self._shared = None
-        self._seeds = Seeds(self._seed)
-        self._allowed = {}
+        self._seeds, self._shared = Seeds(self._seed), None
+        self._own = OwnPoints(
+            base,
+            self._tagged,
+            self._seeds,
+            self._retraction,
+            capturable=self._capturable,
+            nonfinite=self._nonfinite,
+            off_manifold=self._off_manifold,
+        )
         self._stepped: list[Batch | SharedPoint] = []
         super().__setstate__(
             {"defaults": base.defaults, "state": base.state, "param_groups": base.param_groups}
@@ -313,6 +315,9 @@ class ManifoldOptimizer(Optimizer):
 
     # The step ---------------------------------------------------------------
 
+    # torch wraps the step of every class by it.
+    profile_hook_step = staticmethod(hooked)  # type: ignore[assignment]
+
     @no_grad
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
@@ -336,21 +341,27 @@ class ManifoldOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._take_over()
-        if any(batch.has_told() for batch in self._batches.masked()):
-            self.synchronize()
-        with full_precision(self._tagged.device_types), self._reading():
-            batches, skipped, trouble = self._sketch_own_()
-            points, left_out = self._sketch_shared_(trouble)
-            self._displace_(batches, points, [*skipped, *left_out])
-            for batch in batches:
-                batch.retract_(self.state, polish=self._polish)
-            if points:
-                together(
-                    (point.place.group, point.retract_(self.state, polish=self._polish))
-                    for point in points
-                )
-        self._stepped = [*batches, *points]
+        self._own.raise_what_was_told()
+        if not self._capturable and is_full_precision(self._tagged.device_types):
+            self._step_()
+            return loss
+        reading = WithoutReading() if self._capturable else nullcontext()
+        with full_precision(self._tagged.device_types), reading:
+            self._step_()
         return loss
+
+    def _step_(self) -> None:
+        batches, skipped, trouble = self._sketch_own_()
+        points, left_out = self._sketch_shared_(trouble) if self._tagged.has_shared else ([], [])
+        self._displace_(batches, points, [*skipped, *left_out])
+        for batch in batches:
+            batch.retract_(self.state, polish=self._polish)
+        if points:
+            together(
+                (point.place.group, point.retract_(self.state, polish=self._polish))
+                for point in points
+            )
+        self._stepped = [*batches, *points]
 
     def synchronize(self) -> None:
         """Wait for accelerators, and raise what they have found wrong with steps until now.
@@ -359,18 +370,13 @@ class ManifoldOptimizer(Optimizer):
             NonFiniteError: a gradient held NaN or infinity, or a step overflowed.
             OffManifoldError: a parameter was off its manifold.
         """
-        raise_trouble(self._batches.masked())
-
-    def _reading(self) -> AbstractContextManager[object]:
-        return WithoutReading() if self._capturable else nullcontext()
+        self._own.synchronize()
 
     def _sketch_own_(self) -> tuple[list[Batch], list[TaggedParam], Exception | None]:
         """Sketch what is this process's own; tell of an error if others have to raise it too."""
         try:
             check_rates(self.param_groups, reads_tensors=not self._capturable)
-            groups, written = self._tagged.with_gradients()
-            batches = [batch for some in groups for batch in self._batches.of(some, self.state)]
-            return *self._sketch_(batches, written), None
+            return *self._own.sketch_(), None
         except Exception as error:
             if not self._tagged.has_shared:
                 raise
@@ -399,75 +405,13 @@ class ManifoldOptimizer(Optimizer):
                 point.scale(scale)
         return stepping, [point.member for point in left_out]
 
-    def _sketch_(
-        self, batches: list[Batch], written: list[TaggedParam]
-    ) -> tuple[list[Batch], list[TaggedParam]]:
-        """Find the tangent coordinates of all gradients, after the checks; nothing has changed.
-
-        Returns:
-            The batches that take the step, and the parameters left out of it.
-        """
-        # The sketch of a gradient shows if it is finite, but for those that fail on one, and where
-        # a point is to be mended before.
-        mends = written and self._off_manifold == "project"
-        blind = [b for b in batches if mends or (written and not b.is_masked) or not self._sees(b)]
-        skipped = self._nonfinite_in(blind)
-        batches = self._without(skipped, batches)
-        admit_([m for m in written if m not in skipped], off_manifold=self._off_manifold)
-        for batch in batches:
-            scale = plain_scale(self.base, batch.group)
-            batch.sketch_(self._retraction(batch.group), self._seeds, scale)
-        masked = [batch for batch in batches if isinstance(batch, MaskedBatch)]
-        if masked:
-            bad = self._judge(masked)
-            if bad:
-                batches, later = self._sketch_(self._without(bad, batches), [])
-                return batches, skipped + bad + later
-        wrong = [batch for batch in batches if not batch.is_finite]
-        if not wrong:
-            return batches, skipped
-        late = self._nonfinite_in(wrong)
-        if not late:
-            refuse_overflow(member for batch in wrong for member in batch.overflowing())
-        batches, later = self._sketch_(self._without(late, batches), [])
-        return batches, skipped + late + later
-
-    def _judge(self, batches: list[MaskedBatch]) -> list[TaggedParam]:
-        """Look at the flags of devices once, or not at all; return who is to be left out."""
-        check_capturing(batches, capturable=self._capturable)
-        self._allowed = {}
-        if self._capturable:
-            self._allowed = allow_on_device(batches, nonfinite=self._nonfinite)
-            return []
-        wrong = wrong_members(batches)
-        admit_([m for m, code in wrong if code & OFF], off_manifold=self._off_manifold)
-        bad = [member for member, code in wrong if code & NONFINITE]
-        if bad and self._nonfinite == "raise":
-            refuse_gradients(bad)
-        return bad
-
-    def _sees(self, batch: Batch) -> bool:
-        return batch.is_masked or self._retraction(batch.group).shows_nonfinite
-
-    def _nonfinite_in(self, batches: list[Batch]) -> list[TaggedParam]:
-        bad = [member for batch in batches for member in batch.nonfinite_gradients()]
-        if bad and self._nonfinite == "raise":
-            refuse_gradients(bad)
-        return bad
-
-    def _without(self, bad: list[TaggedParam], batches: list[Batch]) -> list[Batch]:
-        if not bad:
-            return batches
-        kept = [[m for m in batch.members if m not in bad] for batch in batches]
-        return [batch for some in kept if some for batch in self._batches.of(some, self.state)]
-
     def _displace_(
         self, batches: list[Batch], points: list[SharedPoint], skipped: list[TaggedParam]
     ) -> None:
         """Run the base: on tangent coordinates, and on parameters without a tag as they are."""
-        shown = [batch for batch in batches if not is_plain_sgd(self.base, batch.group)]
+        shown = self._own.shown(batches)
         shared = [point for point in points if not is_plain_sgd(self.base, point.group)]
-        if not shown and not shared and all(p.grad is None for p in self._tagged.others):
+        if not (shown or shared or any(p.grad is not None for p in self._tagged.others)):
             return  # the base has nothing to do
         plain = [m for batch in batches if batch not in shown for m in batch.members]
         plain += [point.member for point in points]  # where the base is to see one, a stand-in
@@ -480,21 +424,7 @@ class ManifoldOptimizer(Optimizer):
         def step() -> None:
             step_stand_ins(self.base, stand_ins, lambda: displace_(self.base, tangents, hidden))
 
-        if self._allowed:
-            others = [
-                (p, self._allowed[p.device])
-                for p in self._tagged.others
-                if p.grad is not None and p.device in self._allowed
-            ]
-            seen_by_base = [
-                (member.param, ok)
-                for batch in shown
-                if isinstance(batch, MaskedBatch)
-                for member, ok in batch.allowed()
-            ]
-            step_where(self.base, step, others, [*others, *seen_by_base])
-        else:
-            step()
+        self._own.step_base_(step, shown)
         for batch in shown:
             batch.read_()
         together((point.place.group, point.read(self.state, whole)) for point in shared)

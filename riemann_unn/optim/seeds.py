@@ -12,6 +12,8 @@ __all__ = ["Seeds", "Source"]
 
 # An odd number whose multiples are spread, from the golden ratio, and where they begin.
 _SPREAD, _FIRST = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
+# Rows of so few numbers are made for so many steps at once.
+_MANY, _AHEAD = 2**14, 16
 # What makes uniform 64-bit integers numbers of variance 1.
 _UNIT = 3**0.5 / 2**63
 
@@ -72,10 +74,21 @@ class Source:
     device: torch.device
     shape: tuple[int, ...]
     step: int | Tensor
+    # Rows for some steps at once, and which.
+    _ahead: tuple[int, tuple[int, int], tuple[Tensor, ...]] | None = None
 
     def __call__(self, k: int, n: int) -> tuple[Tensor, float]:
-        """Return rows ``(k, n)`` of integers, and what makes them numbers of variance 1."""
-        return self.seeds.table(self.device, self.shape, k, n) * multiplier(self.step), _UNIT
+        """Return rows ``(k, n)``, and what makes their entries numbers of variance 1."""
+        table = self.seeds.table(self.device, self.shape, k, n)
+        if isinstance(self.step, Tensor) or table.numel() > _MANY:
+            return table * multiplier(self.step), _UNIT
+        block, i = divmod(self.step, _AHEAD)
+        if self._ahead is None or self._ahead[:2] != (block, (k, n)):
+            steps = range(block * _AHEAD, (block + 1) * _AHEAD)
+            numbers = torch.tensor([multiplier(step) for step in steps], device=self.device)
+            rows = (table * numbers[:, None, None]).to(torch.float32)
+            self._ahead = block, (k, n), rows.unbind(0)
+        return self._ahead[2][i], _UNIT
 
     def generator(self) -> torch.Generator:
         """Return a generator, for sketches that draw otherwise."""

@@ -43,6 +43,8 @@ __all__ = [
 BatchKey = tuple[int, MatrixManifold, torch.Size, torch.dtype, int, torch.device]
 # Matrices up to this size are cheaper to move together than one by one.
 _BATCH_UP_TO = 128 * 128
+# Up to so many are asked one by one.
+_FEW = 4
 # With many parameters the interpreter's own loops take longer than what is asked of each.
 _PARAM, _GRAD, _LAYOUT = attrgetter("param"), attrgetter("grad"), attrgetter("layout")
 _MEMORY, _VERSION, _COUNT = attrgetter("memory"), attrgetter("version"), attrgetter("_version")
@@ -131,6 +133,21 @@ def _same_storage(params: list[Tensor], memories: list[Tensor]) -> bool:
     return same and all(map(is_, map(_DTYPE, params), map(_DTYPE, memories)))
 
 
+def _are_as_before(members: list[TaggedParam]) -> bool:
+    """Tell if all have dense gradients and nobody wrote to them; False may be wrong, True is not.
+
+    For a few members, of which nothing has to be gathered in lists.
+    """
+    for member in members:
+        p, memory = member.param, member.memory
+        grad = p.grad
+        if grad is None or grad.layout is not torch.strided or p._version != member.version:
+            return False
+        if not _same_storage([p], [memory]):
+            return False
+    return True
+
+
 def _moved(members: list[TaggedParam]) -> list[TaggedParam]:
     found = []
     for member in members:
@@ -160,6 +177,7 @@ class TaggedParams:
         self._shared: list[TaggedParam] = []
         self._others: list[Tensor] = []
         self._keys: dict[BatchKey, int] = {}
+        self._asked, self._types = 0, set[str]()
 
     def with_gradients(self) -> tuple[list[list[TaggedParam]], list[TaggedParam]]:
         """Return by group who has a gradient, and who was written to since the last step.
@@ -174,6 +192,9 @@ class TaggedParams:
         written: list[TaggedParam] = []
         self.refuse_none()
         for members in self._by_group:
+            if len(members) <= _FEW and _are_as_before(members):
+                groups.append(members)
+                continue
             params = list(map(_PARAM, members))
             grads = list(map(_GRAD, params))
             if any(map(is_, grads, repeat(None))):
@@ -274,7 +295,10 @@ class TaggedParams:
     @property
     def device_types(self) -> set[str]:
         """The types of the devices that tagged parameters are, or once were, on."""
-        return {key[-1].type for key in self._keys}
+        if len(self._keys) != self._asked:
+            self._asked = len(self._keys)
+            self._types = {key[-1].type for key in self._keys}
+        return self._types
 
     @property
     def others(self) -> list[Tensor]:

@@ -42,6 +42,21 @@ class TransformedBatch(Batch):
         x = self._transform("points", values, exact=self._polishes)
         return x, self._transform("moves", grads)
 
+    def read_(self) -> None:
+        """Take what the base has written into the zeros as the move."""
+        if not self._is_added:
+            super().read_()
+            return
+        assert self.tangent is not None
+        moves = self._transform("moves", self._rooms["zeros"][1])
+        self._take(self.tangent.read(self._x, moves))
+
+    def _scatter(self, x: Tensor, whole: Tensor, parts: list[Tensor]) -> None:
+        if self._is_added:  # a displacement, which bears the rounding of its precision
+            self._manifold.write_point(self._tall(x).reshape(self._shape), whole)
+        else:
+            super()._scatter(x, whole, parts)
+
     def _turn_(self, moved: Tensor | None, polish: bool, *, is_rough: bool) -> None:
         if not self._is_added:
             super()._turn_(moved, polish, is_rough=is_rough)

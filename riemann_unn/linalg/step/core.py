@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "has_imaginary_part",
     "leading_directions",
     "leading_of",
+    "near_turn",
     "plane_minus_identity",
     "planes_of",
     "small_turn",
@@ -248,6 +250,25 @@ def small_turn(
     turn = turn - 0.5 * (error + turn @ error)
     leading = leading_directions(k, theta, v, count) if is_complex else _one_of_each_pair(u, count)
     return turn.to(wide.dtype), angles.abs().amax(dim=-1), leading.to(wide.dtype)
+
+
+def near_turn(k: Tensor) -> Tensor:
+    """Return exp(K) - I of one core whose angles are up to a tenth of a radian, by nine terms.
+
+    What is left out is 3e-16 of it; nothing is decomposed.
+    """
+    one, k2 = identity(k.shape[-1], k.dtype), torch.mm(k, k)
+    k3 = torch.mm(k, k2)
+    last = torch.add(k, k2, alpha=1 / 8).add_(k3, alpha=1 / 72).add_(one, alpha=7.0).mul_(1 / 5040)
+    middle = torch.add(k, k2, alpha=1 / 5).add_(one, alpha=4.0).mul_(1 / 24).addmm_(k3, last)
+    return torch.add(k, k2, alpha=1 / 2).addmm_(k3, middle)
+
+
+@lru_cache(maxsize=64)
+def identity(m: int, dtype: torch.dtype) -> Tensor:
+    """Return the identity on the host; it is kept, and not to be written to."""
+    with torch.inference_mode(False):
+        return torch.eye(m, dtype=dtype)
 
 
 def _smooth_turn(

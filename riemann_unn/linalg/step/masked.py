@@ -15,19 +15,15 @@ what rounding or truncation leaves is an error of the angle, not of the orthogon
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from ..factor import DOUBLE, real_dtype
-from ..host import on_host
 from .core import Angle, Phi
 
 __all__ = [
     "LARGEST_ANGLE",
     "dense_turn",
-    "identity",
     "masked_columns",
     "masked_next",
     "pade_turn",
@@ -170,24 +166,12 @@ def pade_turn(j: Tensor, c: Tensor) -> Tensor:
     Reference:
         Higham, "Functions of Matrices" (2008), section 10.3.
     """
-    if c.ndim == 2 and on_host(c):
-        one, c2 = identity(c.shape[-1], c.dtype), torch.mm(c, c)
-        odd = torch.add(c2, one, alpha=36.0).mul_(420.0).addmm_(c2, c2)
-        even = torch.add(c2, one, alpha=9.0).mul_(1680.0).addmm_(c2, c2, alpha=15.0)
-        return _divided(torch.mm(j, odd), even.addmm_(c, odd, alpha=-0.5))
     eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
     c2 = c @ c
     c4 = c2 @ c2
     odd = torch.add(torch.add(c4, c2, alpha=420.0), eye, alpha=15120.0)
     even = torch.add(torch.add(c2, c4, alpha=1 / 112), eye, alpha=9.0)
     return _divided(j @ odd, _plus_product(even, 1680.0, c, odd, alpha=-0.5))
-
-
-@lru_cache(maxsize=64)
-def identity(m: int, dtype: torch.dtype) -> Tensor:
-    """Return the identity on the host; it is kept, and not to be written to."""
-    with torch.inference_mode(False):
-        return torch.eye(m, dtype=dtype)
 
 
 def _plus_product(

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..factor import DOUBLE, svd, thin_qr
+from ..factor import column_norms, svd, thin_qr
 from ..host import on_host
 from .masked import masked_columns, tiny_of
 from .products import rows_times, times_columns
@@ -77,9 +77,7 @@ def _units(w: Tensor, otherwise: Tensor | None, dim: int) -> Tensor:
         if is_usual(norm.item()):
             unit: Tensor = w / norm
             return unit
-    wide = DOUBLE.get(w.dtype, w.dtype)
-    # Squares of single precision stay inside the exponent range of double.
-    norms = torch.linalg.vector_norm(w, dim=dim, keepdim=True, dtype=wide)
+    norms = column_norms(w) if dim == -2 else column_norms(w.mT).mT
     unit = (w / norms.clamp_min(tiny_of(norms))).to(w.dtype)
     return unit if otherwise is None else torch.where(norms == 0, otherwise, unit)
 

@@ -342,7 +342,11 @@ def iterate(
     a = multiply(x.mH, g)
     less_twice = a.mH - a  # -2Ω, so that rows times it are the adjoints of columns 2Ωv
     rows = leading_rows(rows, lambda r: multiply(r, less_twice), count - 1)
-    return rows.mH, multiply(rows, less_twice).mul_(0.5).mH, None
+    if x.ndim == 2:
+        z = torch.addmm(rows, rows, less_twice, beta=0.0, alpha=0.5)
+    else:
+        z = torch.baddbmm(rows, rows, less_twice, beta=0.0, alpha=0.5)
+    return rows.mH, z.mH, None
 
 
 def leading_rows(first: Tensor, apply: Callable[[Tensor], Tensor], count: int) -> Tensor:
@@ -357,8 +361,8 @@ def leading_rows(first: Tensor, apply: Callable[[Tensor], Tensor], count: int) -
     if count and first.ndim == 2 and len(first) == 1 and on_host(first):
         for _ in range(count):
             rows = apply(rows)
-        norm = torch.linalg.vector_norm(rows).item()
-        if is_usual(norm):  # else digits were lost on the way
+        norm = torch.linalg.vector_norm(rows)
+        if is_usual(norm.item()):  # else digits were lost on the way
             unit: Tensor = rows / norm
             return unit
         rows = first

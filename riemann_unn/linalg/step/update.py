@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..factor import DOUBLE, is_triangular, real_dtype, thin_qr
+from ..factor import DOUBLE, column_norms, is_triangular, real_dtype, thin_qr
 from ..host import on_host
 from ..maps import rotate_by, skew, unitary_core
 from .core import (
@@ -21,18 +22,22 @@ from .core import (
     angle_map,
     check_phi,
     core_minus_identity,
+    near_turn,
     plane_minus_identity,
     small_turn,
     turned,
 )
-from .masked import dense_turn, masked_next, pade_turn, tiny_of, turn_by_gram
+from .masked import dense_turn, masked_next, tiny_of, turn_by_gram
 from .polish import newton_schulz
 from .products import CACHED, add_product_, rows_times, times_columns
 from .tangent import core_of
 
 __all__ = [
     "LargestAngle",
+    "PlaneGram",
     "factors_of_turn",
+    "is_plane",
+    "plane_gram",
     "retract_low_rank",
     "retract_low_rank_",
     "rotate_low_rank_",
@@ -46,8 +51,8 @@ LargestAngle = Callable[[], Tensor]
 
 # Up to this size a core is taken to double precision and its eigenvectors.
 _CORE = 64
-# Up to this length a core's largest angle is a quarter of a radian, since they come in pairs.
-_NEAR = 0.35
+# Up to this length a core's largest angle is a tenth of a radian, since they come in pairs.
+_NEAR = 0.14
 # Squared lengths between this and its inverse keep products of theirs in single precision.
 _SQUARES = 1e-30
 
@@ -97,11 +102,16 @@ def turn_low_rank_(
     phi: Phi | Angle,
     max_angle: float | None,
     by_planes: bool,
+    gram: PlaneGram | None = None,
 ) -> tuple[LargestAngle, Tensor]:
-    """Do what :func:`rotate_low_rank_` does, and tell the angle when it is asked for."""
+    """Do what :func:`rotate_low_rank_` does, and tell the angle when it is asked for.
+
+    ``gram`` is :func:`plane_gram` of v and d, if it is known.
+    """
     if v.shape[-1] == 1:
-        if x.ndim == 2 and on_host(x) and not x.is_complex():
-            return _rotate_plane_(x, v, d, xv, phi, max_angle)
+        if is_plane(d):
+            gram = plane_gram(v, d) if gram is None else gram
+            return _rotate_plane_(x, v, d, xv, phi, max_angle, gram)
         return _rotate_planes_(x, v, d, xv, phi, max_angle)
     if not (on_host(x) or callable(phi)):
         return _rotate_by_gram_(x, v, d, xv, phi, max_angle)
@@ -175,7 +185,7 @@ def _turn_of_planes(
     q, r, core = core_of(v, d)
     is_small = phi == "exp" and not by_planes and core.ndim == 2
     if is_small and torch.linalg.vector_norm(core).item() <= min(_NEAR, max_angle or _NEAR):
-        turn, added = pade_turn(core, core), q[..., k:].to(v.dtype)
+        turn, added = near_turn(core), q[..., k:].to(v.dtype)
 
         def angle() -> Tensor:
             largest: Tensor = torch.linalg.matrix_norm(core, ord=2)
@@ -190,11 +200,44 @@ def _turn_of_planes(
         turn, largest, leading = small_turn(core, phi, count, max_angle=max_angle)
         angle = lambda: largest  # noqa: E731
         added = (q @ leading if count else q[..., k:]).to(v.dtype)
-    return q, r, turn @ q.mH, angle, added
+    right = torch.mm(turn, q.mH) if turn.ndim == 2 else turn @ q.mH
+    return q, r, right, angle, added
+
+
+class PlaneGram(NamedTuple):
+    """Two vectors v and d side by side, and their inner products, in double precision.
+
+    A move is d times the scale.
+    """
+
+    basis: Tensor
+    vv: float
+    vd: float
+    dd: float
+    scale: float
+
+
+def is_plane(d: Tensor) -> bool:
+    """Tell if coordinates are those of one real plane on the host, which Python turns by."""
+    return d.shape[-1] == 1 and d.ndim == 2 and not d.is_complex() and on_host(d)
+
+
+def plane_gram(v: Tensor, d: Tensor, *, scale: float = 1.0) -> PlaneGram:
+    """Return the Gram matrix of v and d, shape ``(n, 1)``."""
+    basis = torch.cat([v, d], dim=-1)
+    wide = basis.double()
+    (vv, vd), (_, dd) = torch.mm(wide.mT, wide).tolist()
+    return PlaneGram(basis, vv, vd, dd, scale)
 
 
 def _rotate_plane_(
-    x: Tensor, v: Tensor, d: Tensor, xv: Tensor | None, phi: Phi | Angle, max_angle: float | None
+    x: Tensor,
+    v: Tensor,
+    d: Tensor,
+    xv: Tensor | None,
+    phi: Phi | Angle,
+    max_angle: float | None,
+    gram: PlaneGram,
 ) -> tuple[LargestAngle, Tensor]:
     r"""One real plane, by its one angle.
 
@@ -204,18 +247,16 @@ def _rotate_plane_(
     with S the Gram matrix of v and d, :math:`J = \begin{pmatrix} 0 & -1 \\ 1 & 0 \end{pmatrix}`
     and :math:`\theta^2 = \det S`: neither need be orthonormal.
     """
-    basis = torch.cat([v, d], dim=-1)
-    wide = basis.double()
-    (vv, vd), (_, dd) = torch.mm(wide.mT, wide).tolist()
+    basis, vv, vd, dd, scale = gram
     if dd == 0.0:
-        return partial(wide.new_tensor, vv * 0.0), v  # not a number where v is
+        return partial(_number, vv * 0.0), v  # not a number where v is
     determinant = vv * dd - vd * vd
     if not (_SQUARES < dd < 1 / _SQUARES and 2 * determinant > dd):
-        return _rotate_planes_(x, v, d, xv, phi, max_angle)
-    theta = math.sqrt(determinant)
-    angle = turned(theta, phi, max_angle)
+        return _rotate_planes_(x, v, d * scale, xv, phi, max_angle)
+    length = math.sqrt(determinant)
+    angle = turned(length * abs(scale), phi, max_angle)
     half = math.sin(0.5 * angle)
-    odd, even = math.sin(angle) / theta, 2.0 * half * half / determinant
+    odd, even = math.copysign(math.sin(angle), scale) / length, 2.0 * half * half / determinant
     core = [[-even * dd, even * vd - odd], [even * vd + odd, -even * vv]]
     right = torch.mm(torch.tensor(core, dtype=x.dtype, device=x.device), basis.mT)
     if xv is None:
@@ -223,7 +264,11 @@ def _rotate_plane_(
     else:
         turned_basis = torch.cat([xv, times_columns(x, d)], dim=-1)
     add_product_(x, turned_basis, right)
-    return partial(wide.new_tensor, angle), d / math.sqrt(dd)
+    return partial(_number, angle), d / math.copysign(math.sqrt(dd), scale)
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def _rotate_planes_(
@@ -283,11 +328,11 @@ def _turn_of_plane(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = DOUBLE.get(v.dtype, v.dtype)
     v_wide, d_wide = v.to(wide), d.to(wide)
-    v_wide = v_wide / torch.linalg.vector_norm(v_wide, dim=-2, keepdim=True)
+    v_wide = v_wide / column_norms(v_wide)
     inner = v_wide.mH @ d_wide
     corner = inner.imag if v.is_complex() else torch.zeros_like(inner)
     rest = d_wide - v_wide * inner
-    beside = torch.linalg.vector_norm(rest, dim=-2, keepdim=True)
+    beside = column_norms(rest)
     q = rest / beside.masked_fill(beside == 0, 1)
     turn, angle = plane_minus_identity(
         corner[..., 0, 0], beside[..., 0, 0], phi, max_angle=max_angle

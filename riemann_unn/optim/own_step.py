@@ -1,0 +1,158 @@
+"""Steps of the parameters that a process has whole: checked, sketched and shown to the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch import Tensor, device
+from torch.optim import Optimizer
+
+from ..retractions import Retraction
+from .base import is_plain_sgd, plain_scale
+from .batch import Batch
+from .batches import Batches
+from .deferred import allow_on_device, check_capturing, raise_trouble, wrong_members
+from .masked import NONFINITE, OFF, MaskedBatch
+from .seeds import Seeds
+from .tagged import TaggedParam, TaggedParams, admit_, refuse_gradients, refuse_overflow
+from .unchanged import step_where
+
+__all__ = ["OwnPoints"]
+
+
+class OwnPoints:
+    """The tagged parameters that a process has whole, in batches that are kept between steps.
+
+    Args:
+        base: the base optimizer.
+        tagged: its tagged parameters.
+        seeds: of the sketches.
+        retraction_of: of a group.
+        capturable: whether nothing is to be read from a device.
+        nonfinite: see :class:`ManifoldOptimizer`.
+        off_manifold: likewise.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        tagged: TaggedParams,
+        seeds: Seeds,
+        retraction_of: Callable[[dict[str, Any]], Retraction],
+        *,
+        capturable: bool,
+        nonfinite: Literal["raise", "skip"],
+        off_manifold: Literal["raise", "project"],
+    ) -> None:
+        self._base, self._tagged, self._seeds = base, tagged, seeds
+        self._retraction_of, self._capturable = retraction_of, capturable
+        self._nonfinite, self._off_manifold = nonfinite, off_manifold
+        self._batches = Batches(counts_on_device=capturable)
+        # On devices that are not asked, whether the step is taken.
+        self._allowed: dict[device, Tensor] = {}
+
+    def synchronize(self) -> None:
+        """Raise what devices have found wrong."""
+        raise_trouble(self._batches.masked)
+
+    def raise_what_was_told(self) -> None:
+        """Raise what devices have told the host of, without waiting for what they have not."""
+        for batch in self._batches.masked:
+            if batch.has_told():
+                self.synchronize()
+
+    def sketch_(self) -> tuple[list[Batch], list[TaggedParam]]:
+        """Find the tangent coordinates of all gradients, after the checks; nothing has changed.
+
+        Returns:
+            The batches that take the step, and the parameters left out of it.
+        """
+        self._allowed = {}
+        groups, written = self._tagged.with_gradients()
+        batches: list[Batch] = []
+        for members in groups:
+            batches += self._batches.of(members, self._base.state)
+        return self._sketch(batches, written)
+
+    def _sketch(
+        self, batches: list[Batch], written: list[TaggedParam]
+    ) -> tuple[list[Batch], list[TaggedParam]]:
+        # The sketch of a gradient shows if it is finite, but for those that fail on one, and where
+        # a point is to be mended before.
+        skipped: list[TaggedParam] = []
+        if written or not all(map(self._sees, batches)):
+            mends = bool(written) and self._off_manifold == "project"
+            sees = self._sees
+            blind = [b for b in batches if mends or (written and not b.is_masked) or not sees(b)]
+            skipped = self._nonfinite_in(blind)
+            batches = self._without(skipped, batches)
+            admit_([m for m in written if m not in skipped], off_manifold=self._off_manifold)
+        is_fine = True
+        for batch in batches:
+            group = batch.group
+            batch.sketch_(self._retraction_of(group), self._seeds, plain_scale(self._base, group))
+            is_fine = is_fine and batch.is_finite and not batch.is_masked
+        bad = [] if is_fine else self._judged(batches)
+        if not bad:
+            return batches, skipped
+        batches, later = self._sketch(self._without(bad, batches), [])
+        return batches, skipped + bad + later
+
+    def _judged(self, batches: list[Batch]) -> list[TaggedParam]:
+        """Refuse what is wrong, or return who is to be left out; what is masked is asked once."""
+        wrong = [batch for batch in batches if not batch.is_finite]
+        masked = [batch for batch in batches if isinstance(batch, MaskedBatch)]
+        bad = self._nonfinite_in(wrong)
+        if wrong and not bad:
+            refuse_overflow(member for batch in wrong for member in batch.overflowing())
+        if not masked:
+            return bad
+        check_capturing(masked, capturable=self._capturable)
+        if self._capturable:
+            self._allowed = allow_on_device(masked, nonfinite=self._nonfinite)
+            return bad
+        codes = wrong_members(masked)
+        admit_([m for m, code in codes if code & OFF], off_manifold=self._off_manifold)
+        late = [member for member, code in codes if code & NONFINITE]
+        if late and self._nonfinite == "raise":
+            refuse_gradients(late)
+        return bad + late
+
+    def _sees(self, batch: Batch) -> bool:
+        return batch.is_masked or self._retraction_of(batch.group).shows_nonfinite
+
+    def _nonfinite_in(self, batches: list[Batch]) -> list[TaggedParam]:
+        bad = [member for batch in batches for member in batch.nonfinite_gradients()]
+        if bad and self._nonfinite == "raise":
+            refuse_gradients(bad)
+        return bad
+
+    def _without(self, bad: list[TaggedParam], batches: list[Batch]) -> list[Batch]:
+        if not bad:
+            return batches
+        kept = [[m for m in batch.members if m not in bad] for batch in batches]
+        state = self._base.state
+        return [batch for some in kept if some for batch in self._batches.of(some, state)]
+
+    def shown(self, batches: list[Batch]) -> list[Batch]:
+        """Return the batches that the base has to see, all but those of plain SGD."""
+        return [batch for batch in batches if not is_plain_sgd(self._base, batch.group)]
+
+    def step_base_(self, step: Callable[[], None], shown: list[Batch]) -> None:
+        """Step the base; where devices are not asked, what it writes is undone as they say."""
+        if not self._allowed:
+            step()
+            return
+        others = [
+            (p, self._allowed[p.device])
+            for p in self._tagged.others
+            if p.grad is not None and p.device in self._allowed
+        ]
+        seen = [
+            (member.param, ok)
+            for batch in shown
+            if isinstance(batch, MaskedBatch)
+            for member, ok in batch.allowed()
+        ]
+        step_where(self._base, step, others, [*others, *seen])
