@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable
 from typing import Any
 
 from .batch import NOTHING, Batch, State
 from .entries import START, STEP
-from .masked import MaskedBatch
+from .masked import MaskedBatch, Trouble
 from .tagged import TaggedParam
 from .transformed import TransformedBatch
 
 __all__ = ["Batches"]
+
+
+# So many batches that were given up are remembered, for what a device has to tell of them.
+_FORMER = 64
 
 
 class Batches:
@@ -24,8 +29,9 @@ class Batches:
     def __init__(self, *, counts_on_device: bool) -> None:
         self._counts_on_device = counts_on_device
         self._by_first: dict[TaggedParam, Batch] = {}
-        # Those of which the device knows what is wrong.
-        self.masked: list[MaskedBatch] = []
+        self._former: deque[Trouble] = deque(maxlen=_FORMER)
+        # What devices have found wrong, in the batches there are and in former ones.
+        self.masked: list[Trouble] = []
 
     def of(self, members: list[TaggedParam], state: State) -> list[Batch]:
         """Put what can move together together: one kind, as many steps taken; nothing empty."""
@@ -51,8 +57,12 @@ class Batches:
     def _batch(self, members: list[TaggedParam], kept: list[dict[str, Any]]) -> Batch:
         batch = self._by_first.get(members[0])
         if batch is None or batch.members != members:
+            if isinstance(batch, MaskedBatch):  # of which something may be on its way
+                self._former.append(batch.found)
             batch = self._by_first[members[0]] = self._new(members)
-            self.masked = [b for b in self._by_first.values() if isinstance(b, MaskedBatch)]
+            batches = self._by_first.values()
+            found = [one.found for one in batches if isinstance(one, MaskedBatch)]
+            self.masked = [*found, *self._former]
         batch._kept = kept
         return batch
 

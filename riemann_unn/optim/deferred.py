@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ..errors import ManifoldError, NonFiniteError, OffManifoldError
-from .masked import NONFINITE, OFF, OVERFLOW, MaskedBatch
+from .masked import NONFINITE, OFF, OVERFLOW, MaskedBatch, Trouble
 from .tagged import TaggedParam
 
 __all__ = ["allow_on_device", "check_capturing", "raise_trouble", "wrong_members"]
 
 
-def raise_trouble(batches: Iterable[MaskedBatch]) -> None:
+def raise_trouble(batches: Iterable[Trouble]) -> None:
     """Raise what devices have found wrong since they were last asked; wait for them.
 
     Raises:
@@ -59,10 +59,10 @@ def wrong_members(batches: Sequence[MaskedBatch]) -> list[tuple[TaggedParam, int
         by_device.setdefault(batch.device, []).append(batch)
     wrong: list[tuple[TaggedParam, int]] = []
     for some in by_device.values():
-        flags = [flag for batch in some for flag in (batch.wrong.any(), batch.trouble.any())]
+        flags = [flag for batch in some for flag in (batch.wrong.any(), batch.found.trouble.any())]
         told = torch.stack(flags).tolist()
         if any(told[1::2]):
-            raise_trouble(some)
+            raise_trouble(batch.found for batch in some)
         for batch, is_wrong in zip(some, told[::2], strict=True):
             codes = batch.wrong.tolist() if is_wrong else ()
             wrong += [

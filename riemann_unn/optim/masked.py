@@ -21,16 +21,44 @@ from .seeds import Seeds
 from .starts import stored_start
 from .tagged import TaggedParam
 
-__all__ = ["NONFINITE", "OFF", "OVERFLOW", "MaskedBatch"]
+__all__ = ["NONFINITE", "OFF", "OVERFLOW", "MaskedBatch", "Trouble"]
 
 # What can be wrong with a member, in bits.
 NONFINITE, OFF, OVERFLOW = 1, 2, 4
 
 
+class Trouble:
+    """What was found wrong with members, in bits, until it is asked for.
+
+    ``trouble`` is on the device, and ``has_told`` looks at what the last copy has brought from it.
+    """
+
+    def __init__(self, members: list[TaggedParam]) -> None:
+        self.members = members
+        self.device = members[0].value.device
+        self.trouble = torch.zeros(len(members), dtype=torch.uint8, device=self.device)
+        pinned = self.device.type == "cuda"
+        self._told = torch.zeros(len(members), dtype=torch.uint8, pin_memory=pinned)
+        self._seen = self._told.numpy()
+
+    def tell(self) -> None:
+        """Send the host what was found, without waiting for it."""
+        self._told.copy_(self.trouble, non_blocking=True)
+
+    def has_told(self) -> bool:
+        """Whether something wrong has reached the host; it is not waited for."""
+        return bool(self._seen.any())
+
+    def forget(self) -> None:
+        """Forget what was wrong."""
+        self.trouble.zero_()
+        self._told.zero_()
+
+
 class MaskedBatch(Batch):
     """Tagged parameters that move together without a look at their values.
 
-    ``trouble`` collects what was found wrong with each member, in bits, until it is asked for.
+    ``found`` collects what was found wrong with each member.
     With ``counts_on_device`` the steps taken are counted in tensors, which a captured graph can.
     """
 
@@ -40,11 +68,7 @@ class MaskedBatch(Batch):
         super().__init__(members)
         self.device = members[0].value.device
         self._counts_on_device = counts_on_device
-        self.trouble = torch.zeros(len(members), dtype=torch.uint8, device=self.device)
-        # What the host may look at without waiting: where the last step has left the same.
-        pinned = self.device.type == "cuda"
-        self._told = torch.zeros(len(members), dtype=torch.uint8, pin_memory=pinned)
-        self._numbers = self._told.numpy()
+        self.found = Trouble(members)
 
     # The steps of a step ---------------------------------------------------
 
@@ -77,7 +101,7 @@ class MaskedBatch(Batch):
             told: bits of what is wrong that are to be told of later.
         """
         self._ok = ok.expand(len(self.members))
-        self.trouble.bitwise_or_(self.wrong if told == NONFINITE | OFF else self.wrong & told)
+        self.found.trouble.bitwise_or_(self.wrong if told == NONFINITE | OFF else self.wrong & told)
 
     def retract_(self, state: State, *, polish: bool) -> None:
         """Move the points, and note what their next step needs."""
@@ -85,11 +109,11 @@ class MaskedBatch(Batch):
         if self._is_read:  # a move may overflow although the gradient is finite
             finite = self._of_members(self._is_finite)
             late = ~finite if self._ok is None else self._ok > finite
-            self.trouble.bitwise_or_(late.view(torch.uint8) * OVERFLOW)
+            self.found.trouble.bitwise_or_(late.view(torch.uint8) * OVERFLOW)
             self._ok = finite if self._ok is None else self._ok & finite
         elif self._ok is None:
             self._ok = self._of_members(self._is_finite)
-        self._told.copy_(self.trouble, non_blocking=True)
+        self.found.tell()
         self._move = self._masked(self._move)
         moved = self._moved()
         self._turn_(moved, polish, is_rough=any(member.is_rough for member in self.members))
@@ -132,15 +156,6 @@ class MaskedBatch(Batch):
     def is_finite(self) -> bool:
         """True: what is not is masked, and told of later."""
         return True
-
-    def has_told(self) -> bool:
-        """Whether something wrong has reached the host; it is not waited for."""
-        return bool(self._numbers.any())
-
-    def forget(self) -> None:
-        """Forget what was wrong."""
-        self.trouble.zero_()
-        self._told.zero_()
 
     def allowed(self) -> list[tuple[TaggedParam, Tensor]]:
         """Return the members with the flags of those that take the step."""

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
+from ..interruption import restoring
 from .entries import OWN
 
 __all__ = ["step_where"]
@@ -16,6 +17,8 @@ __all__ = ["step_where"]
 # What bases begin with other than zero, and what they set from other entries or leave as it was.
 _FIRST = {"mu_product": 1.0}
 _FOLLOWING = {"eta", "mu", "step_size"}
+# Bases whose fused kernels do nothing where a flag says so, at a first step too.
+_FUSED = (Adam, AdamW)
 
 
 def step_where(
@@ -33,20 +36,42 @@ def step_where(
         flags: parameters whose state it changes, with their flags.
     """
     flags = list(flags)
+    taken = _one_flag(base, flags)
+    if taken is not None:
+        _step_if(base, step, taken)
+        return
     values = [(p.detach(), p.detach().clone(), ok) for p, ok in params]
     before = {id(p): {name: value.clone() for name, value in _tensors(base, p)} for p, _ in flags}
     step()
     for value, old, ok in values:
-        value.copy_(torch.where(ok, value, old))
+        torch.where(ok, value, old, out=value)
     for p, ok in flags:
         for name, value in _tensors(base, p):
             if value.device != ok.device:  # a count that the base keeps on the host
                 continue
             kept = before[id(p)].get(name)
             if kept is not None:
-                value.copy_(torch.where(ok, value, kept))
+                torch.where(ok, value, kept, out=value)
             elif name not in _FOLLOWING:  # begun by a step that is not taken
                 value.copy_(torch.where(ok, value, _FIRST.get(name, 0.0)))
+
+
+def _one_flag(base: Optimizer, flags: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """Return the one flag of all parameters, if the base itself can leave a step out by it."""
+    if type(base) not in _FUSED or not all(group["fused"] for group in base.param_groups):
+        return None
+    where = {(flag.device, flag.data_ptr()) for _, flag in flags}
+    return flags[0][1] if len(where) == 1 else None
+
+
+def _step_if(base: Any, step: Callable[[], None], taken: Tensor) -> None:
+    """Step a fused base as torch's GradScaler does: it looks at a flag on the device first."""
+
+    def forget() -> None:
+        base.__dict__.pop("found_inf", None)
+
+    base.found_inf = (~taken).float()
+    restoring(step, forget)
 
 
 def _tensors(base: Optimizer, p: Tensor) -> list[tuple[str, Tensor]]:

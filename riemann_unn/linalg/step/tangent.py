@@ -119,7 +119,10 @@ def tangent_gradient(
         xv: X v.
         out: where to write the result.
     """
-    left, right = z - v @ skew(v.mH @ z), torch.cat([v, z], dim=-1)
+    right = torch.cat([v, z], dim=-1)
+    # Of one real direction v is orthogonal to z.
+    is_one = v.shape[-1] == 1 and not v.is_complex()
+    left = z if is_one else z - v @ skew(v.mH @ z)
     if x.shape[-2] < x.shape[-1]:
         back = torch.cat([xv, times_columns(x, z)], dim=-1)
         left, right = times_columns(x, left), 2 * right - rows_times(back.mH, x).mH

@@ -300,3 +300,27 @@ def test_a_gram_matrix_of_turns_is_in_double_precision():
     assert basis.dtype == right.dtype == small.dtype == torch.float64
     k = generator_of(v, d)
     assert (basis @ right + torch.eye(12) - torch.linalg.matrix_exp(k)).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize(("shape", "k"), CASES[:4])
+def test_where_there_are_no_numbers_none_is_asked_for(dtype, shape, k):
+    *batch, p, n = shape
+    with torch.device("meta"):
+        x, g = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+        start = torch.empty(*batch, k, n, dtype=dtype)
+        count = torch.empty((), dtype=torch.int64)
+        v, z, xv = iterate(
+            x, g, rank=k, start=start, draws=lambda k, n: (torch.empty(k, n) * count, 1.0)
+        )
+        known = x @ v if xv is None else xv
+        move = tangent_coordinates(x, tangent_gradient(x, v, z, known), v, known)
+        for phi in PHIS:
+            _, added = turn_low_rank_(x, v, move, xv, phi=phi, max_angle=0.1, by_planes=True)
+            if p == n:
+                rotate_whole_(x, skew(g), phi=phi, max_angle=0.1)
+        correction, estimate = rows_due(x, count, all_rows=False)[1:]
+        for found in (added, next_directions(v, z), correction, estimate):
+            assert found.is_meta
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(estimate.sum() > 0)
