@@ -200,13 +200,17 @@ class Directions:
 
     def rotate_(self, x: Tensor, coordinates: Tensor) -> LargestAngle:
         """Turn points in place; return what finds the largest angles."""
+        if is_plane(coordinates) and (
+            self._measured is None or self._measured[0] is not coordinates
+        ):
+            coordinates, _ = self.measured(coordinates)
         measured, self._measured = self._measured, None
         angle, added = turn_low_rank_(
             x,
             self.v,
             coordinates,
             self.xv,
-            gram=measured[1] if measured is not None and measured[0] is coordinates else None,
+            gram=None if measured is None else measured[1],
             phi=self.retraction.phi,
             max_angle=self.retraction.max_angle,
             by_planes=starts_by_planes(self.step),

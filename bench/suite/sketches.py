@@ -16,6 +16,7 @@ from tqdm import tqdm
 from riemann_unn.demo.models import orthogonal_learner
 from riemann_unn.demo.tasks import Copy, Digits, Task
 from riemann_unn.linalg import TangentMethod, skew, tangent_energies
+from riemann_unn.optim import seeds as draws
 from riemann_unn.retractions import Directions, Retraction
 
 from .page import Section, figure, short, table
@@ -58,7 +59,7 @@ def run(plan: Plan, clock: Clock, images: Path) -> Section:
     lines: list[str] = []
     values: dict[str, float] = {}
     pictured: dict[str, dict[float, float]] = {}
-    shuffle = random.Random(plan.seed)
+    shuffle, seeds = random.Random(plan.seed), draws.Seeds(plan.seed)
     for source in sources:
         found = gradients(source.task, plan.gradients, seed=plan.seed)
         n = found[0][0].shape[-1]
@@ -71,10 +72,11 @@ def run(plan: Plan, clock: Clock, images: Path) -> Section:
             energies = torch.linalg.svdvals(skew(x.mT.double() @ g.double())).square()
             for method, k in shuffle.sample(jobs, len(jobs)):
                 retraction = Retraction("exp", k, method)
-                generator = torch.Generator().manual_seed(plan.seed + index)
+                drawn = draws.Source(seeds, x.device, tuple(x.shape), index)
                 begin = time.perf_counter()
-                tangent = retraction.tangent(x, g, start=starts[method, k], generator=generator)
-                starts[method, k] = tangent.next_start()
+                tangent = retraction.tangent(x, g, start=starts[method, k], source=drawn)
+                start = tangent.next_start()
+                starts[method, k] = None if start is None else start.mH
                 seconds[method, k].append(time.perf_counter() - begin)
                 assert isinstance(tangent, Directions)
                 total, missed = tangent_energies(x, g, tangent.v, tangent.coordinates)
