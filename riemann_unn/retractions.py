@@ -194,9 +194,9 @@ class Directions:
             self.xv = times_columns(x, self.v)
         return tangent_gradient(x, self.v, self.coordinates, self.xv, out=out)
 
-    def read(self, x: Tensor, delta: Tensor) -> Tensor:
-        """Return the coordinates of what a base wrote."""
-        return tangent_coordinates(x, delta, self.v, self.xv)
+    def read(self, x: Tensor, delta: Tensor, *, clear: bool = False) -> Tensor:
+        """Return the coordinates of what a base wrote, and maybe leave zeros there."""
+        return tangent_coordinates(x, delta, self.v, self.xv, clear=clear)
 
     def rotate_(self, x: Tensor, coordinates: Tensor) -> LargestAngle:
         """Turn points in place; return what finds the largest angles."""
@@ -277,9 +277,12 @@ class Whole:
         """Return what a base sees: the Riemannian gradient."""
         return self.coordinates if out is None else out.copy_(self.coordinates)
 
-    def read(self, x: Tensor, delta: Tensor) -> Tensor:
-        """Return the coordinates of what a base wrote."""
-        return skew(delta)
+    def read(self, x: Tensor, delta: Tensor, *, clear: bool = False) -> Tensor:
+        """Return the coordinates of what a base wrote, and maybe leave zeros there."""
+        coordinates = skew(delta)
+        if clear:
+            delta.zero_()
+        return coordinates
 
     def rotate_(self, x: Tensor, coordinates: Tensor) -> None:
         """Turn points in place."""

@@ -43,6 +43,7 @@ from .maps import cayley, exp_skew, polar, rotate_by, skew, unitary_core
 from .precision import in_full_precision
 from .procrustes import procrustes, ridge_by_gcv
 from .step.core import Angle, Phi, check_phi, core_minus_identity
+from .step.energies import tangent_energies
 from .step.polish import newton_schulz_, polish_
 from .step.sketch import SketchMethod, sketch
 from .step.tangent import (
@@ -50,7 +51,6 @@ from .step.tangent import (
     next_directions,
     tangent_coordinates,
     tangent_directions,
-    tangent_energies,
     tangent_gradient,
     tangent_times,
 )

@@ -56,6 +56,8 @@ class Batch:
         # The value of one member on its own, and the view of it as matrices.
         self._seen: tuple[Tensor, Tensor] | None = None
         self._source: Source | None = None
+        # The memory for displacements, if there are zeros in it.
+        self._clear: Tensor | None = None
 
     # The steps of a step ---------------------------------------------------
 
@@ -89,7 +91,9 @@ class Batch:
         assert self.tangent is not None
         values = [member.value for member in self.members]
         zeros, zero_parts = self._room("zeros", values[0])
-        zeros.zero_()
+        if self._clear is not zeros:
+            zeros.zero_()
+        self._clear = None
         gradients, parts = self._room("gradients", values[0])
         here = None
         if self._manifold.views_memory:
@@ -106,7 +110,10 @@ class Batch:
         assert self.tangent is not None
         zeros, parts = self._rooms["zeros"]
         view = self._manifold.displacement_matrices
-        self._take(self.tangent.read(self._x, self._matrices(view, parts, view_of=zeros)))
+        delta = self._matrices(view, parts, view_of=zeros)
+        is_view = _shares(delta, zeros)
+        self._take(self.tangent.read(self._x, delta, clear=is_view))
+        self._clear = zeros if is_view else None
 
     def retract_(self, state: State, *, polish: bool) -> None:
         """Move the points, and note what their next step needs."""

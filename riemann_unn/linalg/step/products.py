@@ -9,11 +9,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["CACHED", "add_product_", "less_rows_times_", "rows_times", "times_columns"]
+__all__ = [
+    "CACHED",
+    "add_product_",
+    "are_read_once",
+    "is_read_once",
+    "less_rows_times_",
+    "rows_times",
+    "skew_columns",
+    "skew_products",
+    "times_columns",
+]
 
 # What has so many numbers stays in cache, where reading it again costs little.
 CACHED = 512 * 512
 _BLOCKS = 16
+# From so many numbers on blocks of so many rows are worth their calls twice over.
+_HUGE, _ROWS = 2**22, 64
 # From this many rows on BLAS uses all cores by itself.
 _FEW = 32
 # Up to this many columns a product is added fastest strip of long rows by strip.
@@ -107,6 +119,75 @@ def times_columns(x: Tensor, columns: Tensor) -> Tensor:
         if _is_cut(x.mT, columns.shape[-1]):
             return rows_times(columns.mT, x.mT).mT
     return torch.mm(x, columns) if x.ndim == 2 else x @ columns
+
+
+def is_read_once(x: Tensor, count: int) -> bool:
+    """Whether a large matrix is worth reading in blocks of rows that stay in cache between uses."""
+    fits = x.ndim == 2 and x.numel() >= _HUGE and x.is_contiguous() and not x.is_complex()
+    return fits and x.is_cpu and count <= _FEW and x.shape[0] % (2 * _ROWS) == 0
+
+
+def _sub_blocks() -> int:
+    """Rows of a block go to so many threads."""
+    return min(max(2, 1 << (torch.get_num_threads() - 1).bit_length()), 16)
+
+
+def are_read_once(x: Tensor, g: Tensor, count: int) -> bool:
+    """Whether two large matrices are, of which one column needs larger ones to pay."""
+    is_worth = count > 1 or x.numel() >= 4 * _HUGE
+    return is_worth and is_read_once(x, count) and is_read_once(g, count)
+
+
+def skew_products(x: Tensor, g: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return :math:`\tfrac12 (X^T G - G^T X)\,v` and X v, reading X and G once from memory.
+
+    A block of rows that has given its part of X v and G v is still in cache when these multiply it.
+
+    Args:
+        x: X, shape ``(p, n)``, as :func:`is_read_once` asks for.
+        g: G, of the same kind.
+        rows: the transpose of v, shape ``(k, n)``.
+
+    Returns:
+        Shapes ``(n, k)`` and ``(p, k)``, stored column by column.
+    """
+    k, n = rows.shape
+    parts = _sub_blocks()
+    xs, gs = (y.view(-1, parts, _ROWS // parts, n) for y in (x, g))
+    repeated, z = rows.expand(parts, k, n), rows.new_zeros(parts, k, n)
+    images = []
+    for xb, gb in zip(xs.unbind(0), gs.unbind(0), strict=True):
+        xv, gv = torch.bmm(repeated, xb.mT), torch.bmm(repeated, gb.mT)
+        z.baddbmm_(gv, xb, alpha=0.5).baddbmm_(xv, gb, alpha=-0.5)
+        images.append(xv)
+    # (blocks, parts, k, rows) to (k, p)
+    image = torch.stack(images).permute(2, 0, 1, 3).reshape(k, -1)
+    return z.sum(dim=0).mT, image.mT
+
+
+def skew_columns(y: Tensor, rows: Tensor, *, clear: bool) -> Tensor:
+    r"""Return :math:`\tfrac12 (Y - Y^T)\,v`, reading Y once from memory.
+
+    Args:
+        y: Y, square, as :func:`is_read_once` asks for.
+        rows: the transpose of v, shape ``(k, n)``.
+        clear: leave zeros in Y, block by block while they are in cache.
+
+    Returns:
+        Shape ``(n, k)``, stored column by column.
+    """
+    k, n = rows.shape
+    parts, count = _sub_blocks(), 2 * _ROWS
+    repeated, z = rows.expand(parts, k, n), rows.new_zeros(parts, k, n)
+    mine = rows.view(k, -1, parts, count // parts).permute(1, 2, 0, 3)
+    images = []
+    for block, own in zip(y.view(-1, parts, count // parts, n).unbind(0), mine, strict=True):
+        images.append(torch.bmm(repeated, block.mT))
+        z.baddbmm_(own, block)
+        if clear:
+            block.zero_()
+    image = torch.stack(images).permute(2, 0, 1, 3).reshape(k, n)
+    return image.sub_(z.sum(dim=0)).mul_(0.5).mT
 
 
 def add_product_(x: Tensor, left: Tensor, right: Tensor, *, beta: float = 1.0) -> Tensor:

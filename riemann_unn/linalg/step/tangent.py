@@ -20,7 +20,17 @@ from ..host import on_host
 from ..maps import skew
 from .core import leading_directions, leading_of, planes_of
 from .masked import masked_next
-from .products import CACHED, add_product_, less_rows_times_, rows_times, times_columns
+from .products import (
+    CACHED,
+    add_product_,
+    are_read_once,
+    is_read_once,
+    less_rows_times_,
+    rows_times,
+    skew_columns,
+    skew_products,
+    times_columns,
+)
 from .sketch import is_usual, orthonormal_columns, orthonormal_rows, sketch
 
 __all__ = [
@@ -36,8 +46,8 @@ __all__ = [
     "starts_by_planes",
     "tangent_coordinates",
     "tangent_directions",
-    "tangent_energies",
     "tangent_gradient",
+    "tangent_images",
     "tangent_times",
 ]
 
@@ -78,11 +88,22 @@ def tangent_times(x: Tensor, g: Tensor, v: Tensor, xv: Tensor | None = None) -> 
     Returns:
         Shape ``(..., n, k)``, stored column by column.
     """
-    xv = times_columns(x, v) if xv is None else xv
+    if xv is None:
+        return tangent_images(x, g, v)[0]
     return less_rows_times_(rows_times(times_columns(g, v).mH, x), xv.mH, g).mH
 
 
-def tangent_coordinates(x: Tensor, delta: Tensor, v: Tensor, xv: Tensor | None) -> Tensor:
+def tangent_images(x: Tensor, g: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Ωv, see :func:`tangent_times`, and X v."""
+    if are_read_once(x, g, v.shape[-1]) and on_host(x):
+        return skew_products(x, g, v.mT.contiguous())
+    xv = times_columns(x, v)
+    return tangent_times(x, g, v, xv), xv
+
+
+def tangent_coordinates(
+    x: Tensor, delta: Tensor, v: Tensor, xv: Tensor | None, *, clear: bool = False
+) -> Tensor:
     r"""Return the coordinates d = K v of a displacement on the directions v.
 
     .. math:: K = \operatorname{skew} \Delta \;(p = n), \qquad
@@ -93,11 +114,19 @@ def tangent_coordinates(x: Tensor, delta: Tensor, v: Tensor, xv: Tensor | None) 
         delta: what a base optimizer wrote, for square X in the Lie algebra; shape of ``x``.
         v: shape ``(..., n, k)``.
         xv: X v, if it is known.
+        clear: leave zeros in ``delta``, which costs less while it is read.
     """
-    if x.shape[-2] < x.shape[-1]:
-        return tangent_times(x, delta, v, xv)
     # Only the skew part moves; Adam's symmetric one is rounding, scaled to full size.
-    return times_columns(delta, v).sub_(rows_times(v.mH, delta).mH).mul_(0.5)
+    is_square = x.shape[-2] == x.shape[-1]
+    if is_square and is_read_once(delta, v.shape[-1]) and on_host(delta):
+        return skew_columns(delta, v.mT.contiguous(), clear=clear)
+    if is_square:
+        d = times_columns(delta, v).sub_(rows_times(v.mH, delta).mH).mul_(0.5)
+    else:
+        d = tangent_times(x, delta, v, xv)
+    if clear:
+        delta.zero_()
+    return d
 
 
 def tangent_gradient(
@@ -336,8 +365,7 @@ def iterate(
     if n > _FORMED or x.numel() * n > _OPERATIONS // (4 if x.is_complex() else 1):
         rows = leading_rows(rows, lambda r: tangent_times(x, g, r.mH).mH, count - 1)
         v = rows.mH
-        xv = times_columns(x, v)
-        return v, tangent_times(x, g, v, xv), xv
+        return v, *tangent_images(x, g, v)
     multiply = torch.mm if x.ndim == 2 else torch.bmm
     a = multiply(x.mH, g)
     less_twice = a.mH - a  # -2Ω, so that rows times it are the adjoints of columns 2Ωv
@@ -387,59 +415,3 @@ def _leading_rows_masked(first: Tensor, apply: Callable[[Tensor], Tensor], count
         rows = orthonormal_rows(apply(rows))
     otherwise = first / torch.linalg.vector_norm(first, dim=-1, keepdim=True)
     return orthonormal_rows(apply(rows), otherwise=otherwise)
-
-
-# Energies are exact for matrices of so many numbers; of others a mean over probes tells them to
-# a tenth or better.
-_EXACT, _PROBES = CACHED, 64
-
-
-def tangent_energies(
-    x: Tensor, g: Tensor, v: Tensor | None = None, z: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    r"""Return the energy of a tangent gradient, and of what a step along directions leaves out.
-
-    .. math:: \|\Omega\|_F^2, \qquad \|\Omega - \Omega_k\|_F^2, \quad
-        \Omega_k = z v^H - v z^H - v\,\operatorname{skew}(v^H z)\,v^H
-
-    exactly for matrices that stay in cache; for larger ones from the lengths of products with
-    Gaussian probes, whose mean they are, without anything n by n.
-
-    Args:
-        x: orthonormal rows, shape ``(..., p, n)``, ``p <= n``.
-        g: the Euclidean gradient, of the shape of ``x``.
-        v: the directions of the step, shape ``(..., n, k)``; without, all of Ω is taken.
-        z: its coordinates on them.
-
-    Returns:
-        The two, in float64, shape ``(...)``.
-    """
-    n, is_small = x.shape[-1], x.shape[-1] ** 2 <= _EXACT
-    if is_small:
-        wide = DOUBLE.get(x.dtype, x.dtype)
-        x, g = x.to(wide), g.to(wide)
-        probes = torch.eye(n, dtype=wide, device=x.device)
-    else:
-        generator = torch.Generator(x.device).manual_seed(n)
-        drawn = torch.randn(_PROBES, n, generator=generator, device=x.device)
-        probes = (drawn / _PROBES**0.5).to(x.dtype).mT
-    probes = probes.expand(*x.shape[:-2], *probes.shape)
-    image = tangent_times(x, g, probes)
-    total = _energy(image)
-    if v is None or z is None:
-        return total, torch.zeros_like(total)
-    v, z = v.to(image.dtype), z.to(image.dtype)
-    w = skew(v.mH @ z)
-    followed = (z - v @ w) @ (v.mH @ probes) - v @ (z.mH @ probes)
-    missed = _energy(image - followed)
-    if is_small:
-        return total, missed
-    # The share of the step is known without probes: ‖Ω‖² = ‖Ω - Ω_k‖² + 2 ⟨Ω, Ω_k⟩ - ‖Ω_k‖².
-    y = tangent_times(x, g, v)
-    across = 2 * (y.conj() * z).real.double().sum(dim=(-2, -1))
-    across = across - ((v.mH @ y).conj() * w).real.double().sum(dim=(-2, -1))
-    return missed + 2 * across - 2 * _energy(z) + _energy(w), missed
-
-
-def _energy(x: Tensor) -> Tensor:
-    return x.abs().double().square().sum(dim=(-2, -1))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from riemann_unn.linalg.step import products
 from riemann_unn.linalg.step.products import add_product_, rows_times, times_columns
-from tests.support import DTYPES, gaussian, rounding
+from tests.support import DTYPES, double, gaussian, rounding
 
 PAIR = [(64, 2), (2, 32)]
 SHAPES = [(32, 12), (48, 48), (31, 20), (3, 16, 8)]
@@ -89,3 +90,30 @@ def test_large_matrices_go_block_by_block_and_others_do_not(monkeypatch):
     monkeypatch.setattr("riemann_unn.linalg.step.products.CACHED", 64 * 32)
     rows_times(gaussian(2, 64), x)
     assert len(blocks) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("k", [1, 3])
+def test_products_that_read_once(dtype, threads, k, monkeypatch):
+    """Against double precision: wide X, square Y, and zeros where they are asked for."""
+    monkeypatch.setattr("riemann_unn.linalg.step.products._HUGE", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x, g = gaussian(256, 300, dtype=dtype), gaussian(256, 300, dtype=dtype, seed=1)
+        v = gaussian(300, k, dtype=dtype, seed=2)
+        assert products.are_read_once(x, g, k) and not products.are_read_once(x, g.mT, k)
+        z, xv = products.skew_products(x, g, v.mT.contiguous())
+        a, b, u = double(x), double(g), double(v)
+        limit = 1e-12 if dtype == torch.float64 else 2e-3
+        assert (z - 0.5 * (a.mT @ (b @ u) - b.mT @ (a @ u))).abs().max() <= limit
+        assert (xv - a @ u).abs().max() <= limit
+        for clear in (False, True):
+            y, w = gaussian(256, 256, dtype=dtype), v[:256]
+            expected = 0.5 * (double(y) - double(y).mT) @ double(w)
+            found = products.skew_columns(y, w.mT.contiguous(), clear=clear)
+            assert (found - expected).abs().max() <= limit
+            assert bool(y.any()) is not clear
+    finally:
+        torch.set_num_threads(before)
