@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 # From their files: inside of a step autocast is off already, and a wrapper would take time.
+from .linalg.factor import length_of
 from .linalg.maps import skew
 from .linalg.step.core import Angle, Phi, check_phi
 from .linalg.step.polish import newton_schulz_, polish_, polishes_at
@@ -140,13 +141,6 @@ class Retraction:
         return Directions(self, v, tangent_times(x, g, v, xv), xv, step=step, is_sketch=False)
 
 
-def _length(x: Tensor) -> float:
-    # Squares of single precision stay inside the exponent range of double.
-    wide = torch.complex128 if x.is_complex() else torch.float64
-    length: float = abs(torch.linalg.vector_norm(x, dtype=wide).item())
-    return length
-
-
 @dataclass(eq=False)
 class Directions:
     """A step along a few directions v, whose coordinates are n by k.
@@ -179,7 +173,7 @@ class Directions:
     def measured(self, coordinates: Tensor) -> tuple[Tensor, float]:
         """Return the move of one point and its length, which is not finite where it is not."""
         if not is_plane(coordinates):
-            return coordinates, _length(coordinates)
+            return coordinates, length_of(coordinates)
         scale = self._scale if coordinates is self.coordinates else 1.0
         gram = plane_gram(self.v, coordinates, scale=scale)
         length = abs(scale) * math.sqrt(gram.dd)
@@ -271,7 +265,7 @@ class Whole:
 
     def measured(self, coordinates: Tensor) -> tuple[Tensor, float]:
         """Return the move of one point and its length, which is not finite where it is not."""
-        return coordinates, _length(coordinates)
+        return coordinates, length_of(coordinates)
 
     def gradient(self, x: Tensor, out: Tensor | None) -> Tensor:
         """Return what a base sees: the Riemannian gradient."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .host import on_host
 
-__all__ = ["DOUBLE", "column_norms", "is_triangular", "real_dtype", "svd", "thin_qr"]
+__all__ = ["DOUBLE", "column_norms", "is_triangular", "length_of", "real_dtype", "svd", "thin_qr"]
 
 DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
@@ -51,6 +51,13 @@ def column_norms(x: Tensor) -> Tensor:
     wide = torch.complex128 if x.is_complex() else torch.float64
     norms: Tensor = torch.linalg.vector_norm(x, dim=-2, keepdim=True, dtype=wide)
     return norms
+
+
+def length_of(x: Tensor) -> float:
+    """Return the length of all of a tensor, summed in double precision as norms of columns are."""
+    wide = torch.complex128 if x.is_complex() else torch.float64
+    length: float = abs(torch.linalg.vector_norm(x, dtype=wide).item())
+    return length
 
 
 def is_triangular(r: Tensor) -> bool:

@@ -122,7 +122,7 @@ class MaskedBatch(Batch):
     def _turn_(self, moved: Tensor | None, polish: bool, *, is_rough: bool) -> None:
         assert self.tangent is not None and moved is not None
         x, flags = self._x, moved[..., None, None]
-        own = len(self.members) == 1 and _is_view(x, self.members[0].value)
+        own = self._seen is not None
         # Moves of zero change no bit but in whole steps, whose map and polish are one.
         in_place = isinstance(self.tangent, Directions) and not is_rough
         new = x if own and in_place else x.clone()
@@ -215,7 +215,3 @@ class MaskedBatch(Batch):
                 kept[START] = some.clone(memory_format=torch.contiguous_format)
             else:
                 torch.where(ok, part, old, out=old)
-
-
-def _is_view(some: Tensor, other: Tensor) -> bool:
-    return some.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

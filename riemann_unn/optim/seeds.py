@@ -18,6 +18,9 @@ _MANY, _AHEAD = 2**14, 16
 _UNIT = 3**0.5 / 2**63
 
 
+_Key = tuple[torch.device, tuple[int, ...], int, int]
+
+
 def _signed(number: int) -> int:
     """Return what a 64-bit number is as a signed one."""
     return (number + 2**63) % 2**64 - 2**63
@@ -36,7 +39,8 @@ class Seeds:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
-        self._tables: dict[tuple[torch.device, tuple[int, ...], int, int], Tensor] = {}
+        self._tables: dict[_Key, Tensor] = {}
+        self._ahead: dict[_Key, tuple[int, tuple[Tensor, ...]]] = {}
 
     def generator(self, device: torch.device, shape: tuple[int, ...], step: int) -> torch.Generator:
         """Return the generator for matrices of a shape at a step, on their device."""
@@ -56,6 +60,22 @@ class Seeds:
             self._tables[key] = table.to(device)
         return self._tables[key]
 
+    def rows(
+        self, device: torch.device, shape: tuple[int, ...], k: int, n: int, step: int | Tensor
+    ) -> Tensor:
+        """Return the table times the number of a step; a few are made for some steps at once."""
+        table = self.table(device, shape, k, n)
+        if isinstance(step, Tensor) or table.numel() > _MANY:
+            return table * multiplier(step)
+        (block, i), key = divmod(step, _AHEAD), (device, shape, k, n)
+        ahead = self._ahead.get(key)
+        if ahead is None or ahead[0] != block:
+            steps = range(block * _AHEAD, (block + 1) * _AHEAD)
+            numbers = torch.tensor([multiplier(step) for step in steps], device=device)
+            rows = (table * numbers[:, None, None]).to(torch.float32)
+            ahead = self._ahead[key] = block, rows.unbind(0)
+        return ahead[1][i]
+
     def _hash(self, words: str) -> int:
         digest = blake2b(f"{self.seed} {words}".encode(), digest_size=7).digest()
         return int.from_bytes(digest, "big")
@@ -74,21 +94,10 @@ class Source:
     device: torch.device
     shape: tuple[int, ...]
     step: int | Tensor
-    # Rows for some steps at once, and which.
-    _ahead: tuple[int, tuple[int, int], tuple[Tensor, ...]] | None = None
 
     def __call__(self, k: int, n: int) -> tuple[Tensor, float]:
         """Return rows ``(k, n)``, and what makes their entries numbers of variance 1."""
-        table = self.seeds.table(self.device, self.shape, k, n)
-        if isinstance(self.step, Tensor) or table.numel() > _MANY:
-            return table * multiplier(self.step), _UNIT
-        block, i = divmod(self.step, _AHEAD)
-        if self._ahead is None or self._ahead[:2] != (block, (k, n)):
-            steps = range(block * _AHEAD, (block + 1) * _AHEAD)
-            numbers = torch.tensor([multiplier(step) for step in steps], device=self.device)
-            rows = (table * numbers[:, None, None]).to(torch.float32)
-            self._ahead = block, (k, n), rows.unbind(0)
-        return self._ahead[2][i], _UNIT
+        return self.seeds.rows(self.device, self.shape, k, n, self.step), _UNIT
 
     def generator(self) -> torch.Generator:
         """Return a generator, for sketches that draw otherwise."""

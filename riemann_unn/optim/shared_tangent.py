@@ -6,11 +6,10 @@ The same interface as :mod:`riemann_unn.retractions`, of generators for
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from ..linalg.factor import length_of
 from ..linalg.step.blocks import (
     block_coordinates,
     block_directions,
@@ -73,7 +72,7 @@ class InBlocks:
             draws=source,
         )
         self.move, self._by_planes = self.coordinates, starts_by_planes(step)
-        return _length(self.move)
+        return length_of(self.move)
 
     def scale(self, scale: float | Tensor) -> None:
         """Take a multiple of the coordinates as the move."""
@@ -87,7 +86,7 @@ class InBlocks:
     def read(self, x: Tensor, delta: Tensor) -> Computation:
         """Take what a base wrote as the move; return its length."""
         self.move = yield from block_coordinates(self.place.block, x, delta, self.v, self.xv)
-        return _length(self.move)
+        return length_of(self.move)
 
     def rotate_(self, x: Tensor, *, polish: bool, step: int) -> Computation:
         """Turn my block by the move, in place; return the largest angles."""
@@ -148,7 +147,7 @@ class WithOwner:
 
     def _length(self, like: Tensor) -> Computation:
         """Tell everybody how long the move is."""
-        length = _length(self.move) if self.move is not None else 0.0
+        length = length_of(self.move) if self.move is not None else 0.0
         if self._is_replicated:
             return length
         told = torch.tensor([length], dtype=torch.float64, device=like.device)
@@ -204,8 +203,3 @@ def shared_tangent(retraction: Retraction, place: Place, owner: int) -> SharedTa
     ):
         return InBlocks(retraction, place)
     return WithOwner(retraction, place, owner)
-
-
-def _length(move: Any) -> float:
-    wide = torch.complex128 if move.is_complex() else torch.float64
-    return float(torch.linalg.vector_norm(move, dtype=wide).real)

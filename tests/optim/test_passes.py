@@ -111,3 +111,35 @@ def test_a_step_that_checks_its_gradient_on_its_own_is_noticed(monkeypatch):
     ours = passes(ru.optim.ProjUNNT, rank=4)[0]
     monkeypatch.setattr("riemann_unn.optim.own_step.OwnPoints._sees", lambda *_: False)
     assert passes(ru.optim.ProjUNNT, rank=4)[0] > ours
+
+
+class Calls(TorchDispatchMode):
+    """Counts operations, views among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def calls_of_a_step(rank):
+    """The mean over a polish period at n = 64."""
+    p = ru.tag_(nn.Parameter(torch.eye(64)), ru.Orthogonal())
+    optimizer = ru.optim.ProjUNNT([p], lr=1e-2, rank=rank)
+    p.grad = torch.randn(64, 64, generator=generator()) / 64
+    for _ in range(8):
+        optimizer.step()
+    with Calls() as calls:
+        for _ in range(4):
+            optimizer.step()
+    return calls.count / 4
+
+
+@pytest.mark.parametrize(("rank", "limit"), [(1, 30), (8, 62)])
+def test_the_calls_of_a_step_of_a_small_matrix(rank, limit, monkeypatch):
+    assert calls_of_a_step(rank) <= limit
+    monkeypatch.setattr("riemann_unn.linalg.step.tangent._FORMED", 0)
+    assert calls_of_a_step(rank) > limit  # negative control: without the Ω that is formed

@@ -29,10 +29,10 @@ __all__ = [
     "leading_directions",
     "leading_of",
     "near_turn",
+    "plane_angle",
     "plane_minus_identity",
     "planes_of",
     "small_turn",
-    "turned",
 ]
 
 Phi = Literal["exp", "cayley", "polar"]
@@ -63,16 +63,11 @@ def angle_map(phi: Phi | Angle) -> Angle:
     return phi if callable(phi) else ANGLES[phi]
 
 
-def turned(theta: float, phi: Phi | Angle, max_angle: float | None) -> float:
+def plane_angle(theta: float, phi: Phi | Angle, max_angle: float | None) -> float:
     """Return the angle that a plane turns by, no more than the cap."""
     theta = theta if max_angle is None else min(theta, max_angle)
-    if phi == "exp":
-        angle = theta
-    elif phi == "cayley":
-        angle = 2.0 * math.atan(0.5 * theta)
-    elif phi == "polar":
-        angle = math.atan(theta)
-    else:
+    angle = theta
+    if phi != "exp":  # which is spared the tensor
         angle = float(angle_map(phi)(torch.tensor(theta, dtype=torch.float64)))
     return angle if max_angle is None else max(min(angle, max_angle), -max_angle)
 
@@ -299,7 +294,7 @@ def _smooth_turn_of_one(
     angle = 0.0
     for square in squares:
         theta = math.sqrt(max(square, 0.0))
-        angle = turned(theta * share, phi, max_angle)
+        angle = plane_angle(theta * share, phi, max_angle)
         half = math.sin(0.5 * angle)
         weights.append((math.sin(angle) / theta if theta else 1.0, -2.0 * half * half))
     odd, even = k.new_tensor(weights).unbind(-1)

@@ -23,9 +23,9 @@ from .core import (
     check_phi,
     core_minus_identity,
     near_turn,
+    plane_angle,
     plane_minus_identity,
     small_turn,
-    turned,
 )
 from .masked import dense_turn, masked_next, tiny_of, turn_by_gram
 from .polish import newton_schulz
@@ -155,11 +155,7 @@ def factors_of_turn(
 ) -> tuple[Tensor, Tensor, LargestAngle, Tensor]:
     """Return what :func:`turn_of` does, and tell the angle when it is asked for."""
     if v.shape[-1] == 1:
-        is_ours = not (on_host(v) or v.is_complex() or callable(phi))
-        turn: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = (
-            _turn_of_real_plane if is_ours else _turn_of_plane
-        )
-        basis, right, largest, added = turn(v, d, phi, max_angle)
+        basis, right, largest, added = _turn_of_one_plane(v, d, phi, max_angle)
         return basis, right, lambda: largest, added
     if not (on_host(v) or callable(phi)):
         basis, right, generator = turn_by_gram(v, d, phi, max_angle)
@@ -254,16 +250,12 @@ def _rotate_plane_(
     if not (_SQUARES < dd < 1 / _SQUARES and 2 * determinant > dd):
         return _rotate_planes_(x, v, d * scale, xv, phi, max_angle)
     length = math.sqrt(determinant)
-    angle = turned(length * abs(scale), phi, max_angle)
+    angle = plane_angle(length * abs(scale), phi, max_angle)
     half = math.sin(0.5 * angle)
     odd, even = math.copysign(math.sin(angle), scale) / length, 2.0 * half * half / determinant
     core = [[-even * dd, even * vd - odd], [even * vd + odd, -even * vv]]
     right = torch.mm(torch.tensor(core, dtype=x.dtype, device=x.device), basis.mT)
-    if xv is None:
-        turned_basis = torch.mm(x, basis)
-    else:
-        turned_basis = torch.cat([xv, times_columns(x, d)], dim=-1)
-    add_product_(x, turned_basis, right)
+    add_product_(x, _times_basis(x, basis, xv), right)
     return partial(_number, angle), d / math.copysign(math.sqrt(dd), scale)
 
 
@@ -275,33 +267,32 @@ def _rotate_planes_(
     x: Tensor, v: Tensor, d: Tensor, xv: Tensor | None, phi: Phi | Angle, max_angle: float | None
 ) -> tuple[LargestAngle, Tensor]:
     """One plane of each matrix of a batch, or a complex one."""
-    if not (callable(phi) or x.is_complex()):
-        basis, right, angle, added = _turn_of_real_plane(v, d, phi, max_angle)
-        narrow = basis.to(x.dtype)
-        if xv is None:
-            turned_basis = times_columns(x, narrow)
-        else:
-            turned_basis = torch.cat([xv, times_columns(x, narrow[..., 1:])], dim=-1)
-        add_product_(x, turned_basis, right.to(x.dtype))
-        return lambda: angle, added
-    basis, right, angle, added = _turn_of_plane(v, d, phi, max_angle)
-    xv = times_columns(x, v) if xv is None else xv
-    xq = torch.cat([xv, times_columns(x, basis[..., 1:].to(x.dtype))], dim=-1)
-    add_product_(x, xq, right.to(x.dtype))
+    basis, right, angle, added = _turn_of_one_plane(v, d, phi, max_angle)
+    add_product_(x, _times_basis(x, basis.to(x.dtype), xv), right.to(x.dtype))
     return lambda: angle, added
+
+
+def _times_basis(x: Tensor, basis: Tensor, xv: Tensor | None) -> Tensor:
+    """Return X times a basis whose first columns are v, of which X v may be known."""
+    if xv is None:
+        return times_columns(x, basis)
+    return torch.cat([xv, times_columns(x, basis[..., xv.shape[-1] :])], dim=-1)
 
 
 def _rotate_by_gram_(
     x: Tensor, v: Tensor, d: Tensor, xv: Tensor | None, phi: Phi, max_angle: float | None
 ) -> tuple[LargestAngle, Tensor]:
     basis, right, generator = turn_by_gram(v, d, phi, max_angle)
-    basis, k = basis.to(x.dtype), v.shape[-1]
-    if xv is None:
-        turned_basis = times_columns(x, basis)
-    else:
-        turned_basis = torch.cat([xv, times_columns(x, basis[..., k:])], dim=-1)
-    add_product_(x, turned_basis, right.to(x.dtype))
+    add_product_(x, _times_basis(x, basis.to(x.dtype), xv), right.to(x.dtype))
     return _angle_of(generator, phi), masked_next(v, d)
+
+
+def _turn_of_one_plane(
+    v: Tensor, d: Tensor, phi: Phi | Angle, max_angle: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if callable(phi) or v.is_complex():
+        return _turn_of_plane(v, d, phi, max_angle)
+    return _turn_of_real_plane(v, d, phi, max_angle)
 
 
 def _turn_of_real_plane(
