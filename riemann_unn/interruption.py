@@ -19,7 +19,15 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["afterwards", "each", "no_grad", "random_states", "restoring", "undoing"]
+__all__ = [
+    "afterwards",
+    "each",
+    "no_grad",
+    "random_states",
+    "restoring",
+    "undoing",
+    "without_torch_function",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,6 +36,15 @@ R = TypeVar("R")
 def each(function: Callable[..., object], *arguments: Iterable[Any]) -> None:
     """Call a function of C for its effect on each of some arguments, with no line in between."""
     deque(map(function, *arguments), maxlen=0)
+
+
+def without_torch_function(function: Callable[[], object]) -> None:
+    """Call a function in which setting tensors is no ``__torch_function__`` of theirs or a mode's.
+
+    One call into C: the exit of torch's context for it may be interrupted, and then nothing in the
+    thread would dispatch to ``__torch_function__`` again.
+    """
+    torch._C._disabled_torch_function_impl(function, (), (), {})
 
 
 def restoring(work: Callable[[], R], restore: Callable[[], object]) -> R:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 import riemann_unn
 
 PACKAGE = str(Path(riemann_unn.__file__).parent)
@@ -45,6 +47,15 @@ def _traced(call: Callable[[], object], at: int, where: str) -> int:
     return count
 
 
+def _thread_state() -> dict[str, bool]:
+    """What contexts of torch set for all that runs after them in a thread."""
+    return {
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "torch function": torch._C._is_torch_function_enabled(),
+    }
+
+
 def lines(call: Callable[[], object], *, where: str = PACKAGE) -> int:
     """Run a call undisturbed; return how many lines of some files it passes."""
     return _traced(call, -1, where)
@@ -52,10 +63,15 @@ def lines(call: Callable[[], object], *, where: str = PACKAGE) -> int:
 
 def interrupt(call: Callable[[], object], at: int, *, where: str = PACKAGE) -> bool:
     """Run a call and interrupt it at one line; return whether it came that far."""
+    before = _thread_state()
     try:
         _traced(call, at, where)
     except Interruption:
         return True
+    finally:
+        after = _thread_state()
+        torch._C._set_grad_enabled(before["grad"])  # no test after this one is to suffer
+        assert after == before, f"line {at} leaves {after} of {before}"
     return False
 
 

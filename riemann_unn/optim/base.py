@@ -11,11 +11,10 @@ from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
-from torch._C import DisableTorchFunctionSubclass
 from torch.optim import SGD, Optimizer
 
 from ..errors import ManifoldTypeError, NonFiniteError
-from ..interruption import each, restoring, undoing
+from ..interruption import each, restoring, undoing, without_torch_function
 
 __all__ = [
     "can_be_captured",
@@ -149,16 +148,20 @@ def displace_(
     params = [*members, *hidden]
     values, grads = list(map(_VALUE, params)), list(map(_GRAD, params))
 
+    def put_back() -> None:
+        each(_SET_VALUE, params, values)
+        each(_SET_GRAD, params, grads)
+
+    def put_in_place() -> None:
+        each(_SET_GRAD, params, repeat(None))
+        each(_SET_VALUE, members, zeros)
+        each(_SET_GRAD, members, gradients)
+
     def restore() -> None:
-        with DisableTorchFunctionSubclass():
-            each(_SET_VALUE, params, values)
-            each(_SET_GRAD, params, grads)
+        without_torch_function(put_back)
 
     def step() -> None:
-        with DisableTorchFunctionSubclass():
-            each(_SET_GRAD, params, repeat(None))
-            each(_SET_VALUE, members, zeros)
-            each(_SET_GRAD, members, gradients)
+        without_torch_function(put_in_place)
         _unhooked_step(base)
 
     restoring(step, restore)
