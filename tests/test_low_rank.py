@@ -138,7 +138,7 @@ def test_a_loader_that_shuffles_leaves_the_random_state():
 
 
 def test_patches_are_those_of_the_convolution():
-    from riemann_unn.init.low_rank_calibration import gather, split_batches
+    from riemann_unn.init.low_rank.rows import gather, split_batches
 
     for options in (
         {"padding": 1, "stride": 2},

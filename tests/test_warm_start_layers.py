@@ -6,7 +6,7 @@ from torch import nn
 
 import riemann_unn as ru
 from riemann_unn.init.calibration import Batch
-from riemann_unn.init.layers import AffineLayer, NotAffineError
+from riemann_unn.init.warm_start.layers import AffineLayer, NotAffineError
 
 from .support import gaussian
 from .warm_start_nets import seeded

@@ -16,7 +16,7 @@ from torch import nn
 
 import riemann_unn as ru
 
-from ..init.low_rank_problem import Method
+from ..init.low_rank.problem import Method
 from ..nn import LowRankLinear
 from .cli import add_run_options, aligned, one_thread, positive
 from .conv_models import adam, projunn

@@ -1,10 +1,7 @@
 """Initializers: passes over a model that run once, before training."""
 
-from .low_rank import low_rank_
-from .low_rank_plan import Budget
-from .low_rank_report import LowRank, LowRankReport
-from .path_condition import path_condition_
-from .path_report import PathConditioning
+from .low_rank import Budget, LowRank, LowRankReport, low_rank_
+from .path_condition import PathConditioning, path_condition_
 from .warm_start import WarmStart, WarmStartReport, warm_start_
 
 __all__ = [

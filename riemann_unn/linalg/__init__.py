@@ -7,7 +7,6 @@ imported from its file.
 
 from types import FunctionType
 
-from .activation_kernel import ACTIVATIONS, Activation, activation_kernel, gauss_hermite
 from .conv import (
     ConvDecay,
     ConvTruncation,
@@ -28,7 +27,9 @@ from .conv import (
     conv_truncate,
 )
 from .hermitian import hermitian_function
-from .low_rank import (
+from .low_rank.activation_kernel import ACTIVATIONS, Activation, activation_kernel, gauss_hermite
+from .low_rank.data import calibrated_factors, whitened_factors
+from .low_rank.factors import (
     Factors,
     balanced,
     fit_rows,
@@ -37,8 +38,7 @@ from .low_rank import (
     spectral_factors,
     unfold_kernel,
 )
-from .low_rank_data import calibrated_factors, whitened_factors
-from .low_rank_function import function_factors
+from .low_rank.function import function_factors
 from .maps import cayley, exp_skew, polar, rotate_by, skew, unitary_core
 from .precision import in_full_precision
 from .procrustes import procrustes, ridge_by_gcv

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from riemann_unn.linalg import ACTIVATIONS, activation_kernel, gauss_hermite
-from riemann_unn.linalg.activation_kernel import as_activation, second_moment, smoothed
+from riemann_unn.linalg.low_rank.activation_kernel import as_activation, second_moment, smoothed
 
 from ..support import gaussian, rounding
 

@@ -17,7 +17,7 @@ from riemann_unn.linalg import (
     unfold_kernel,
     whitened_factors,
 )
-from riemann_unn.linalg.low_rank_data import data_error, output_space
+from riemann_unn.linalg.low_rank.data import data_error, output_space
 
 from ..support import gaussian, generator, rounding
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from .calibration import Batch
+from ..calibration import Batch
 
 __all__ = ["AffineLayer", "NotAffineError"]
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from ..errors import ManifoldError
-from ..tagging import manifold_of
+from ...errors import ManifoldError
+from ...tagging import manifold_of
 
 __all__ = ["Budget", "Candidates", "Curve", "RankSpec", "by_pattern", "candidates", "spread"]
 

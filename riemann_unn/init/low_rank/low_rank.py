@@ -9,13 +9,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from ..interruption import afterwards, no_grad, random_states, undoing
-from ..linalg import ACTIVATIONS
-from ..linalg.activation_kernel import as_activation
-from ..linalg.precision import in_full_precision
-from ..nn import LowRankConv2d, LowRankLinear
-from .low_rank_calibration import Batches, Rows, gather, split_batches
-from .low_rank_plan import (
+from ...interruption import afterwards, no_grad, random_states, undoing
+from ...linalg import ACTIVATIONS
+from ...linalg.low_rank.activation_kernel import as_activation
+from ...linalg.precision import in_full_precision
+from ...nn import LowRankConv2d, LowRankLinear
+from ..record import ModelRecord
+from .followers import Follower, affine_of, followers
+from .plan import (
     Budget,
     Candidates,
     Curve,
@@ -26,10 +27,9 @@ from .low_rank_plan import (
     rank_grid,
     spread,
 )
-from .low_rank_problem import Method, Problem
-from .low_rank_report import LowRank, LowRankReport
-from .low_rank_trace import Follower, affine_of, followers
-from .record import ModelRecord
+from .problem import Method, Problem
+from .report import LowRank, LowRankReport
+from .rows import Batches, Rows, gather, split_batches
 
 __all__ = ["low_rank_"]
 

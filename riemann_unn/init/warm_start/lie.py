@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..linalg import exp_skew, skew
+from ...linalg import exp_skew, skew
 
 __all__ = ["Descent", "descend"]
 

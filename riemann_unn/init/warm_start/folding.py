@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import GraphError
-from ..graph import Layer, ModelGraph, trace
-from .calibration import same_buffers
+from ...errors import GraphError
+from ...graph import Layer, ModelGraph, trace
+from ..calibration import same_buffers
 
 __all__ = ["Folding"]
 

@@ -10,20 +10,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..diagnostics import orthogonality_error
-from ..errors import ManifoldError, ManifoldTypeError, OffManifoldError
-from ..interruption import no_grad, undoing
-from ..linalg.precision import in_full_precision
-from ..linalg.procrustes import inner
-from ..manifolds import MatrixManifold, rounding_level
-from ..parallel import as_whole, is_sharded
-from ..tagging import manifold_of, tagged_parameters
-from .calibration import batches_of, in_double, undisturbed
+from ...diagnostics import orthogonality_error
+from ...errors import ManifoldError, ManifoldTypeError, OffManifoldError
+from ...interruption import no_grad, undoing
+from ...linalg.precision import in_full_precision
+from ...linalg.procrustes import inner
+from ...manifolds import MatrixManifold, rounding_level
+from ...parallel import as_whole, is_sharded
+from ...tagging import manifold_of, tagged_parameters
+from ..calibration import batches_of, in_double, undisturbed
+from ..record import ModelRecord
 from .conversion import Conversion
 from .folding import Folding
 from .lie import descend
 from .matching import Placed
-from .record import ModelRecord
 from .report import WarmStart, WarmStartReport
 from .source import load_
 

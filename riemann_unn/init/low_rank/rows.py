@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .calibration import same_buffers, undisturbed
+from ..calibration import same_buffers, undisturbed
 
 __all__ = ["Batches", "Rows", "gather", "split_batches"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import ManifoldError, ManifoldTypeError
+from ...errors import ManifoldError, ManifoldTypeError
 
 __all__ = ["load_"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from ..graph.tracing import untouched
-from ..linalg.activation_kernel import ACTIVATIONS, Activation, as_activation, leaky_relu
+from ...graph.tracing import untouched
+from ...linalg.low_rank.activation_kernel import ACTIVATIONS, Activation, as_activation, leaky_relu
 
 __all__ = ["Follower", "affine_of", "followers"]
 

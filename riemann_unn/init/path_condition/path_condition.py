@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..errors import GraphError
-from ..graph import ModelGraph, trace
-from ..graph.lifting import path_energies
-from ..graph.tracing import untouched
-from ..interruption import undoing
-from ..linalg.precision import in_full_precision
-from ..linalg.rescaling import EnergyBlock, Rescaling, balance_energies
-from ..tagging import manifold_of
-from .path_report import ClosedLayer, PathConditioning, RescaledGroup
-from .record import ModelRecord
+from ...errors import GraphError
+from ...graph import ModelGraph, trace
+from ...graph.lifting import path_energies
+from ...graph.tracing import untouched
+from ...interruption import undoing
+from ...linalg.precision import in_full_precision
+from ...linalg.rescaling import EnergyBlock, Rescaling, balance_energies
+from ...tagging import manifold_of
+from ..record import ModelRecord
+from .report import ClosedLayer, PathConditioning, RescaledGroup
 
 __all__ = ["ClosedLayer", "PathConditioning", "RescaledGroup", "path_condition_"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..factor import svd
 from .activation_kernel import Activation, as_activation
-from .factor import svd
-from .low_rank import Factors, balanced, check_rank
-from .low_rank_function import minimise
+from .factors import Factors, balanced, check_rank
+from .function import minimise
 
 __all__ = ["OutputSpace", "calibrated_factors", "data_error", "output_space", "whitened_factors"]
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..factor import svd
 from .activation_kernel import (
     Activation,
     as_activation,
@@ -17,7 +18,6 @@ from .activation_kernel import (
     second_moment,
     smoothed,
 )
-from .factor import svd
 
 __all__ = [
     "SVD",

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..factor import svd
 from .activation_kernel import Activation, as_activation, cosine_kernel, pair_kernel, second_moment
-from .factor import svd
-from .low_rank import SVD, Factors, check_rank, row_scales
+from .factors import SVD, Factors, check_rank, row_scales
 
 __all__ = ["affordable_iterations", "function_factors", "minimise"]
 

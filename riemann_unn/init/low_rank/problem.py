@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..linalg import (
+from ...linalg import (
     Activation,
     Factors,
     calibrated_factors,
@@ -20,12 +20,12 @@ from ..linalg import (
     unfold_kernel,
     whitened_factors,
 )
-from ..linalg.activation_kernel import second_moment
-from ..linalg.factor import svd
-from ..linalg.low_rank import SVD, angles, row_errors, row_scales
-from ..linalg.low_rank_data import OutputSpace, data_error, output_space
-from ..linalg.low_rank_function import minimise
-from .low_rank_calibration import Rows
+from ...linalg.factor import svd
+from ...linalg.low_rank.activation_kernel import second_moment
+from ...linalg.low_rank.data import OutputSpace, data_error, output_space
+from ...linalg.low_rank.factors import SVD, angles, row_errors, row_scales
+from ...linalg.low_rank.function import minimise
+from .rows import Rows
 
 __all__ = ["Method", "Problem"]
 

@@ -1,0 +1,7 @@
+"""Low rank: layers replaced by low-rank ones that compute nearly the same function."""
+
+from .low_rank import low_rank_
+from .plan import Budget
+from .report import LowRank, LowRankReport
+
+__all__ = ["Budget", "LowRank", "LowRankReport", "low_rank_"]
