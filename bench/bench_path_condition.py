@@ -52,7 +52,7 @@ def resnet18() -> nn.Module:
 def chain(model: nn.Sequential) -> tuple[list[EnergyBlock], int, list[Tensor], list[Tensor]]:
     """The energies of a chain of linear layers: as blocks, and as matrices and bias vectors."""
     view = trace(model)
-    energies = path_energies(model, view)
+    energies = path_energies(view)
     weights = [g for name, g in energies.items() if name.endswith("weight")]
     biases = [g for name, g in energies.items() if name.endswith("bias")]
     channels, first, blocks = int(view.free.sum()), 0, []

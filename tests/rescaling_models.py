@@ -216,9 +216,9 @@ ZOO = {
     "shared": (Shared, lambda: normal(4, 5), 14),
     "shuffle": (Shuffle, lambda: normal(2, 3, 6, 6), 8 + 4 + 8),
     "excite": (Excite, lambda: normal(2, 3, 8, 8), 8 + 4 + 8),
-    "sequence": (Sequence1d, lambda: normal(4, 3, 9), 8 + 6 + 6),
+    "sequence": (Sequence1d, lambda: normal(4, 3, 9), 8 + 6 + 6 + 6),
     "recurrent": (Recurrent, lambda: normal(5, 2, 3), 12),
-    "tokens": (Tokens, lambda: torch.arange(10).reshape(2, 5), 24),
+    "tokens": (Tokens, lambda: torch.arange(10).reshape(2, 5), 6 + 24),
 }
 
 

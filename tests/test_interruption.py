@@ -68,7 +68,7 @@ CALLS = {
             net, source={k: 2 * v for k, v in net.state_dict().items()}
         ),
     ),
-    "path_condition_": (network, partial(ru.init.path_condition_, data=X[:4])),
+    "path_condition_": (network, partial(ru.init.path_condition_, calibration=X[:4])),
     "low_rank_": (network, partial(ru.init.low_rank_, rank=1, calibration=X)),
     "low_rank_ drawn": (
         network,

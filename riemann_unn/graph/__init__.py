@@ -13,6 +13,6 @@ an input where none is given, and ``model`` holds the result.
 
 from ..errors import GraphError
 from .model import ModelGraph, Scaling, trace
-from .propagate import Layer
+from .walk import Layer
 
 __all__ = ["GraphError", "Layer", "ModelGraph", "Scaling", "trace"]

@@ -1,260 +1,165 @@
-"""Operations with weights: where their channels are, and how weights and biases scale with them."""
+"""Operations with weights of their own: convolutions, normalisations, embeddings, scales."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from .propagate import Call, Layer, Parameter, Role, Walk
-from .spaces import Activation
+from .program import module_of
+from .spaces import compact
+from .walk import Activation, Call, Layer, Walk, Weight
 
-__all__ = ["FUNCTIONS", "MODULES"]
+__all__ = ["RULES"]
 
 Rule = Callable[[Walk, Call], Any]
 
 
-def _channels(walk: Walk, ids: Tensor, dim: int) -> Tensor:
-    """The space of each channel along a dimension; what a weight reads alike gets one scale."""
-    dim %= ids.ndim
-    others = tuple(d for d in range(ids.ndim) if d != dim)
-    return walk.spaces.union_over(ids, others).reshape(-1)
-
-
-def _parameter(walk: Walk, module: nn.Module, name: str) -> Parameter | None:
-    """A module's own parameter; None if it is computed from others, or there is none."""
-    value = module._parameters.get(name)
-    return None if value is None else Parameter(walk.names(value) or name, value)
-
-
-def _finish(
+def note_layer(
     walk: Walk,
     call: Call,
     kind: str,
-    weight: Parameter,
-    bias: Parameter | None,
-    role: tuple[tuple[int, ...], Callable[[Tensor], Tensor], Tensor | None],
+    weight: Weight,
+    bias: Weight | None,
     inputs: Tensor | None,
-    channels: int,
-    dim: int,
-    shape: Sequence[int],
-) -> Activation:
-    """Make the output, whose channels along ``dim`` are new spaces, and note how weights scale."""
-    view, place, loss = role
-    outputs = walk.spaces.new(channels)
-    walk.roles.setdefault(weight.name, []).append(Role(view, place(outputs), loss))
-    if bias is not None:
-        walk.roles.setdefault(bias.name, []).append(Role((channels,), outputs, None))
-    path = str(call.node.target) if call.module is not None else ""
-    walk.uses.append(
-        Layer(
-            call.node.name,
-            path,
-            kind,
-            weight.name,
-            bias.name if bias is not None else None,
-            inputs,
-            outputs,
-        )
-    )
-    thin = [1] * len(shape)
-    thin[dim] = channels
-    return Activation(call.input.meta.new_empty(shape), outputs.reshape(thin).expand(*shape))
-
-
-def _linear(walk: Walk, call: Call, weight: Any, bias: Any) -> Any:
-    x = call.input
-    if not _usable(x, weight, bias) or weight.value.ndim != 2:
-        return walk.opaque(
-            call, f"the weight or bias of {call.label} is computed, or shared in part"
-        )
-    out, into = weight.value.shape
-    if x.ids.shape[-1] != into:
-        raise ValueError(f"{into} features are read, but there are {x.ids.shape[-1]}")
-    inputs = _channels(walk, x.ids, -1)
-    role = ((out, into), lambda s: s.reshape(-1, 1), inputs.reshape(1, -1))
-    return _finish(
-        walk, call, "linear", weight, bias, role, inputs, out, -1, (*x.ids.shape[:-1], out)
+    outputs: Tensor,
+) -> None:
+    """Remember a use of a weight."""
+    path = module_of(call.node)
+    inside = [user for user in call.node.users if f"{module_of(user)}.".startswith(f"{path}.")]
+    owner = weight.name.rpartition(".")[0]
+    is_whole = path and not inside and (owner == path or walk.holds(path, weight.name))
+    name = bias.name if bias is not None else None
+    walk.layers.append(
+        Layer(call.node.name, path if is_whole else "", kind, weight.name, name, inputs, outputs)
     )
 
 
-def _convolution(
-    walk: Walk, call: Call, weight: Any, bias: Any, dims: int, transposed: bool
-) -> Any:
-    x = call.input
-    if not _usable(x, weight, bias):
-        return walk.opaque(call, f"the weight or bias of {call.label} is computed")
-    inputs = _channels(walk, x.ids, -dims - 1)
-    groups = _option(call, "groups", transposed)
-    first, second, *kernel = weight.value.shape
-    read = first if transposed else second * groups
-    if len(inputs) != read:
-        raise ValueError(f"{read} channels are read, but there are {len(inputs)}")
-    ones = (1,) * len(kernel)
-    if transposed:  # (in, out / groups, *kernel)
-        view = (groups, first // groups, second, *kernel)
-        out = second * groups
-        loss = inputs.reshape(groups, -1, 1, *ones)
-
-        def place(s: Tensor) -> Tensor:
-            return s.reshape(groups, 1, -1, *ones)
-    else:  # (out, in / groups, *kernel)
-        view = (groups, first // groups, second, *kernel)
-        out = first
-        loss = inputs.reshape(groups, 1, -1, *ones)
-
-        def place(s: Tensor) -> Tensor:
-            return s.reshape(groups, -1, 1, *ones)
-
-    kind = "conv_transpose" if transposed else "conv"
-    lengths = _lengths(call, x.ids.shape[-dims:], kernel, transposed)
-    shape = (*x.ids.shape[: -dims - 1], out, *lengths)
-    return _finish(
-        walk, call, kind, weight, bias, (view, place, loss), inputs, out, -dims - 1, shape
-    )
-
-
-_CONV = ("stride", "padding", "dilation", "groups")
-_CONV_TRANSPOSE = ("stride", "padding", "output_padding", "groups", "dilation")
-
-
-def _option(call: Call, name: str, transposed: bool) -> Any:
-    """An option of a convolution, from its module or its arguments."""
-    if call.module is not None:
-        return getattr(call.module, name)
-    position = 3 + (_CONV_TRANSPOSE if transposed else _CONV).index(name)
-    return call.argument(position, name, 0 if "padding" in name else 1)
-
-
-def _lengths(
-    call: Call, lengths: Sequence[int], kernel: Sequence[int], transposed: bool
-) -> list[int]:
-    """How long the result of a convolution is in each dimension."""
-
-    def each(name: str) -> list[int]:
-        option = _option(call, name, transposed)
-        return list(option) if isinstance(option, (tuple, list)) else [option] * len(lengths)
-
-    stride, dilation = each("stride"), each("dilation")
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    padding = _option(call, "padding", transposed)
-    if isinstance(padding, str):
-        total = reach if padding == "same" else [0] * len(lengths)
+def bias_role(walk: Walk, call: Call, bias: Weight, ids: Tensor) -> None:
+    """Note that a bias scales as what it is added to."""
+    shape = bias.value.shape
+    if is_constant_where_broadcast(ids, shape):
+        walk.scale(bias, at_entries(ids, shape))
     else:
-        total = [2 * p for p in each("padding")]
-    if transposed:
-        extra = each("output_padding")
-        parts = zip(lengths, stride, total, reach, extra, strict=True)
-        return [(n - 1) * s - p + r + e + 1 for n, s, p, r, e in parts]
-    parts4 = zip(lengths, stride, total, reach, strict=True)
-    result = [(n + p - r - 1) // s + 1 for n, s, p, r in parts4]
-    if min(result) < 1:
-        raise ValueError(f"the kernel {tuple(kernel)} is larger than the input {tuple(lengths)}")
-    return result
+        walk.close(Activation(ids), f"{call.label} adds one bias to several channels")
+        walk.keep(bias, f"{call.label} adds it to several channels")
 
 
-def _usable(x: Any, weight: Any, bias: Any) -> bool:
-    return (
-        isinstance(x, Activation)
-        and isinstance(weight, Parameter)
-        and (bias is None or isinstance(bias, Parameter))
+def _aligned(ids: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
+    """The dimensions of the result along which an operand of this shape is broadcast."""
+    missing = ids.ndim - len(shape)
+    return tuple(
+        d for d in range(ids.ndim) if d < missing or shape[d - missing] == 1 < ids.shape[d]
     )
 
 
-def _module_parts(walk: Walk, call: Call) -> tuple[Any, Any]:
-    """Weight and bias of a layer; a bias that is computed counts as no parameter at all."""
-    module = call.module
-    assert module is not None
-    weight = _parameter(walk, module, "weight")
-    bias = _parameter(walk, module, "bias")
-    if bias is None and getattr(module, "bias", None) is not None:
-        return None, None
-    return weight, bias
+def is_constant_where_broadcast(ids: Tensor, shape: Sequence[int]) -> bool:
+    """Whether each entry of an operand that is broadcast meets one space only."""
+    for dim in _aligned(ids, shape):
+        if ids.shape[dim] > 1 and ids.stride(dim) != 0:
+            short = compact(ids)
+            if not torch.equal(short, short.narrow(dim, 0, 1).expand_as(short)):
+                return False
+    return True
 
 
-def layer_module(walk: Walk, call: Call) -> Any:
-    return _linear(walk, call, *_module_parts(walk, call))
+def at_entries(ids: Tensor, shape: Sequence[int]) -> Tensor:
+    """The space that each entry of an operand meets, in the operand's shape."""
+    for dim in _aligned(ids, shape):
+        ids = ids.narrow(dim, 0, 1)
+    return ids.reshape(ids.shape[ids.ndim - len(shape) :]).expand(shape)
 
 
-def _linear_function(walk: Walk, call: Call) -> Any:
-    return _linear(walk, call, call.argument(1, "weight"), call.argument(2, "bias"))
+def scaled_entries(walk: Walk, call: Call, ids: Tensor, weight: Weight) -> Activation:
+    """A product with a weight, entry by entry, whose result has spaces of its own."""
+    shape = weight.value.shape
+    inputs = at_entries(ids, shape)
+    outputs = walk.spaces.new(weight.value.numel()).reshape(shape)
+    walk.scale(weight, outputs, inputs)
+    note_layer(walk, call, "scale", weight, None, inputs.reshape(-1), outputs.reshape(-1))
+    return Activation(outputs.expand(call.result.shape))
 
 
-def _conv_module(dims: int, transposed: bool) -> Rule:
-    def rule(walk: Walk, call: Call) -> Any:
-        return _convolution(walk, call, *_module_parts(walk, call), dims, transposed)
+def _convolution(transposed: bool) -> Rule:
+    def convolution(walk: Walk, call: Call) -> Any:
+        x, w, bias = call.input, call.argument(1, "weight"), call.argument(2, "bias")
+        usable = isinstance(w, Weight) and (bias is None or isinstance(bias, Weight))
+        if not isinstance(x, Activation) or not usable:
+            return walk.opaque(call, f"the weight or bias of {call.label} is computed")
+        first, second, *kernel = w.value.shape
+        groups, ones = int(call.argument(6, "groups", 1)), (1,) * len(kernel)
+        dim = x.ids.ndim - len(kernel) - 1
+        others = tuple(d for d in range(x.ids.ndim) if d != dim)
+        inputs = walk.spaces.union_over(x.ids, others).reshape(-1)
+        outputs = walk.spaces.new(second * groups if transposed else first)
+        # What belongs to the second dimension of the weight differs from group to group.
+        rows, columns = (inputs, outputs) if transposed else (outputs, inputs)
+        columns = columns.reshape(groups, second)
+        if groups > 1:
+            columns = columns.repeat_interleave(first // groups, dim=0)
+        rows, columns = rows.reshape(-1, 1, *ones), columns.reshape(-1, second, *ones)
+        walk.scale(w, *((columns, rows) if transposed else (rows, columns)))
+        if bias is not None:
+            walk.scale(bias, outputs)
+        kind = "conv_transpose" if transposed else "conv"
+        note_layer(walk, call, kind, w, bias, inputs, outputs)
+        thin = outputs.reshape(-1, *(1,) * len(kernel))
+        return Activation(thin.expand(call.result.shape))
 
-    return rule
+    return convolution
 
 
-def _conv_function(dims: int, transposed: bool) -> Rule:
-    def rule(walk: Walk, call: Call) -> Any:
-        parts = call.argument(1, "weight"), call.argument(2, "bias")
-        return _convolution(walk, call, *parts, dims, transposed)
-
-    return rule
-
-
-def norm(walk: Walk, call: Call) -> Any:
+def _norm(weight_at: int, channels_last: bool) -> Rule:
     """Normalisation closes what goes in; its affine part opens new spaces."""
-    why = f"{call.label} normalises it"
-    x = call.input
-    walk.close((call.args, call.kwargs), why)
-    weight, bias = _module_parts(walk, call)
-    if not isinstance(x, Activation) or weight is None:
-        return walk.opaque(call, f"{call.label} has no affine part that could be scaled")
-    channels = weight.value.shape[0]
-    role = ((channels,), lambda s: s, None)
-    dim = 1 - x.ids.ndim if _batched(call, x) else -x.ids.ndim
-    return _finish(walk, call, "norm", weight, bias, role, None, channels, dim, x.ids.shape)
 
+    def norm(walk: Walk, call: Call) -> Any:
+        x, weight = call.input, call.argument(weight_at, "weight")
+        bias = call.argument(weight_at + 1, "bias")
+        bias = bias if isinstance(bias, (Weight, Tensor)) else None  # rms_norm has none
+        rest = [v for v in (*call.args, *call.kwargs.values()) if v is not weight and v is not bias]
+        walk.close(rest, f"{call.label} normalises it")
+        if not isinstance(x, Activation) or not isinstance(weight, Weight):
+            return walk.opaque(call, f"{call.label} has no affine part that could be scaled")
+        shape = weight.value.shape
+        outputs = walk.spaces.new(weight.value.numel()).reshape(shape)
+        walk.scale(weight, outputs)
+        if isinstance(bias, Weight):
+            walk.scale(bias, outputs)
+        elif bias is not None:
+            return walk.opaque(call, f"the bias of {call.label} is computed")
+        note_layer(walk, call, "norm", weight, bias, None, outputs.reshape(-1))
+        first = call.result[0] if isinstance(call.result, (tuple, list)) else call.result
+        if not channels_last:
+            outputs = outputs.reshape(-1, *(1,) * (first.ndim - 2))
+        made = Activation(outputs.expand(first.shape))
+        if first is call.result:
+            return made
+        why = f"{call.label} gives statistics"
+        return (made, *(walk.constant(y, why) for y in call.result[1:]))
 
-def _batched(call: Call, x: Activation) -> bool:
-    """Instance normalisation alone takes a single example without a batch dimension."""
-    kinds = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-    single = {kind: dims + 2 for dims, kind in enumerate(kinds)}
-    return not isinstance(call.module, kinds) or x.ids.ndim != single[type(call.module)]
+    return norm
 
 
 def embedding(walk: Walk, call: Call) -> Any:
-    module = call.module
-    weight = None if module is None else _parameter(walk, module, "weight")
-    if weight is None or getattr(module, "max_norm", None) is not None:
-        return walk.opaque(call, f"{call.label} renormalises its rows, or computes them")
-    walk.close((call.args, call.kwargs), f"{call.label} reads it as indices")
-    count, width = weight.value.shape
-    role = ((count, width), lambda s: s.reshape(1, -1), None)
-    shape = (*call.input.ids.shape, width)
-    made = _finish(walk, call, "embedding", weight, None, role, None, width, -1, shape)
-    return Activation(made.meta.to(weight.value.dtype), made.ids)
+    weight, indices = call.args[:2]
+    walk.close(indices, f"{call.label} reads it as indices")
+    if not isinstance(weight, Weight) or weight.value.ndim != 2:
+        return walk.opaque(call, f"the rows of {call.label} are computed")
+    outputs = walk.spaces.new(weight.value.shape[1])
+    walk.scale(weight, outputs)
+    note_layer(walk, call, "embedding", weight, None, None, outputs)
+    return Activation(outputs.expand(call.result.shape))
 
 
-MODULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: layer_module,
-    nn.Conv1d: _conv_module(1, False),
-    nn.Conv2d: _conv_module(2, False),
-    nn.Conv3d: _conv_module(3, False),
-    nn.ConvTranspose1d: _conv_module(1, True),
-    nn.ConvTranspose2d: _conv_module(2, True),
-    nn.ConvTranspose3d: _conv_module(3, True),
-    nn.Embedding: embedding,
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution(False)),
     **dict.fromkeys(
-        (
-            *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm),
-            *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-        ),
-        norm,
+        ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolution(True)
     ),
-}
-
-FUNCTIONS: dict[Any, Rule] = {
-    F.linear: _linear_function,
-    F.conv1d: _conv_function(1, False),
-    F.conv2d: _conv_function(2, False),
-    F.conv3d: _conv_function(3, False),
-    F.conv_transpose1d: _conv_function(1, True),
-    F.conv_transpose2d: _conv_function(2, True),
-    F.conv_transpose3d: _conv_function(3, True),
+    **dict.fromkeys(("batch_norm", "instance_norm", "native_batch_norm"), _norm(1, False)),
+    **dict.fromkeys(("group_norm",), _norm(2, False)),
+    **dict.fromkeys(("layer_norm", "rms_norm", "native_layer_norm"), _norm(2, True)),
+    "embedding": embedding,
 }

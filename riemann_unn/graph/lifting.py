@@ -1,71 +1,69 @@
-"""The energy of each parameter: how much the paths through it carry, for one backward pass."""
+"""The energy of each weight: how much the paths through it carry, for one backward pass."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .model import ModelGraph
+from .program import operation
+from .regions import doors, keeps_statistics
+from .walk import run_on_constants
+from .writes import Aliases, writes_to
 
 __all__ = ["path_energies"]
 
-_AS_THEY_ARE = ("same", "cast", "clamp")
-
 
 @dataclass(frozen=True)
-class _Constant:
-    """A tensor that is no activation of the lifted network."""
+class _Squares:
+    """An activation of the lifted network, or the squares of a weight beside the weight."""
 
     value: Tensor
+    weight: Tensor | None = None
 
 
-def path_energies(
-    model: nn.Module, view: ModelGraph, data: Sequence[Any] | None = None
-) -> dict[str, Tensor]:
-    r"""Return the diagonal of the path kernel: the squared paths through each parameter without it.
+def path_energies(view: ModelGraph, inputs: Sequence[Any] | None = None) -> dict[str, Tensor]:
+    r"""Return the diagonal of the path kernel: the squared paths through each weight without it.
 
     .. math:: g_i = (\partial\Phi^T \partial\Phi)_{ii}
         = \sum_{\text{paths } p \ni i} \; \prod_{j \in p,\, j \ne i} \theta_j^2
 
     It is the gradient, with respect to :math:`\theta^2`, of the sum of outputs of the network whose
     weights are squared, which is fed with ones. Batch normalisation is there the affine map that it
-    is in evaluation mode. Where an operation is not homogeneous the network ends, and another one
-    that is fed with ones begins.
+    is in evaluation mode. Where something reads an activation that is not homogeneous the network
+    ends, and another one that is fed with ones begins: each region of the model is a network of
+    its own, see :func:`riemann_unn.graph.regions.regions`.
 
     Args:
-        model: the model that was traced.
-        view: what :func:`riemann_unn.graph.trace` gave for it.
-        data: inputs whose squares take the place of ones.
+        view: what :func:`riemann_unn.graph.trace` gave for the model.
+        inputs: the leaves of what the model is called with, of the shapes that it was traced with,
+            whose squares take the place of ones.
 
     Returns:
-        By canonical name, for each parameter that touches a space, a float64 tensor of its shape,
+        By canonical name, for each weight that touches a space, a float64 tensor of its shape,
         for one example: the mean over the first dimension of the first input.
 
     Reference:
         Lebeurrier, Vayer, Gribonval, "Path-conditioned training" (2026); Gonon, Brisebarre,
         Riccietti, Gribonval, "A path-norm toolkit for modern networks" (2024), for the lifting.
     """
-    own = dict(model.named_parameters(remove_duplicate=False))
-    squares = {name: _square(own[name]).requires_grad_() for name in view.scalings}
-    by_memory = {own[name].data_ptr(): name for name in view.scalings}
-    lifted = _Lifted(model, view, squares, by_memory, data is not None)
+    squares = {name: _square(view.tensors[name]).requires_grad_() for name in view.scalings}
     with torch.enable_grad():
-        total = lifted.run(data)
-    names = list(squares)
-    found: Sequence[Tensor | None] = [None] * len(names)
+        total = _Lifted(view, squares, inputs).run()
+    found: Sequence[Tensor | None] = [None] * len(squares)
     if total.requires_grad:
         found = torch.autograd.grad(total, list(squares.values()), allow_unused=True)
-    first = next((x for x in view.inputs.values() if isinstance(x, Tensor) and x.ndim), None)
-    batch = max(first.shape[0], 1) if first is not None else 1
+    sources = view.program.sources.values()
+    examples = [s.value for s in sources if s.kind == "input" and isinstance(s.value, Tensor)]
+    batch = next((max(x.shape[0], 1) for x in examples if x.ndim), 1)
     return {
         name: torch.zeros_like(squares[name]) if g is None else g.clamp_min_(0).div_(batch)
-        for name, g in zip(names, found, strict=True)
+        for name, g in zip(squares, found, strict=True)
     }
 
 
@@ -73,129 +71,127 @@ class _Lifted:
     """The network with squared weights, as a walk over the same graph."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        view: ModelGraph,
-        squares: Mapping[str, Tensor],
-        by_memory: Mapping[int, str],
-        looks_up: bool,
+        self, view: ModelGraph, squares: Mapping[str, Tensor], inputs: Sequence[Any] | None
     ) -> None:
-        self.model, self.view, self.squares = model, view, squares
-        self.by_memory, self.looks_up = by_memory, looks_up
-        self.ends: list[Tensor] = []
+        self.view, self.of_inputs = view, inputs is not None
+        self.inputs = iter(inputs or ())
+        self.by_memory = {_memory(view.tensors[name]): squares[name] for name in squares}
         self.device = next((s.device for s in squares.values()), torch.device("cpu"))
+        self.ends: list[Tensor] = []
 
-    def run(self, data: Sequence[Any] | None) -> Tensor:
+    def run(self) -> Tensor:
         """Return the sum of all that leaves the network, or a part of it."""
         values: dict[fx.Node, Any] = {}
-        names = [node.name for node in self.view.graph.nodes if node.op == "placeholder"]
-        given = dict(zip(names, data or (), strict=False))
-        for node in self.view.graph.nodes:
+        graph = self.view.program.graph
+        aliases, ends = Aliases(graph), doors(self.view)
+        for node in graph.nodes:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-            if node.op == "placeholder":
-                value = given.get(node.name, self.view.inputs.get(node.name, (*args, None)[0]))
-                values[node] = tree_map(self._input, value)
-            elif node.op == "output":
+            if node.op == "output":
                 self._end((args, kwargs))
+                continue
+            if node.op == "placeholder":
+                values[node] = self._placeholder(node)
             else:
                 values[node] = self._operation(node, args, dict(kwargs))
-                if _in_place(node) and isinstance(node.args[0], fx.Node):
-                    values[node.args[0]] = values[node]
+                aliases.write_(node, values, self._overwritten)
+            if node in ends:
+                self._end(values[node])
+                values[node] = tree_map(self._restarted, values[node])
         return sum(self.ends, torch.zeros((), dtype=torch.float64, device=self.device))
 
-    def _input(self, x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        real = x.is_floating_point() or x.is_complex()
-        if x.device.type == "meta":
-            kind = torch.float64 if real else x.dtype
-            x = (torch.ones if real else torch.zeros)(x.shape, dtype=kind, device=self.device)
-        x = x.detach().to(self.device)
-        return _square(x) if real else _Constant(x)
+    def _placeholder(self, node: fx.Node) -> Any:
+        source = self.view.program.sources[node.name]
+        value = source.value
+        if source.kind == "input" and self.of_inputs:
+            value = next(self.inputs)
+        if not isinstance(value, Tensor) or not _is_number(value):
+            return value
+        if source.kind == "constant":
+            return value.clone()
+        if source.kind == "input":
+            return _Squares(_square(value)) if self.of_inputs else self._ones(value)
+        own = value.detach()
+        return _Squares(self.by_memory.get(_memory(own), _square(own)), own)
+
+    def _ones(self, like: Any) -> Any:
+        """What a region is fed with, in the place of a tensor."""
+        if not isinstance(like, Tensor):
+            return like
+        if not _is_number(like):
+            return torch.zeros(like.shape, dtype=like.dtype, device=self.device)
+        return _Squares(torch.ones(like.shape, dtype=torch.float64, device=self.device))
+
+    def _restarted(self, x: Any) -> Any:
+        return self._ones(x.value) if isinstance(x, _Squares) else x
+
+    def _overwritten(self, node: fx.Node, values: list[Any]) -> Callable[[Any], Any]:
+        self._end(values)
+        return lambda shape: self._ones(torch.empty(shape, device="meta"))
 
     def _end(self, values: Any) -> None:
-        self.ends += [x.sum() for x in tree_leaves(values) if isinstance(x, Tensor)]
+        for x in tree_leaves(values):
+            if isinstance(x, _Squares) and x.weight is None:
+                self.ends.append(x.value.sum())
 
     def _operation(self, node: fx.Node, args: Any, kwargs: dict[str, Any]) -> Any:
         name = node.name
-        if name in self.view.constants:
-            return _Constant(self.view.constants[name].clone())
-        if node.op == "get_attr":
-            owner, _, attribute = str(node.target).rpartition(".")
-            value = getattr(self.model.get_submodule(owner), attribute)
-            if isinstance(value, nn.Parameter):
-                return self._square(value)
-            return _Constant(value.clone()) if isinstance(value, Tensor) else value
-        if name in self.view.closings:
-            self._end((args, kwargs))
-            return tree_map(self._input, self.view.closings[name])
         rule = self.view.rules.get(name)
-        first = args[0] if args else next(iter(kwargs.values()), None)
-        second = args[1] if len(args) > 1 else kwargs.get("other")
-        if rule in _AS_THEY_ARE:
-            return first
-        if rule == "add" or (rule == "reduce" and isinstance(second, (Tensor, _Constant))):
-            return self._sum(node, first, second)
-        if rule == "multiply":
-            return _squared(first) * _squared(second)
-        if rule == "divide":
-            return first / _squared(second)
-        if node.op == "call_module":
-            return self._module(self.model.get_submodule(str(node.target)), rule, first)
-        plain = tree_map(lambda x: x.value if isinstance(x, _Constant) else x, (args, kwargs))
-        if node.op == "call_method":
-            method = "reshape" if node.target == "view" else str(node.target)
-            result = getattr(plain[0][0], method)(*plain[0][1:], **plain[1])
-        else:
-            assert callable(node.target)
-            result = node.target(*plain[0], **plain[1])
-        if rule is None:  # nothing of the network took part, only constants or weights
-            lifted = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            if not lifted:
-                return tree_map(lambda x: _Constant(x) if isinstance(x, Tensor) else x, result)
-        return result
+        if name in self.view.closings:
+            return self._closing(node)
+        if rule is None:
+            copy = writes_to(node)  # not to the model's own
 
-    def _square(self, p: Tensor) -> Tensor:
-        name = self.by_memory.get(p.data_ptr())
-        return _square(p) if name is None else self.squares[name]
+            def real(x: Any) -> Any:
+                return (_weight(x).clone() if copy else _weight(x)) if _is_ours(x) else x
 
-    def _sum(self, node: fx.Node, a: Any, b: Any) -> Tensor:
-        """Differences too: a path keeps its energy when its sign changes."""
-        kind = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if kind in ("maximum", "fmax", "max"):
-            return torch.maximum(_squared(a), _squared(b))
-        if kind in ("minimum", "fmin", "min"):
-            return torch.minimum(_squared(a), _squared(b))
-        alpha = node.kwargs.get("alpha", 1)
-        factor = alpha**2 if isinstance(alpha, (int, float)) else 1
-        result: Tensor = _squared(a) + factor * _squared(b)
-        return result
+            return run_on_constants(node, *tree_map(real, (args, kwargs)))
+        own = _RULES.get(rule)
+        if own is not None:
+            return own(self, node, args, kwargs)
+        kwargs.pop("dtype", None)
+        weights = [x for x in tree_leaves(args) if isinstance(x, _Squares) and x.weight is not None]
+        squares = _run(node, *tree_map(_value, (args, kwargs)))
+        if rule in _VIEWS and weights and args[0] is weights[0]:
+            views = _run(node, *tree_map(_weight, (args, kwargs)))
+            return tree_map(_Squares, squares, views)
+        return tree_map(lambda x: _Squares(x) if _is_number(x) else x, squares)
 
-    def _module(self, module: nn.Module, rule: str | None, x: Any) -> Any:
-        if rule == "embedding":
-            weight = self._square(module.get_parameter("weight"))
-            if self.looks_up:
-                return nn.functional.embedding(x.value, weight)
-            return weight.mean(0).expand(*x.value.shape, -1)
-        own = {name: self._square(p) for name, p in module.named_parameters()}
-        if rule == "norm":
-            return _normalised(module, own, x)
-        return torch.func.functional_call(module, own, (x,)) if own else module(x)
+    def _closing(self, node: fx.Node) -> Any:
+        found = tree_map(self._ones, self.view.closings[node.name])
+        if operation(node) in ("softmax", "_softmax") and isinstance(found, _Squares):
+            dim = node.args[1]  # weights of a mean
+            found = _Squares(found.value / found.value.shape[int(dim)])  # type: ignore[arg-type]
+        return found
 
 
-def _normalised(module: nn.Module, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Normalisation as an affine map with constant statistics, squared."""
-    weight = own["weight"]
-    shape = (-1, *(1,) * (x.ndim - 2))
-    constant = torch.zeros_like(weight)
-    mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
-    if isinstance(mean, Tensor) and isinstance(variance, Tensor):
-        epsilon = getattr(module, "eps", 0.0)
-        scaled = weight / (variance.detach().double() + epsilon)
-        weight, constant = scaled, scaled * mean.detach().double().square()
-    if "bias" in own:
-        constant = constant + own["bias"]
-    return x * weight.reshape(shape) + constant.reshape(shape)
+def _run(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    result = node.meta.get("val")
+    if operation(node) in ("view", "_unsafe_view") and isinstance(result, Tensor):
+        return args[0].reshape(result.shape)
+    assert callable(node.target)
+    if operation(node).endswith("_"):
+        args = (args[0].clone(), *args[1:])
+    return node.target(*args, **kwargs)
+
+
+def _is_ours(x: Any) -> bool:
+    return isinstance(x, _Squares)
+
+
+def _value(x: Any) -> Any:
+    return x.value if isinstance(x, _Squares) else x
+
+
+def _weight(x: Any) -> Any:
+    return x.weight if isinstance(x, _Squares) else x
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+
+
+def _memory(x: Tensor) -> tuple[int, ...]:
+    return (x.data_ptr(), *x.shape)
 
 
 def _square(x: Tensor) -> Tensor:
@@ -203,12 +199,145 @@ def _square(x: Tensor) -> Tensor:
 
 
 def _squared(x: Any) -> Any:
-    if isinstance(x, _Constant):
-        return _square(x.value)
-    return x if isinstance(x, Tensor) else abs(x) ** 2
+    if isinstance(x, _Squares):
+        return x.value
+    return _square(x) if isinstance(x, Tensor) else abs(x) ** 2
 
 
-def _in_place(node: fx.Node) -> bool:
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    augmented = node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-    return augmented or (str(name).endswith("_") and not str(name).endswith("__"))
+# -- operations that are not what they are on numbers --------------------------------------------
+
+
+def _same(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    return args[0]
+
+
+def _item(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    return args[0][args[1]]
+
+
+def _expanded(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
+    shape = node.meta["val"].shape
+    x = args[0].value
+    return _Squares(x.reshape(shape) if x.numel() == shape.numel() else x.expand(shape))
+
+
+def _add(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
+    """Differences too: a path keeps its energy when its sign changes."""
+    a, b = _squared(args[0]), _squared(args[1] if len(args) > 1 else kwargs["other"])
+    kind = operation(node).rstrip("_")
+    if kind in ("maximum", "fmax", "max"):
+        return _Squares(torch.maximum(a, b))
+    if kind in ("minimum", "fmin", "min"):
+        return _Squares(torch.minimum(a, b))
+    alpha = args[2] if len(args) > 2 else kwargs.get("alpha", 1)
+    scaled = alpha**2 * (a if kind == "rsub" else b)
+    return _Squares(scaled + (b if kind == "rsub" else a))
+
+
+def _reduce(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    second = args[1] if len(args) > 1 else kwargs.get("other")
+    if isinstance(second, (_Squares, Tensor)):
+        return _add(lifted, node, args, kwargs)
+    kwargs.pop("dtype", None)
+    found = _run(node, *tree_map(_value, (args, kwargs)))
+    return tree_map(lambda x: _Squares(x) if _is_number(x) else x, found)
+
+
+def _where(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
+    """Which of the two it is depends on the sign, of which squares know nothing."""
+    a, b = (_squared(x) for x in args[1:3])
+    largest = torch.maximum(*(torch.as_tensor(x, dtype=torch.float64) for x in (a, b)))
+    return _Squares(largest.expand(node.meta["val"].shape))
+
+
+def _multiply(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
+    return _Squares(_squared(args[0]) * _squared(args[1] if len(args) > 1 else kwargs["other"]))
+
+
+def _divide(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
+    return _Squares(_squared(args[0]) / _squared(args[1] if len(args) > 1 else kwargs["other"]))
+
+
+def _signs(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
+    shape = node.meta["val"].shape
+    return _Squares(torch.ones(shape, dtype=torch.float64, device=lifted.device))
+
+
+def _constants(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
+    made = _signs(lifted, node, args, kwargs)
+    return _Squares(torch.zeros_like(made.value)) if "zeros" in str(node.target) else made
+
+
+def _overwrite(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
+    return _Squares(_squared(args[1]).expand(node.meta["val"].shape))
+
+
+def _join(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
+    parts, *rest = args if args else (kwargs.pop("tensors"),)
+    assert callable(node.target)
+    return _Squares(node.target([_squared(x) for x in parts], *rest, **kwargs))
+
+
+def _attention(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
+    """A mean over all places, as if the weights were equal."""
+    shape = node.meta["val"].shape
+    mean = _squared(args[2]).mean(-2, keepdim=True)
+    if mean.ndim > 2 and mean.shape[-3] not in (1, shape[-3]):
+        mean = mean.repeat_interleave(shape[-3] // mean.shape[-3], dim=-3)
+    return _Squares(mean.expand(shape))
+
+
+def _norm(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """Normalisation as an affine map with constant statistics, squared."""
+    x, channels_last = _squared(args[0]), operation(node) in _CHANNELS_LAST
+    at = 1 if operation(node) in ("batch_norm", "instance_norm", "native_batch_norm") else 2
+    weight = args[at].value
+    bias = args[at + 1] if len(args) > at + 1 else kwargs.get("bias")
+    constant = torch.zeros_like(weight)
+    if keeps_statistics(node):
+        mean, variance = (x.weight.double() for x in args[3:5])
+        epsilon = args[7] if len(args) > 7 else kwargs.get("eps", 1e-5)
+        weight = weight / (variance + epsilon)
+        constant = weight * mean.square()
+    else:
+        lifted._end(args[0])
+        x = torch.ones_like(x)
+    if isinstance(bias, _Squares):
+        constant = constant + bias.value
+    shape = weight.shape if channels_last else (-1, *(1,) * (x.ndim - 2))
+    made = _Squares(x * weight.reshape(shape) + constant.reshape(shape))
+    result = node.meta["val"]
+    if isinstance(result, Tensor):
+        return made
+    return (made, *(lifted._ones(y) for y in result[1:]))
+
+
+_CHANNELS_LAST = ("layer_norm", "rms_norm", "native_layer_norm")
+
+
+def _embedding(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
+    weight, indices = args[0].value, args[1]
+    if isinstance(indices, Tensor) and lifted.of_inputs:
+        return _Squares(torch.nn.functional.embedding(indices, weight))
+    return _Squares(weight.mean(0).expand(node.meta["val"].shape))
+
+
+_VIEWS = ("move", "same", "cast", "like", "getitem")
+_RULES: dict[str, Callable[[_Lifted, fx.Node, Any, Any], Any]] = {
+    **dict.fromkeys(("same", "cast", "clamp", "threshold"), _same),
+    "getitem": _item,
+    "like": _expanded,
+    "masked": _expanded,
+    "add": _add,
+    "reduce": _reduce,
+    "where": _where,
+    "multiply": _multiply,
+    "divide": _divide,
+    "compare": _signs,
+    "constants": _constants,
+    "overwrite": _overwrite,
+    "join": _join,
+    "attention": _attention,
+    "norm": _norm,
+    "embedding": _embedding,
+}

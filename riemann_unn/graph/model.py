@@ -1,73 +1,93 @@
-"""What tracing a model gives: its layers, their spaces, and how its parameters scale with them."""
+"""What reading a model gives: its layers, their spaces, and how its weights scale with them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
+from torch import Tensor, nn
 
-from ..errors import GraphError
-from .propagate import Layer, Role, Walk
-from .shapes import candidate_inputs, placeholders
-from .spaces import Spaces, compact
-from .tracing import symbolic_trace, untouched
+from .guess import guessed_input
+from .program import Forward, Program, read, unwrapped
+from .spaces import ONE, Spaces, compact
+from .untouched import untouched
+from .walk import UNUSED, Layer, Role, Walk
 
 __all__ = ["ModelGraph", "Scaling", "trace"]
 
 
 @dataclass(frozen=True)
 class Scaling:
-    r"""How one parameter changes when the activations of space i are multiplied by :math:`s_i`.
+    r"""How one weight changes when the activations of space i are multiplied by :math:`s_i`.
 
-    .. math:: w' = w \cdot s_{\text{gain}} / s_{\text{loss}}
+    .. math:: w' = w \cdot s_{\text{feeds}} / s_{\text{reads}}
 
-    entry by entry, on the parameter seen in the shape ``view``.
+    entry by entry.
 
     Attributes:
-        name: canonical name of the parameter.
-        view: shape that the parameter is reshaped to.
-        gain: int64, broadcasts with ``view``: the space each entry feeds.
-        loss: the space each entry reads, likewise; None for biases, norms and embeddings.
+        name: canonical name of the parameter or buffer.
+        feeds: int64, broadcasts with the weight: the space each entry feeds.
+        reads: the space each entry reads, likewise; None for biases, norms and embeddings.
     """
 
     name: str
-    view: tuple[int, ...]
-    gain: Tensor
-    loss: Tensor | None
+    feeds: Tensor
+    reads: Tensor | None
 
     def factor(self, scales: Tensor) -> Tensor:
-        """Return what the parameter, reshaped to ``view``, is to be multiplied by.
+        """Return what the weight is to be multiplied by; it broadcasts with the weight.
 
         Args:
-            scales: ``(spaces,)``, positive, and one for fixed spaces.
+            scales: ``(spaces,)``, positive, and one for closed spaces.
         """
-        gain = scales[self.gain.to(scales.device)]
-        return gain if self.loss is None else gain / scales[self.loss.to(scales.device)]
+        fed = scales[self.feeds.to(scales.device)]
+        return fed if self.reads is None else fed / scales[self.reads.to(scales.device)]
 
     def matrices(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Sum over entries that feed and read the same spaces.
 
         Args:
-            values: anything that the parameter has an entry of, of the parameter's shape.
+            values: anything that the weight has an entry of, of the weight's shape.
 
         Returns:
             Sums ``(batch, rows, columns)``, the space each row feeds ``(batch, rows)``, and the
             space each column reads ``(batch, columns)``; None and one column where nothing is read.
         """
-        if self.loss is None:
-            summed = values.reshape(self.view).reshape(-1, self.gain.numel()).sum(0)
-            return summed.reshape(1, -1, 1), self.gain.reshape(1, -1), None
-        if len(self.view) == 2:
-            return values.unsqueeze(0), self.gain.reshape(1, -1), self.loss.reshape(1, -1)
-        summed = values.reshape(*self.view[:3], -1).sum(-1)
-        gain, loss = (x.reshape(x.shape[:3]) for x in (self.gain, self.loss))
-        if gain.shape[1] != self.view[1] or loss.shape[2] != self.view[2]:  # transposed
-            summed = summed.mT
-        return summed, gain.reshape(len(gain), -1), loss.reshape(len(loss), -1)
+        if values.ndim == 0:
+            values = values.reshape(1)
+        feeds = _padded(self.feeds, values.ndim)
+        reads = None if self.reads is None else _padded(self.reads, values.ndim)
+        rows = [d for d in range(values.ndim) if feeds.shape[d] > 1]
+        columns = [d for d in range(values.ndim) if reads is not None and reads.shape[d] > 1]
+        both = [d for d in rows if d in columns]
+        rows, columns = ([d for d in part if d not in both] for part in (rows, columns))
+        rest = [d for d in range(values.ndim) if d not in (*both, *rows, *columns)]
+        if rest:
+            values = values.sum(rest, keepdim=True)
+
+        def arranged(x: Tensor, dims: Sequence[Sequence[int]]) -> Tensor:
+            wanted = [d for part in dims for d in part]
+            sizes = [[values.shape[d] for d in part] for part in dims]
+            x = x.expand([n if d in wanted else 1 for d, n in enumerate(values.shape)])
+            x = x.permute(*wanted, *(d for d in range(x.ndim) if d not in wanted))
+            return x.reshape([_product(part) for part in sizes])
+
+        summed = arranged(values, (both, rows, columns))
+        fed = arranged(feeds, (both, rows))
+        return summed, fed, None if reads is None else arranged(reads, (both, columns))
+
+
+def _product(sizes: Sequence[int]) -> int:
+    result = 1
+    for n in sizes:
+        result *= n
+    return result
+
+
+def _padded(x: Tensor, ndim: int) -> Tensor:
+    return x.reshape((1,) * (ndim - x.ndim) + tuple(x.shape))
 
 
 @dataclass(frozen=True)
@@ -75,27 +95,31 @@ class ModelGraph:
     """The view of a model that :func:`trace` gives.
 
     Attributes:
-        layers: the calls of layers in the order in which they run. Those that run only in the
+        layers: the uses of weights in the order in which they run. Those that run only in the
             other of training and evaluation mode come last.
-        scalings: how each parameter that touches a space scales, by canonical name.
-        reasons: for each space why it is fixed, or None where it is free.
-        graph: the fx graph, in the mode the model is in.
-        inputs: the inputs by placeholder name, tensors on the meta device.
-        opaque: paths of submodules that torch.fx could not enter.
+        scalings: how each weight that touches a space scales, by canonical name.
+        reasons: for each space why it is closed, or None where it is free.
+        tensors: the weights named there.
+        program: what the model computes in the mode it is in.
+        blocks: by path, why a submodule is closed as a whole.
         rules: by node, the name of the rule that its operation went by.
-        constants: tensors that the forward made while it was traced, by the name of their node.
-        closings: by node, what came out of an operation that is not homogeneous, as meta tensors.
+        closings: by node, what came out of an operation that is not homogeneous, without values.
+        args: the positional arguments of the forward that it was read with.
+        kwargs: the keyword arguments.
+        is_guess: whether these are a guess.
     """
 
     layers: tuple[Layer, ...]
     scalings: Mapping[str, Scaling]
     reasons: tuple[str | None, ...]
-    graph: fx.Graph
-    inputs: Mapping[str, Any]
-    opaque: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+    program: Program
+    blocks: Mapping[str, str]
     rules: Mapping[str, str]
     closings: Mapping[str, Any]
-    constants: Mapping[str, Tensor]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    is_guess: bool
 
     @property
     def free(self) -> Tensor:
@@ -103,192 +127,209 @@ class ModelGraph:
         return torch.tensor([reason is None for reason in self.reasons], dtype=torch.bool)
 
     def closed(self, spaces: Tensor) -> str | None:
-        """Why some of these spaces are fixed, or None if all of them are free."""
+        """Why some of these spaces are closed, or None if all of them are free."""
         found = (self.reasons[i] for i in spaces.unique().tolist())
         return next((reason for reason in found if reason is not None), None)
 
     @torch.no_grad()
-    def scale_(self, parameters: Mapping[str, Tensor], scales: Tensor) -> None:
-        """Scale parameters in place so that the model's function stays as it is.
+    def scale_(self, tensors: Mapping[str, Tensor], scales: Tensor) -> None:
+        """Scale weights in place so that the model's function stays as it is.
 
         Args:
-            parameters: at least those named in ``scalings``, by canonical name.
-            scales: float64 ``(spaces,)``, positive, and one for fixed spaces.
+            tensors: at least those named in ``scalings``, by canonical name.
+            scales: float64 ``(spaces,)``, positive, and one for closed spaces.
         """
         for name, scaling in self.scalings.items():
-            p = parameters[name]
+            p = tensors[name]
             own = scales.to(p.device)
-            factors = [own[scaling.gain.to(p.device)]]
-            if scaling.loss is not None:
-                factors.append(own[scaling.loss.to(p.device)].reciprocal())
+            factors = [own[scaling.feeds.to(p.device)]]
+            if scaling.reads is not None:
+                factors.append(own[scaling.reads.to(p.device)].reciprocal())
             factors = [f for f in factors if bool((f != 1).any())]
             if factors:
-                scaled = p.reshape(scaling.view)
+                scaled: Tensor = p
                 for factor in factors:
                     scaled = scaled * factor  # in double precision, whatever the parameter's
-                p.copy_(scaled.reshape(p.shape))
+                p.copy_(scaled)
 
 
 def trace(
     model: nn.Module,
     *example_inputs: Any,
-    rigid: Mapping[str, str] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    forward: Forward | None = None,
+    closed: Mapping[str, str] | None = None,
     per: Literal["channel", "tensor"] = "channel",
+    buffers: bool = False,
 ) -> ModelGraph:
     r"""Find which activations of a model can be scaled without changing its function.
 
-    The scales :math:`s > 0` of the free spaces leave every output as it is when each parameter
-    becomes :math:`w \cdot s_{\text{out}} / s_{\text{in}}`, in training and in evaluation mode.
+    The scales :math:`s > 0` of the free spaces leave every output as it is when each weight
+    becomes :math:`w \cdot s_{\text{feeds}} / s_{\text{reads}}`, in training and in evaluation mode.
     Between two layers the channels have one space each; sums join them, concatenation, reshapes and
-    permutations move them, and whatever is not positively homogeneous fixes them. The model is not
-    run and not changed: mode, buffers and the global random state stay as they are.
+    permutations move them, and whatever is not positively homogeneous closes them. The model is
+    read by ``torch.export`` and not changed: mode, buffers, attributes and the global random state
+    stay as they are. Submodules that cannot be read, because their control flow depends on data,
+    and those with forward hooks and recurrent layers, are closed as a whole.
 
     Args:
-        model: the model.
+        model: the model, of which compiled and data-parallel wrappers are taken off.
         example_inputs: arguments of its forward, of which only shapes and dtypes matter. Without
-            them they are guessed from the first layers.
-        rigid: parameters that must not be scaled, by name, each with the reason to report.
+            them an input is guessed from the first layer.
+        kwargs: keyword arguments of its forward.
+        forward: what calls the model on these arguments, if not the model itself.
+        closed: weights that must not be scaled, by name, each with the reason to report.
         per: one space for each channel of a layer's output, or one for all of them.
+        buffers: whether weights that are buffers may be scaled too.
 
     Returns:
         The layers, the spaces and the scalings.
 
     Raises:
-        GraphError: the model cannot be traced, or an operation cannot be followed; the message
-            names the node.
+        GraphError: the model cannot be read, or an operation cannot be followed; the message
+            names the place.
         TypeError: ``model`` is no module, or its parameters have no values yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"a torch.nn.Module is needed, got a {type(model).__name__}")
-    named = dict(model.named_parameters(remove_duplicate=False))
-    for name, p in named.items():
-        if isinstance(p, nn.parameter.UninitializedParameter):
-            raise TypeError(f"'{name}' has no shape yet; run the model once, then trace it")
+    model = unwrapped(model)
+    _check_values(model)
+    named = _named_tensors(model)
     canonical: dict[Any, str] = {}
     for name, p in named.items():
         canonical.setdefault(_memory(p), name)
-    reasons = {canonical[_memory(named[n])]: why for n, why in (rigid or {}).items()}
+    reasons = {canonical[_memory(named[n])]: why for n, why in (closed or {}).items()}
+
+    def names(p: Tensor) -> str | None:
+        return canonical.get(_memory(p))
+
+    is_guess = not example_inputs and not kwargs
+    given = (guessed_input(model),) if is_guess else example_inputs
     spaces = Spaces(per_channel=per == "channel")
-
-    def walk() -> Walk:
-        return Walk(model, lambda p: canonical.get(_memory(p)), reasons, spaces)
-
+    blocks = _whole_blocks(model)
+    walks: list[Walk] = []
     with untouched(model):
-        graph, opaque = symbolic_trace(model)
-        constants = _constants(graph, model)
-        inputs, main = _walk_inputs(graph, model, example_inputs, walk)
-        walks = [main]
-        for mode in {True, False} - {m.training for m in model.modules()} or {True, False}:
-            for module in model.modules():
-                module.training = mode
-            other, more = symbolic_trace(model)
-            if str(other) != str(graph):
-                opaque |= more
-                walks.append(walk())
-                walks[-1].run(other, inputs)
-    merged = walk()
-    for part in walks:
+        for program in _programs(model, given, kwargs or {}, forward, blocks):
+            walks.append(Walk(program, names, spaces, buffers))
+            walks[-1].run()
+            blocks.update(program.closed)
+            for path, why in program.closed.items():
+                for p in _named_tensors(model.get_submodule(path)).values():
+                    walks[-1].closed.setdefault(names(p) or "", f"'{path}' is closed: {why}")
+    merged = walks[0]
+    for part in walks[1:]:
         for name, roles in part.roles.items():
             merged.roles.setdefault(name, []).extend(roles)
-        merged.frozen.update(part.frozen)
-    merged.share()
-    return _result(merged, walks, graph, inputs, opaque, constants)
+        for name, why in part.closed.items():
+            merged.closed.setdefault(name, why)
+    merged.share(reasons)
+    return _result(walks, named, blocks, given, kwargs or {}, is_guess)
 
 
-def _constants(graph: fx.Graph, model: nn.Module) -> dict[str, Tensor]:
-    """Tensors that tracing keeps as attributes of the model, which are gone after it."""
-    found = {}
-    for node in graph.nodes:
-        value = vars(model).get(str(node.target)) if node.op == "get_attr" else None
-        if isinstance(value, Tensor):
-            found[node.name] = value.clone()
+def _programs(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    forward: Forward | None,
+    blocks: Mapping[str, str],
+) -> list[Program]:
+    """The model in the mode that it is in, and in that of the two that it is not in."""
+    first = read(model, args, kwargs, forward=forward, closed=blocks)
+    found = [first]
+    for mode in {True, False} - {m.training for m in model.modules()} or {True, False}:
+        for module in model.modules():
+            module.training = mode
+        other = read(model, args, kwargs, forward=forward, closed=blocks)
+        if str(other.graph) != str(first.graph):
+            found.append(other)
     return found
+
+
+def _check_values(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{type(model).__name__} is a ScriptModule, whose code cannot be read; pass the "
+            "module that it was made of"
+        )
+    for name, p in model.named_parameters():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise TypeError(f"'{name}' has no shape yet; run the model once, then trace it")
+        if p.device.type == "meta":
+            raise TypeError(
+                f"'{name}' is on the meta device and has no values; materialise the model with "
+                "to_empty and load its weights first"
+            )
+
+
+def _whole_blocks(model: nn.Module) -> dict[str, str]:
+    """Submodules that are not looked into, with the reason."""
+    found = {}
+    for path, module in model.named_modules():
+        if path and (module._forward_hooks or module._forward_pre_hooks):
+            hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+            if not all(type(h).__module__.startswith("torch.nn.utils") for h in hooks):
+                found[path] = "it has forward hooks, which may do anything"
+        elif path and (isinstance(module, nn.RNNBase) or getattr(module, "is_recurrent", False)):
+            found[path] = "it is recurrent"
+    return found
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
 
 
 def _memory(p: Tensor) -> Any:
     """What two names of one parameter have in common."""
-    if p.device.type == "meta" or p.numel() == 0:
+    if p.numel() == 0:
         return id(p)
     return p.device, p.data_ptr(), tuple(p.shape), p.stride()
 
 
-def _walk_inputs(
-    graph: fx.Graph, model: nn.Module, examples: Sequence[Any], walk: Callable[[], Walk]
-) -> tuple[Mapping[str, Any], Walk]:
-    """Walk a graph with the given inputs, or with the first guess that fits."""
-    names = [node.name for node in graph.nodes if node.op == "placeholder"]
-    if examples:
-        if len(examples) > len(names) or len(examples) < len(placeholders(graph)):
-            raise GraphError(
-                f"the model's inputs are {', '.join(names)}; got {len(examples)} example inputs"
-            )
-        inputs = dict(zip(names, tree_map(_to_meta, tuple(examples)), strict=False))
-        main = walk()
-        main.run(graph, inputs)
-        return inputs, main
-    first: GraphError | None = None
-    for guess in candidate_inputs(graph, model):
-        trial = walk()
-        trial.spaces = Spaces(per_channel=False)
-        try:
-            trial.run(graph, guess)
-        except GraphError as error:
-            first = first or error
-            continue
-        main = walk()
-        main.run(graph, guess)
-        return guess, main
-    raise GraphError(
-        "the shape of the model's input cannot be inferred; pass example inputs. "
-        f"With the first guess: {first}"
-    ) from first
-
-
-def _to_meta(x: Any) -> Any:
-    return x.detach().to("meta") if isinstance(x, Tensor) else x
-
-
 def _result(
-    merged: Walk,
     walks: Sequence[Walk],
-    graph: fx.Graph,
-    inputs: Mapping[str, Any],
-    opaque: set[str],
-    constants: Mapping[str, Tensor],
+    named: Mapping[str, Tensor],
+    blocks: Mapping[str, str],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    is_guess: bool,
 ) -> ModelGraph:
-    """Number the spaces that parameters touch, and write everything in these numbers."""
-    spaces = merged.spaces
+    """Number the spaces that weights touch, and write everything in these numbers."""
+    spaces = walks[0].spaces
     number: dict[int, int] = {}
 
     def numbered(ids: Tensor) -> Tensor:
         short = compact(ids)
-        distinct, place = short.unique(return_inverse=True)
+        distinct, place = short.where(short != UNUSED, ONE).unique(return_inverse=True)
         found = [number.setdefault(spaces.find(i), len(number)) for i in distinct.tolist()]
-        return torch.tensor(found, dtype=torch.int64)[place].expand(ids.shape)
+        return torch.tensor(found, dtype=torch.int64)[place].reshape(short.shape)
 
     def scaling(name: str, role: Role) -> Scaling:
-        loss = None if role.loss is None else numbered(role.loss)
-        return Scaling(name, role.view, numbered(role.gain), loss)
+        constant = bool(((role.reads == ONE) | (role.reads == UNUSED)).all())
+        return Scaling(name, numbered(role.feeds), None if constant else numbered(role.reads))
 
     def renumbered(use: Layer) -> Layer:
-        read = None if use.inputs is None else numbered(use.inputs)
-        return replace(use, inputs=read, outputs=numbered(use.outputs))
+        into = None if use.inputs is None else numbered(use.inputs).expand(use.inputs.shape)
+        return replace(use, inputs=into, outputs=numbered(use.outputs).expand(use.outputs.shape))
 
-    uses = list(walks[0].uses)
+    uses = list(walks[0].layers)
     seen = {(use.module, use.weight) for use in uses}
     for walk in walks[1:]:
-        uses += [use for use in walk.uses if (use.module, use.weight) not in seen]
-    layers = tuple(renumbered(use) for use in uses)
-    scalings = {name: scaling(name, roles[0]) for name, roles in merged.roles.items()}
-    reasons = tuple(spaces.reason(root) for root in number)
+        uses += [use for use in walk.layers if (use.module, use.weight) not in seen]
+    layers = tuple(map(renumbered, uses))
+    scalings = {name: scaling(name, roles[0]) for name, roles in walks[0].roles.items()}
     return ModelGraph(
         layers,
         scalings,
-        reasons,
-        graph,
-        inputs,
-        tuple(sorted(opaque)),
+        tuple(spaces.reason(root) for root in number),
+        {name: named[name] for name in scalings},
+        walks[0].program,
+        dict(blocks),
         walks[0].rules,
-        walks[0].closed,
-        constants,
+        walks[0].closings,
+        args,
+        kwargs,
+        is_guess,
     )

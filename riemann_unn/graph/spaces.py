@@ -1,29 +1,17 @@
-"""Which channels must have the same scale: a union-find whose classes may be fixed for a reason."""
+"""Which channels must have one scale: a union-find whose classes may be closed for a reason."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["ZERO", "Activation", "Spaces", "compact"]
+__all__ = ["ONE", "ZERO", "Spaces", "compact"]
 
 ZERO = 0
 """The space of numbers that are zero, such as padding: they are in every space at once."""
 
-
-@dataclass(frozen=True)
-class Activation:
-    """A tensor inside the network: its shape and dtype, and the space of each of its elements.
-
-    Attributes:
-        meta: tensor on the meta device.
-        ids: int64 tensor of the same shape, most of it broadcast and so without memory.
-    """
-
-    meta: Tensor
-    ids: Tensor
+ONE = 1
+"""The space of constants, and of what a bias reads."""
 
 
 def compact(ids: Tensor) -> Tensor:
@@ -43,8 +31,8 @@ class Spaces:
 
     def __init__(self, *, per_channel: bool) -> None:
         self.per_channel = per_channel
-        self._parent = [ZERO]
-        self._reason: list[str | None] = ["zeros have no scale"]
+        self._parent = [ZERO, ONE]
+        self._reason: list[str | None] = ["zeros have no scale", "it is a constant"]
 
     def new(self, count: int) -> Tensor:
         """Return the spaces ``(count,)`` of a layer's output channels."""
@@ -53,7 +41,7 @@ class Spaces:
         self._reason += [None] * size
         return (first + torch.arange(size)).expand(count)
 
-    def fixed(self, reason: str) -> int:
+    def closed(self, reason: str) -> int:
         """Return one new space whose scale stays at one."""
         self._parent.append(len(self._parent))
         self._reason.append(reason)
@@ -67,14 +55,14 @@ class Spaces:
         return i
 
     def reason(self, i: int) -> str | None:
-        """Why the space is fixed, or None if it is free."""
+        """Why the space is closed, or None if it is free."""
         return self._reason[self.find(i)]
 
-    def all_fixed(self, ids: Tensor) -> bool:
+    def all_closed(self, ids: Tensor) -> bool:
         """Whether no element is in a free space."""
         return all(self.reason(i) is not None for i in compact(ids).unique().tolist())
 
-    def fix(self, ids: Tensor, reason: str) -> None:
+    def close(self, ids: Tensor, reason: str) -> None:
         """Keep the scale of these spaces at one."""
         for i in compact(ids).unique().tolist():
             root = self.find(i)

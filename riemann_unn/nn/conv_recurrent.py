@@ -54,6 +54,8 @@ class ConvRNN(nn.Module):
         Magnasco, "Convolutional unitary or orthogonal recurrent neural networks" (2023).
     """
 
+    is_recurrent = True  # passes over a model do not look into it, step by step
+
     def __init__(
         self,
         in_channels: int,

@@ -68,6 +68,8 @@ class OrthogonalRNN(nn.Module):
         unitary matrices", NeurIPS 2022, experiments with RNNs.
     """
 
+    is_recurrent = True  # passes over a model do not look into it, step by step
+
     def __init__(
         self,
         input_size: int,

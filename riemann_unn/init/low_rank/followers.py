@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from ...graph.tracing import untouched
+from ...graph.untouched import untouched
 from ...linalg.low_rank.activation_kernel import ACTIVATIONS, Activation, as_activation, leaky_relu
 
 __all__ = ["Follower", "affine_of", "followers"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,12 +13,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ...errors import GraphError
 from ...graph import ModelGraph, trace
 from ...graph.lifting import path_energies
-from ...graph.tracing import untouched
+from ...graph.program import Called, unwrapped
+from ...graph.untouched import untouched
 from ...interruption import undoing
 from ...linalg.precision import in_full_precision
-from ...linalg.rescaling import EnergyBlock, Rescaling, balance_energies
 from ...tagging import manifold_of
+from ..calibration import Batch, batches_of
 from ..record import ModelRecord
+from ..renamed import renamed
+from .objective import solve, weighted_by
 from .report import ClosedLayer, PathConditioning, RescaledGroup
 
 __all__ = ["ClosedLayer", "PathConditioning", "RescaledGroup", "path_condition_"]
@@ -26,14 +29,17 @@ __all__ = ["ClosedLayer", "PathConditioning", "RescaledGroup", "path_condition_"
 _METHODS = ("logdet", "enorm")
 
 
+@renamed(data="calibration", tol="tolerance")
 def path_condition_(
     model: nn.Module,
-    data: Any = None,
+    calibration: Any = None,
     *,
     method: Literal["logdet", "enorm"] = "logdet",
     reference: Mapping[str, Tensor] | None = None,
     inputs: Any = None,
-    tol: float = 1e-9,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    scale_frozen: bool = False,
+    tolerance: float = 1e-9,
 ) -> PathConditioning:
     r"""Rescale the hidden channels of a ReLU network, in place, so that it trains faster.
 
@@ -47,30 +53,40 @@ def path_condition_(
     multiplied by :math:`e^{-(Bz)_i/2}`. With ``"enorm"`` the sum of squares of all parameters,
     :math:`\sum_i \theta_i^2 e^{-(Bz)_i}`, is minimised instead.
 
-    The model is traced, and channels are rescaled across linear and convolutional layers, ReLUs,
-    pooling, dropout, reshapes, sums, concatenation and batch normalisation, whose affine part is
-    scaled. Everything else closes them, as do parameters that are tagged with a manifold or do not
-    require a gradient. Mode, buffers, gradients and the global random state stay as they are. State
-    of an optimizer does not follow: rescale first, then create the optimizer.
+    What the model computes is read by ``torch.export``, whatever classes it is made of. Channels
+    are rescaled across linear maps and convolutions, ReLUs, pooling, dropout, reshapes, sums,
+    concatenation, gates, attention's values, and the affine part of normalisations. Everything else
+    closes them, as do parameters that are tagged with a manifold or do not require a gradient. Each
+    part of the model through which positive scalings pass, such as the ReLU layers inside of a
+    transformer's block, is a network of its own with an F of its own; the sum is reported. Mode,
+    buffers, gradients and the global random state stay as they are. State of an optimizer does not
+    follow: rescale first, then create the optimizer.
 
     Args:
         model: the model; it may be in training or in evaluation mode, and is exact in both.
-        data: an input, or a tuple of inputs, whose squares feed the path kernel; ones if left out.
+            Compiled and data-parallel wrappers are taken off.
+        calibration: inputs whose squares feed the path kernel, ones if left out; a tensor, a tuple
+            of positional or a dict of keyword inputs, or an iterable of these, see
+            :mod:`riemann_unn.init.calibration`. Of several batches those count whose shapes are
+            that of the first.
         method: ``"logdet"`` (path conditioning) or ``"enorm"`` (equi-normalisation).
         reference: r by parameter name, positive, of the parameter's shape; one for any other.
-        inputs: an example input, or a tuple of them, of which only the shapes matter. Without it
-            and without ``data`` they are guessed from the first layer.
-        tol: relative size of the gradient at which the solver stops.
+        inputs: example inputs, as ``calibration``, of which only the shapes matter. Without it and
+            without ``calibration`` an input is guessed from the first layer.
+        forward: how the model is called on a batch, ``forward(model, batch)``, where that is not by
+            the batch's inputs.
+        scale_frozen: also scale parameters that do not require a gradient, and buffers.
+        tolerance: relative size of the gradient at which the solver stops.
 
     Returns:
         What was done; its ``undo()`` takes it back.
 
     Raises:
-        GraphError: the model cannot be traced, an input shape is needed, or there is no channel to
-            rescale; the message says why.
+        GraphError: the model cannot be read, an input is needed, or there is no channel to rescale;
+            the message says why.
         ValueError: a parameter holds NaN or infinity, its energy overflows, or an argument is out
             of range. The model is then as it was.
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is no module, or its code or its values are not there.
 
     Reference:
         Lebeurrier, Vayer, Gribonval, "Path-conditioned training" (2026); Stock, Graham, Gribonval,
@@ -78,48 +94,121 @@ def path_condition_(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"a torch.nn.Module is needed, got a {type(model).__name__}")
-    _check_arguments(method, reference, tol)
+    _check_arguments(method, reference, tolerance)
+    model = unwrapped(model)
     record = ModelRecord(model)
 
     @in_full_precision
     def work() -> PathConditioning:
-        return _path_condition(model, data, method, reference, inputs, tol, record)
+        read = _Read(model, calibration, inputs, forward, scale_frozen)
+        return _path_condition(read, method, reference, tolerance, record)
 
     return undoing(work, record.restore)
 
 
+class _Read:
+    """A model as it is read for one call: what is scaled, and what it is run on."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        calibration: Any,
+        inputs: Any,
+        forward: Callable[[nn.Module, Any], Any] | None,
+        scale_frozen: bool,
+    ) -> None:
+        def batches(data: Any) -> list[Batch]:
+            return [] if data is None else batches_of(data)
+
+        closed = _closed_weights(model, scale_frozen)
+        given = batches(calibration)
+        examples = given if inputs is None else batches(inputs)
+        first = examples[0] if examples else Batch((), {})
+        self.model, self.forward = model, forward
+        self.view = trace(
+            model,
+            *first.args,
+            kwargs=first.kwargs,
+            forward=forward,
+            closed=closed,
+            buffers=scale_frozen,
+        )
+        self.own: dict[str, Tensor] = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+        self._data = [tree_leaves((b.args, b.kwargs)) for b in given]
+        self._args, self._kwargs = first.args, first.kwargs
+        if not given:
+            self._args, self._kwargs = _random_like(self.view)
+
+    def energies(self) -> dict[str, Tensor]:
+        """The path energies, their mean over the batches of calibration data."""
+        if not self._data:
+            return path_energies(self.view)
+        shapes = _shapes(tree_leaves((self.view.args, dict(self.view.kwargs))))
+        fitting = [leaves for leaves in self._data if _shapes(leaves) == shapes]
+        if not fitting:
+            raise ValueError(
+                "calibration and inputs have different shapes; leave inputs out, or give one of "
+                "the shapes of a batch"
+            )
+        total: dict[str, Tensor] = {}
+        for leaves in fitting:
+            for name, g in path_energies(self.view, leaves).items():
+                total[name] = total[name] + g if name in total else g
+        return {name: g / len(fitting) for name, g in total.items()}
+
+    def outputs(self, tensors: Mapping[str, Tensor] | None = None) -> list[Tensor] | None:
+        """All output tensors, or None; the model's buffers and the random state are not touched."""
+        args, kwargs = self._args, dict(self._kwargs)
+        state = {name: b.clone() for name, b in self.model.named_buffers()}
+        if tensors is not None:
+            state = {name: _double(tensors.get(name, b)).clone() for name, b in state.items()}
+            for name, p in self.model.named_parameters():
+                value = tensors.get(name, _double(p.detach()))
+                state[name] = nn.Parameter(value, requires_grad=False)
+            args, kwargs = tree_map(
+                lambda x: _double(x) if isinstance(x, Tensor) else x, (args, kwargs)
+            )
+        state = {f"model.{name}": value for name, value in state.items()}
+        try:
+            with untouched(self.model), torch.no_grad():
+                torch.manual_seed(0)
+                called = Called(self.model, self.forward)
+                found: list[Tensor] = torch.func.functional_call(called, state, args, kwargs)
+        except Exception:
+            return None
+        return found
+
+
+def _shapes(leaves: Sequence[Any]) -> list[Any]:
+    return [x.shape if isinstance(x, Tensor) else x for x in leaves]
+
+
 def _path_condition(
-    model: nn.Module,
-    data: Any,
+    read: _Read,
     method: str,
     reference: Mapping[str, Tensor] | None,
-    inputs: Any,
-    tol: float,
+    tolerance: float,
     record: ModelRecord,
 ) -> PathConditioning:
-    rigid = _rigid(model)
-    given = None if data is None else _tuple(data)
-    examples = given if inputs is None else _tuple(inputs)
-    view = trace(model, *(examples or ()), rigid=rigid)
+    view, own = read.view, read.own
     if not bool(view.free.any()):
         raise GraphError("there is no channel to rescale. " + _why_none(view))
-    own = dict(model.named_parameters(remove_duplicate=False))
-    energies = path_energies(model, view, given)
+    energies = read.energies()
     for name, g in energies.items():
         if not _finite(g):
             raise ValueError(
                 f"the path energies of '{name}' overflow; divide large weights or the data by a "
                 "constant first. No parameter was changed"
             )
-    channels = int(view.free.sum())
-    number = torch.where(view.free, view.free.cumsum(0) - 1, channels)
-    solution, frozen = _solve(view, number, channels, energies, own, method, reference, tol)
-    scales = torch.cat([solution.z, solution.z.new_zeros(1)])[number].mul(0.5).exp()
-    samples = given or _random_inputs(view, model, guessed=not examples)
+    solution = solve(view, weighted_by(energies, reference), own, method, tolerance)
+    scales = solution.scales
     names = list(view.scalings)
     values = record.keep(own[name] for name in names)
     original = {name: (own[name], value) for name, value in zip(names, values, strict=True)}
-    before = _outputs(model, samples)
+    before = read.outputs()
     view.scale_(own, scales)
     broken = [k for k, (p, _) in original.items() if not _finite(p)]
     if broken:
@@ -127,9 +216,9 @@ def _path_condition(
             f"'{broken[0]}' overflows {own[broken[0]].dtype} when rescaled; use a wider type. "
             "No parameter was changed"
         )
-    change = _change(before, _outputs(model, samples))
+    change = _change(before, read.outputs())
     if change > _limit(own):
-        _check_in_double(model, view, original, scales, samples, change)
+        _check_in_double(read, original, scales, change)
     size = scales[view.free].log().abs()
     return PathConditioning(
         method,
@@ -141,19 +230,22 @@ def _path_condition(
         sum(p.numel() for p, _ in original.values()),
         float(size.max().exp()),
         float(size.median().exp()),
-        _groups(view, number, scales, torch.cat([frozen, frozen.new_zeros(1)])),
+        _groups(view, scales, solution.without_energy),
         _closed(view),
         change,
-        {name: scaling.factor(scales) for name, scaling in view.scalings.items()},
+        {
+            name: scaling.factor(scales).expand(own[name].shape)
+            for name, scaling in view.scalings.items()
+        },
         original,
     )
 
 
-def _check_arguments(method: str, reference: object, tol: float) -> None:
+def _check_arguments(method: str, reference: object, tolerance: float) -> None:
     if method not in _METHODS:
         raise ValueError(f"{method=} is unknown; choose one of {_METHODS}")
-    if not 0 < tol < 1:
-        raise ValueError(f"tol is a relative tolerance, between 0 and 1, got {tol}")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"{tolerance=} is relative, between 0 and 1")
     if reference is None:
         return
     if method != "logdet":
@@ -165,11 +257,11 @@ def _check_arguments(method: str, reference: object, tol: float) -> None:
         )
 
 
-def _rigid(model: nn.Module) -> dict[str, str]:
+def _closed_weights(model: nn.Module, scale_frozen: bool) -> dict[str, str]:
     """Parameters that stay as they are, each with the reason; NaNs are found on the way."""
-    rigid = {}
+    closed = {}
     for name, p in model.named_parameters(remove_duplicate=False):
-        if isinstance(p, nn.parameter.UninitializedParameter):
+        if isinstance(p, nn.parameter.UninitializedParameter) or p.device.type == "meta":
             continue  # tracing says so better
         if not _finite(p):
             raise ValueError(
@@ -177,19 +269,15 @@ def _rigid(model: nn.Module) -> dict[str, str]:
             )
         manifold = manifold_of(p)
         if manifold is not None:
-            rigid[name] = f"'{name}' is tagged {manifold!r}"
-        elif not p.requires_grad:
-            rigid[name] = f"'{name}' does not require a gradient"
-    return rigid
+            closed[name] = f"'{name}' is tagged {manifold!r}"
+        elif not (p.requires_grad or scale_frozen):
+            closed[name] = f"'{name}' does not require a gradient; scale_frozen=True scales it"
+    return closed
 
 
 def _finite(x: Tensor) -> bool:
     largest = torch.linalg.vector_norm(x.detach(), ord=math.inf) if x.numel() else x.new_zeros(())
     return bool(torch.isfinite(largest))
-
-
-def _tuple(x: Any) -> tuple[Any, ...]:
-    return tuple(x) if isinstance(x, (tuple, list)) else (x,)
 
 
 def _why_none(view: ModelGraph) -> str:
@@ -199,108 +287,19 @@ def _why_none(view: ModelGraph) -> str:
     return "; ".join(f"the output of '{c.layer}': {c.reason}" for c in closed)
 
 
-def _solve(
-    view: ModelGraph,
-    number: Tensor,
-    channels: int,
-    energies: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
-    method: str,
-    reference: Mapping[str, Tensor] | None,
-    tol: float,
-) -> tuple[Rescaling, Tensor]:
-    weighted = dict(energies)
-    for name, r in (reference or {}).items():
-        if name not in weighted or r.shape != weighted[name].shape or not bool((r > 0).all()):
-            names = ", ".join(f"'{n}' {tuple(g.shape)}" for n, g in weighted.items())
-            raise ValueError(
-                f"the reference of '{name}' must be positive, of the shape of one of the traced "
-                f"parameters: {names}; got {tuple(r.shape)}"
-            )
-        weighted[name] = weighted[name] / r.detach().double().to(weighted[name].device)
-    blocks = _blocks(view, number, channels, weighted)
-    if method == "logdet":
-        # A common factor shifts the objective and nothing else; it keeps sums from overflowing.
-        peak = max(float(b.energy.max()) for b in blocks)
-        unit = 2.0 ** math.frexp(peak)[1] if peak > 0 else 1.0
-        for block in blocks:
-            block.energy.div_(unit)
-        solution = balance_energies(blocks, channels, tol=tol)
-        shift = sum(g.numel() for g in weighted.values()) * math.log(unit)
-        return _shifted(solution, shift), solution.dead
-    # What no path passes is left alone here too: its norm could shrink for ever.
-    dead = balance_energies(blocks, channels, tol=1.0).dead
-    squares = {name: own[name].detach().abs().double().square() for name in energies}
-    norms = _blocks(view, number, channels, squares)
-    solution = balance_energies(norms, channels, linear=False, tol=tol, frozen=dead)
-    before, after = math.exp(solution.before), math.exp(solution.after)
-    solution = Rescaling(-solution.z, before, after, *_rest(solution))
-    return solution, solution.dead
-
-
-def _shifted(solution: Rescaling, shift: float) -> Rescaling:
-    return Rescaling(solution.z, solution.before + shift, solution.after + shift, *_rest(solution))
-
-
-def _rest(solution: Rescaling) -> tuple[float, int, bool, Tensor]:
-    return solution.gradient, solution.iterations, solution.converged, solution.dead
-
-
-def _blocks(
-    view: ModelGraph, number: Tensor, channels: int, values: Mapping[str, Tensor]
-) -> list[EnergyBlock]:
-    """The blocks of the solver; rows and columns that nothing scales are summed."""
-    blocks = []
-    for name, scaling in view.scalings.items():
-        energy, gain, loss = scaling.matrices(values[name].cpu())
-        gain = number[gain]
-        columns = (
-            torch.full((len(gain), energy.shape[2]), channels) if loss is None else number[loss]
-        )
-        if bool((columns == channels).all()):
-            energy, columns = energy.sum(2, keepdim=True), columns[:, :1]
-        if bool((gain == channels).all()):
-            energy, gain = energy.sum(1, keepdim=True), gain[:, :1]
-        count = values[name].numel() // energy.numel()
-        blocks.append(EnergyBlock(energy.contiguous(), gain, columns, count))
-    return blocks
-
-
-def _random_inputs(view: ModelGraph, model: nn.Module, *, guessed: bool) -> tuple[Any, ...]:
+def _random_like(view: ModelGraph) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs of the traced shapes, from a generator of their own."""
-    device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
 
     def draw(x: Any) -> Any:
-        if not isinstance(x, Tensor):
+        if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
             return x
         # A guess has two examples, too few for the statistics of batch normalisation.
-        shape = (8, *x.shape[1:]) if guessed and x.shape[:1] == (2,) else x.shape
-        if x.is_floating_point() or x.is_complex():
-            return torch.randn(shape, dtype=x.dtype, generator=generator).to(device)
-        return torch.zeros(shape, dtype=x.dtype, device=device)
+        shape = (8, *x.shape[1:]) if view.is_guess and x.shape[:1] == (2,) else x.shape
+        return torch.randn(shape, dtype=x.dtype, generator=generator).to(x.device)
 
-    return tuple(tree_map(draw, x) for x in view.inputs.values())
-
-
-def _outputs(
-    model: nn.Module, inputs: Sequence[Any], parameters: Mapping[str, Tensor] | None = None
-) -> list[Tensor] | None:
-    """All output tensors, or None; the model's buffers and the random state are not touched."""
-    state = {name: b.clone() for name, b in model.named_buffers()}
-    if parameters is not None:
-        state = {name: _double(b) for name, b in state.items()}
-        for name, p in model.named_parameters():
-            value = parameters.get(name, _double(p.detach()))
-            state[name] = nn.Parameter(value, requires_grad=False)
-        inputs = tree_map(lambda x: _double(x) if isinstance(x, Tensor) else x, tuple(inputs))
-    try:
-        with untouched(model), torch.no_grad():
-            torch.manual_seed(0)
-            result = torch.func.functional_call(model, state, tuple(inputs))
-    except Exception:
-        return None
-    return [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+    args, kwargs = tree_map(draw, (view.args, dict(view.kwargs)))
+    return args, kwargs
 
 
 def _double(x: Tensor) -> Tensor:
@@ -329,27 +328,22 @@ def _limit(own: Mapping[str, Tensor]) -> float:
 
 
 def _check_in_double(
-    model: nn.Module,
-    view: ModelGraph,
-    original: Mapping[str, tuple[Tensor, Tensor]],
-    scales: Tensor,
-    inputs: Sequence[Any],
-    change: float,
+    read: _Read, original: Mapping[str, tuple[Tensor, Tensor]], scales: Tensor, change: float
 ) -> None:
     """Tell a function that rounding changes this much from one that rescaling changes.
 
     Batch statistics of two nearly equal examples, for instance, magnify any rounding of weights.
     """
-    parameters = {name: _double(values).clone() for name, (_, values) in original.items()}
+    doubles = {name: _double(values).clone() for name, (_, values) in original.items()}
     scaled = {name: p.detach().clone() for name, (p, _) in original.items()}
-    with torch.no_grad():  # the model too, in case that it reads parameters by stealth
+    with torch.no_grad():  # the model too, which may read parameters in ways that were not seen
         for p, values in original.values():
             p.copy_(values)
-        before = _outputs(model, inputs, parameters)
+        before = read.outputs(doubles)
         for name, (p, _) in original.items():
             p.copy_(scaled[name])
-    view.scale_(parameters, scales)
-    exact = _change(before, _outputs(model, inputs, parameters))
+    read.view.scale_(doubles, scales)
+    exact = _change(before, read.outputs(doubles))
     if not exact <= 1e-6:
         raise GraphError(
             f"rescaling would change the model's output by {change:.1e}: either the model draws "
@@ -358,13 +352,11 @@ def _check_in_double(
         )
 
 
-def _groups(
-    view: ModelGraph, number: Tensor, scales: Tensor, dead: Tensor
-) -> tuple[RescaledGroup, ...]:
+def _groups(view: ModelGraph, scales: Tensor, without_energy: Tensor) -> tuple[RescaledGroup, ...]:
     fed: list[list[str]] = [[] for _ in view.reasons]
     read: list[list[str]] = [[] for _ in view.reasons]
     for name, scaling in view.scalings.items():
-        for index, lists in ((scaling.gain, fed), (scaling.loss, read)):
+        for index, lists in ((scaling.feeds, fed), (scaling.reads, read)):
             for i in index.unique().tolist() if index is not None else ():
                 lists[i].append(name)
     members: dict[tuple[tuple[str, ...], tuple[str, ...]], list[int]] = {}
@@ -375,7 +367,7 @@ def _groups(
             *names,
             len(ids),
             float(scales[ids].log().abs().max().exp()),
-            int(dead[number[ids]].sum()),
+            int(without_energy[ids].sum()),
         )
         for names, ids in members.items()
     )

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ...errors import GraphError
 from ...graph import Layer, ModelGraph, trace
+from ...graph.program import operation
 from ..calibration import same_buffers
 
 __all__ = ["Folding"]
 
 _LINEAR = ("linear", "conv", "conv_transpose")
-_NORMS = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm),
-)
+_WITH_STATISTICS = ("batch_norm", "instance_norm")
+_NORMS = (*_WITH_STATISTICS, "group_norm", "layer_norm", "rms_norm")
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """A normalisation by the names of its running statistics, which it may not have."""
+
+    mean: str | None
+    variance: str | None
+    eps: float
 
 
 class _Potentials:
@@ -84,7 +93,7 @@ class Folding:
         """Why nothing can be folded, if the model cannot be traced."""
         self._graph: ModelGraph | None = None
         self._order: list[str] = []
-        self._norms: dict[str, str] = {}
+        self._norms: dict[str, _Norm] = {}
         self._tagged = tagged = list(tagged)
         try:
             with same_buffers(model):
@@ -99,7 +108,7 @@ class Folding:
                 self._order.append(layer.weight)
         for name in tagged:
             if name not in self._order:
-                self.reasons[name] = "it is not the weight of a linear layer that torch.fx can see"
+                self.reasons[name] = "it is not the weight of a linear layer that tracing sees"
         self._norms = {name: norm for name in self._order if (norm := self._norm_behind(name))}
         # Whether constraints agree must not depend on the gains: numbers with no relation
         # among them stand for those.
@@ -111,22 +120,36 @@ class Folding:
         """Names of the tagged parameters whose gain can be folded."""
         return {name for name in self._order if name not in self.reasons}
 
-    def _norm_behind(self, name: str) -> str | None:
-        """Return the path of the normalisation that alone reads a layer's output, or None."""
+    def _norm_behind(self, name: str) -> _Norm | None:
+        """Return the normalisation that alone reads a layer's output, or None."""
         graph = self._graph
         assert graph is not None
         calls = [layer for layer in graph.layers if layer.weight == name]
-        nodes = {node.name: node for node in graph.graph.nodes}
+        nodes = {node.name: node for node in graph.program.graph.nodes}
         if len(calls) != 1 or calls[0].node not in nodes or calls[0].kind not in _LINEAR:
             return None
         bias = calls[0].bias
         users = list(nodes[calls[0].node].users)
-        if len(users) != 1 or users[0].op != "call_module":
+        if len(users) != 1 or operation(users[0]) not in _NORMS:
             return None
-        path = str(users[0].target)
-        alone = sum(node.target == path for node in nodes.values()) == 1
-        alone &= bias is None or sum(layer.bias == bias for layer in graph.layers) == 1
-        return path if alone and isinstance(self._model.get_submodule(path), _NORMS) else None
+        if bias is not None and sum(layer.bias == bias for layer in graph.layers) != 1:
+            return None
+        return self._as_norm(users[0], nodes)
+
+    def _as_norm(self, node: fx.Node, nodes: Mapping[str, fx.Node]) -> _Norm | None:
+        """The normalisation of a node, if nothing else uses its running statistics."""
+        assert self._graph is not None
+        if operation(node) not in _WITH_STATISTICS:
+            return _Norm(None, None, 0.0)
+        sources = self._graph.program.sources
+        given = [node.args[i] if len(node.args) > i else None for i in (3, 4)]
+        statistics = [x for x in given if isinstance(x, fx.Node)]
+        names = [sources[x.name].name for x in statistics if x.name in sources]
+        if len(names) != len(statistics) or any(len(x.users) != 1 for x in statistics):
+            return None
+        mean, variance = names if len(names) == 2 else (None, None)
+        eps = node.args[7] if len(node.args) > 7 else 0.0
+        return _Norm(mean, variance, float(eps) if isinstance(eps, (int, float)) else 0.0)
 
     def _solve(self, logs: Mapping[str, float], *, note: bool = False) -> Tensor:
         """Return the scale of each space for the logarithms of the gains."""
@@ -218,7 +241,10 @@ class Folding:
         if self._graph is None or all(g == 1 for g in gains.values()):
             return {}
         scales = self._solve({n: math.log(gains.get(n, 1.0)) for n in self._order})
-        named = dict(self._model.named_parameters(remove_duplicate=False))
+        named = {
+            **dict(self._model.named_parameters(remove_duplicate=False)),
+            **dict(self._model.named_buffers(remove_duplicate=False)),
+        }
         factors = {}
         for name, scaling in self._graph.scalings.items():
             factor = scaling.factor(scales)
@@ -226,13 +252,13 @@ class Folding:
             if name not in self._tagged and max(abs(low - 1), abs(high - 1)) > 1e-12:
                 factors[name] = (low, high)
         self._graph.scale_(named, scales)
-        for name, path in self._norms.items():
+        for name, norm in self._norms.items():
             _, out = self.scales(name, gains)
-            factors.update(self._scale_norm_(name, path, out, named))
+            factors.update(self._scale_norm_(name, norm, out, named))
         return factors
 
     def _scale_norm_(
-        self, name: str, path: str, scale: float, named: Mapping[str, Tensor]
+        self, name: str, norm: _Norm, scale: float, named: Mapping[str, Tensor]
     ) -> dict[str, tuple[float, float]]:
         """Scale a layer's output and the running statistics of the normalisation behind it."""
         assert self._graph is not None
@@ -241,12 +267,9 @@ class Folding:
         if scale != 1 and bias is not None:
             named[bias].mul_(scale)
             factors[bias] = (scale, scale)
-        norm = self._model.get_submodule(path)
-        mean, variance = (getattr(norm, f"running_{k}", None) for k in ("mean", "var"))
-        if scale != 1 and isinstance(mean, Tensor) and isinstance(variance, Tensor):
-            eps = float(getattr(norm, "eps", 0.0))
-            mean.mul_(scale)
-            variance.add_(eps).mul_(scale**2).sub_(eps).clamp_min_(0)
-            factors[f"{path}.running_mean"] = (scale, scale)
-            factors[f"{path}.running_var"] = (scale**2, scale**2)
+        if scale != 1 and norm.mean is not None and norm.variance is not None:
+            named[norm.mean].mul_(scale)
+            named[norm.variance].add_(norm.eps).mul_(scale**2).sub_(norm.eps).clamp_min_(0)
+            factors[norm.mean] = (scale, scale)
+            factors[norm.variance] = (scale**2, scale**2)
         return factors

@@ -1,0 +1,108 @@
+"""An input for a model that was given none: its first layer says how many channels it reads."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from ..errors import GraphError
+from .untouched import quiet, untouched
+
+__all__ = ["guessed_input"]
+
+# Sizes of common data sets first; what follows matters only to models with one fixed size.
+_COMMON = (32, 64, 224, 28, 16, 8, 96, 128, 256)
+_SIZES = (*_COMMON, *(n for n in range(1, 321) if n not in _COMMON))
+_BATCH = 2
+_CONVOLUTIONS = ((nn.Conv1d, 1), (nn.Conv2d, 2), (nn.Conv3d, 3))
+_NORMS = ((nn.BatchNorm1d, 1), (nn.BatchNorm2d, 2), (nn.BatchNorm3d, 3))
+_Shape = tuple[tuple[int, ...], torch.dtype | None]
+
+
+def guessed_input(model: nn.Module) -> Tensor:
+    """Return a random input that a model runs on, from a generator of its own.
+
+    Raises:
+        GraphError: there is none among the common ones, or the forward takes several.
+    """
+    needed = [
+        name
+        for name, p in inspect.signature(model.forward).parameters.items()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(needed) > 1:
+        raise GraphError(
+            f"the model's inputs are {', '.join(needed)}, whose shapes cannot be inferred; pass "
+            "example inputs"
+        )
+    own = next((p for p in model.parameters() if p.is_floating_point() or p.is_complex()), None)
+    first: Exception | None = None
+    for shape, dtype in _shapes(model):
+        x = _random(shape, dtype or (torch.float32 if own is None else own.dtype))
+        x = x if own is None else x.to(own.device)
+        try:
+            _run_without_values(model, x)
+        except DataDependentOutputException:
+            return x  # as far as shapes tell
+        except Exception as error:  # the model's own code runs, and may raise anything
+            first = first or error
+            continue
+        return x
+    why = "" if first is None else f". With the first guess: {type(first).__name__}: {first}"
+    raise GraphError(
+        "the shape of the model's input cannot be inferred, because no layer tells it; pass "
+        f"example inputs{why}"
+    ) from first
+
+
+def _random(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return torch.zeros(shape, dtype=dtype)
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+
+def _run_without_values(model: nn.Module, x: Tensor) -> None:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    with quiet(), untouched(model), torch.no_grad(), mode:
+        fakes: dict[str, Tensor] = {name: mode.from_tensor(t) for name, t in tensors.items()}
+        torch.func.functional_call(model, fakes, (mode.from_tensor(x),))
+
+
+def _shapes(model: nn.Module) -> Iterator[_Shape]:
+    """Shapes that may fit, with a dtype where it is not the model's, the likeliest first."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            yield (_BATCH, 8), torch.int64
+            return
+        width = _first_int(module, "input_size", "embed_dim", "d_model")
+        if width is not None:  # recurrent layers and attention
+            yield (5, _BATCH, width), None
+            yield (_BATCH, width), None
+            return
+        if isinstance(module, nn.Linear):
+            yield (_BATCH, module.in_features), None
+            yield (_BATCH, 4, module.in_features), None
+            return
+        for kind, dims in (*_CONVOLUTIONS, *_NORMS):
+            if isinstance(module, kind):
+                channels = _first_int(module, "in_channels", "num_features")
+                assert channels is not None
+                yield from (((_BATCH, channels, *(n,) * dims), None) for n in _SIZES)
+                return
+    weight = next((p for p in model.parameters() if p.ndim > 1), None)
+    if weight is not None:  # of a function, such as F.conv2d
+        for n in _SIZES if weight.ndim > 2 else (0,):
+            yield (_BATCH, weight.shape[1], *(n,) * (weight.ndim - 2)), None
+
+
+def _first_int(module: nn.Module, *names: str) -> int | None:
+    values = (getattr(module, name, None) for name in names)
+    return next((v for v in values if isinstance(v, int)), None)

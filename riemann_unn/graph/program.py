@@ -1,0 +1,338 @@
+"""What a model computes, as ATen operations: torch.export, and parts that stay closed.
+
+A part that cannot be read, because its control flow depends on data or because hooks run in it, is
+one operation of the graph, of which only the shapes of what comes out are known.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import operator
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
+
+from ..errors import GraphError
+from .closed import ClosedBlocks, tensors_in
+from .untouched import quiet, untouched
+
+__all__ = ["Called", "Forward", "Program", "Source", "module_of", "operation", "read", "unwrapped"]
+
+Forward = Callable[..., Any]
+Kind = Literal["parameter", "buffer", "constant", "input"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a placeholder of the graph comes from.
+
+    Attributes:
+        kind: a parameter or a buffer of the model, a tensor that its forward made, or an input.
+        name: its name in the model, or in the signature of the forward.
+        value: the tensor, or the input as it was given.
+    """
+
+    kind: Kind
+    name: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a model computes in the mode that it is in.
+
+    Attributes:
+        graph: calls of ATen operations; nested graphs are written out in place.
+        sources: by placeholder, where it comes from.
+        closed: by path, why a submodule is one operation.
+        classes: by path, the class of each submodule.
+        tensors: by path, the parameters and buffers of each submodule itself.
+    """
+
+    graph: fx.Graph
+    sources: Mapping[str, Source]
+    closed: Mapping[str, str] = field(default_factory=dict)
+    classes: Mapping[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside compiled, DataParallel and DistributedDataParallel wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def module_of(node: fx.Node) -> str:
+    """Return the path of the innermost module in whose forward a node was called."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed([entry[0] for entry in stack.values()]), "")
+    return _own_path(path)
+
+
+def operation(node: fx.Node) -> str:
+    """Return the name of the operation that a node calls, as in ``torch.ops.aten``."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return getattr(node.target, "__name__", str(node.target))
+    return str(schema.name).rpartition("::")[2]
+
+
+def read(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    forward: Forward | None = None,
+    closed: Mapping[str, str] | None = None,
+) -> Program:
+    """Read what a model computes on inputs of these shapes, in the mode that it is in.
+
+    Args:
+        model: the model; nothing of it stays changed, buffers aside that its forward writes.
+        args: positional arguments of its forward.
+        kwargs: keyword arguments.
+        forward: what calls the model on these arguments, which follow the model.
+        closed: by path, submodules not to look into, with the reason.
+
+    Raises:
+        GraphError: the model's own forward cannot be read; the message names the line.
+    """
+    reasons = dict(closed or {})
+    with ExitStack() as stack:
+        stack.enter_context(quiet())
+        stack.enter_context(untouched(model))
+        called = Called(model, forward)
+        blocks = ClosedBlocks(model, partial(called, *args, **kwargs))
+        while True:
+            failed: list[str] = []
+            try:
+                with untouched(model):
+                    blocks.close_(reasons)
+                    _note_failures_(model, failed, reasons)
+                    exported = _export(called, args, kwargs)
+                place = _symbolic(exported.graph)
+            except GraphError:
+                raise
+            except Exception as error:
+                if failed and failed[0] and failed[0] not in reasons:
+                    reasons[failed[0]] = _first_line(error)
+                    continue
+                raise _unreadable(model, error) from error
+            if place is None:
+                break
+            if not place or place in reasons:
+                raise GraphError(
+                    f"a shape in {type(model).__name__} depends on the values of tensors; move "
+                    "that part into a submodule, which then counts as one closed operation"
+                )
+            reasons[place] = "a shape in it depends on the values of tensors"
+    graph = fx.Graph()
+    _written_out(exported.graph_module, graph, {})
+    graph.eliminate_dead_code(_is_impure)
+    modules = dict(model.named_modules())
+    tensors = {
+        path: [x for x in (*m._parameters.values(), *m._buffers.values()) if x is not None]
+        for path, m in modules.items()
+    }
+    classes = {path: type(m).__name__ for path, m in modules.items()}
+    return Program(
+        graph, _sources(exported, model, forward, args, kwargs), reasons, classes, tensors
+    )
+
+
+def _is_impure(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op in ("placeholder", "output") or (schema is not None and schema.is_mutable)
+
+
+class Called(nn.Module):
+    """A model as something calls it, which returns a list of tensors, whatever holds them.
+
+    Args:
+        model: the model, whose parameters get ``model.`` before their names.
+        forward: what calls it; itself if left out.
+    """
+
+    def __init__(self, model: nn.Module, forward: Forward | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self._call = forward
+        self.training = model.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        if self._call is None:
+            return tensors_in(self.model(*args, **kwargs))
+        return tensors_in(self._call(self.model, *args, **kwargs))
+
+
+def _own_path(path: str) -> str:
+    """The path of a module inside :class:`Called`, in the model itself."""
+    return path.partition(".")[2]
+
+
+def _export(called: Called, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    with torch.enable_grad():  # without it attention may take a fused path of its own
+        return torch.export.export(called, args, dict(kwargs), strict=False)
+
+
+def _note_failures_(model: nn.Module, failed: list[str], closed: Mapping[str, str]) -> None:
+    """Have every submodule note its path if it is the innermost one that fails."""
+    for path, module in model.named_modules():
+        if path and path not in closed:
+            vars(module)["forward"] = partial(_noting, module.forward, path, failed)
+
+
+def _noting(
+    forward: Callable[..., Any], path: str, failed: list[str], *args: Any, **kwargs: Any
+) -> Any:
+    try:
+        return forward(*args, **kwargs)
+    except Exception:
+        if not failed:
+            failed.append(path)
+        raise
+
+
+def _symbolic(graph: fx.Graph) -> str | None:
+    """The path of the module of the first node whose shape is not known, or None."""
+    for node in graph.nodes:
+        for value in tree_leaves(node.meta.get("val")):
+            unknown = isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+            if isinstance(value, Tensor):
+                unknown = any(isinstance(n, torch.SymInt) for n in value.shape)
+            if unknown:
+                return module_of(node)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0].rstrip(". ")
+
+
+def _unreadable(model: nn.Module, error: Exception) -> GraphError:
+    """Say at which line of the model's own forward it ends."""
+    code = getattr(type(model).forward, "__code__", None)
+    steps = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in steps if frame.f_code is code]
+    place = ""
+    if code is not None and lines:
+        text = linecache.getline(code.co_filename, lines[-1]).strip()
+        place = f" at line {lines[-1]}" + (f" '{text}'" if text else "")
+    return GraphError(
+        f"torch.export cannot read {type(model).__name__}.forward{place}: "
+        f"{type(error).__name__}: {_first_line(error)}. Pass example inputs that the model runs "
+        "on; move a part whose control flow depends on data into a submodule, which then counts "
+        "as one closed operation"
+    )
+
+
+def _written_out(module: fx.GraphModule, target: fx.Graph, given: dict[fx.Node, Any]) -> Any:
+    """Copy a graph, nested graphs in the place of the calls of them; return what it returns.
+
+    Args:
+        module: the graph with its nested ones.
+        target: where to.
+        given: what stands for placeholders; those that are missing are copied.
+    """
+    done: dict[fx.Node, Any] = dict(given)
+
+    def mapped(value: Any) -> Any:
+        return fx.node.map_arg(value, done.__getitem__)
+
+    for node in module.graph.nodes:
+        if node in done:
+            continue
+        if node.op == "output":
+            if not given:
+                target.output(mapped(node.args[0]))
+            return mapped(node.args[0])
+        if node.op == "get_attr" and isinstance(getattr(module, str(node.target), None), nn.Module):
+            done[node] = getattr(module, str(node.target))
+            continue
+        if node.target is operator.getitem and isinstance(mapped(node.args[0]), (list, tuple)):
+            done[node] = mapped(node.args[0])[node.args[1]]
+            continue
+        nested = _nested(node, done)
+        if nested is None:
+            done[node] = target.node_copy(node, lambda n: _no_module(done[n]))
+            continue
+        body, arguments = nested
+        inner = [n for n in body.graph.nodes if n.op == "placeholder"]
+        done[node] = _written_out(body, target, dict(zip(inner, mapped(arguments), strict=True)))
+    return None
+
+
+def _no_module(x: Any) -> Any:
+    return None if isinstance(x, nn.Module) else x
+
+
+def _nested(node: fx.Node, done: Mapping[fx.Node, Any]) -> tuple[fx.GraphModule, Any] | None:
+    """The graph that a node calls as it is, such as one under ``no_grad``, and its arguments."""
+    if getattr(node.target, "__name__", "") not in (
+        "wrap_with_set_grad_enabled",
+        "wrap_with_autocast",
+    ):
+        return None
+    for i, argument in enumerate(node.args):
+        body = done.get(argument) if isinstance(argument, fx.Node) else None
+        if isinstance(body, fx.GraphModule):
+            return body, tuple(node.args[i + 1 :])
+    return None
+
+
+def _sources(
+    exported: Any,
+    model: nn.Module,
+    forward: Forward | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Source]:
+    found: dict[str, Source] = {}
+    names = _positional(model, len(args)) if forward is None else ["batch"] * len(args)
+    inputs = _named_inputs(names, args, kwargs)
+    tensors = {**dict(model.named_parameters(remove_duplicate=False))}
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    for spec in exported.graph_signature.input_specs:
+        name = _own_path(spec.target) if spec.target else ""
+        if spec.kind is InputKind.PARAMETER:
+            found[spec.arg.name] = Source("parameter", name, tensors[name])
+        elif spec.kind is InputKind.BUFFER:
+            found[spec.arg.name] = Source("buffer", name, buffers[name])
+        elif spec.kind is InputKind.USER_INPUT:
+            found[spec.arg.name] = Source("input", *next(inputs))
+        else:
+            value = exported.constants[spec.target]
+            found[spec.arg.name] = Source("constant", str(spec.target), value)
+    return found
+
+
+def _named_inputs(
+    names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    """Each leaf of the arguments with its name, in the order of the placeholders."""
+    for name, value in (*zip(names, args, strict=True), *kwargs.items()):
+        for path, leaf in tree_flatten_with_path(value)[0]:
+            yield name + keystr(path), leaf
+
+
+def _positional(model: nn.Module, count: int) -> list[str]:
+    names = []
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(name)
+    return (names + [f"input {i}" for i in range(len(names), count)])[:count]

@@ -1,0 +1,105 @@
+"""Where the positively homogeneous parts of a model begin and end, and their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, fx
+
+from .model import ModelGraph
+from .program import operation
+
+__all__ = ["doors", "keeps_statistics", "regions"]
+
+
+def keeps_statistics(node: fx.Node) -> bool:
+    """Whether a normalisation is an affine map in evaluation mode."""
+    return operation(node) == "batch_norm" and all(
+        len(node.args) > i and node.args[i] is not None for i in (3, 4)
+    )
+
+
+def _ends(view: ModelGraph, node: fx.Node) -> list[fx.Node]:
+    """The arguments of a node that do not go on through it."""
+    rule = view.rules.get(node.name)
+    if node.name in view.closings:
+        return node.all_input_nodes
+    if rule == "norm" and not keeps_statistics(node):
+        return node.all_input_nodes[:1]
+    if rule == "attention":
+        return node.all_input_nodes[:2]
+    return []
+
+
+def doors(view: ModelGraph) -> set[fx.Node]:
+    """Return the nodes that something reads which is not positively homogeneous.
+
+    A region ends there, and whatever else reads the node is in another region.
+    """
+    return {end for node in view.program.graph.nodes for end in _ends(view, node)}
+
+
+class _Union:
+    def __init__(self) -> None:
+        self._parent: list[int] = []
+
+    def new(self) -> int:
+        self._parent.append(len(self._parent))
+        return len(self._parent) - 1
+
+    def find(self, i: int) -> int:
+        while self._parent[i] != i:
+            i = self._parent[i]
+        return i
+
+    def join(self, ids: Iterable[int]) -> int:
+        roots = sorted({self.find(i) for i in ids})
+        if not roots:
+            return self.new()
+        for root in roots[1:]:
+            self._parent[root] = roots[0]
+        return roots[0]
+
+
+def regions(view: ModelGraph) -> dict[str, int]:
+    """Return the number of the region that each weight which touches a space is in.
+
+    A region is a part of the model through which positive scalings pass: it begins and ends at
+    inputs, at outputs, and where something reads an activation that is not homogeneous, such as an
+    attention's softmax or a normalisation without fixed statistics. A weight that is used in
+    several regions makes one of them.
+    """
+    union, ends = _Union(), doors(view)
+    weights: dict[fx.Node, str] = {}
+    after: dict[fx.Node, int] = {}
+    home: dict[str, int] = {}
+    by_memory = {_address(view.tensors[name]): name for name in view.scalings}
+    for node in view.program.graph.nodes:
+        if node.op == "placeholder":
+            value = view.program.sources[node.name].value
+            name = by_memory.get(_address(value)) if isinstance(value, Tensor) else None
+            if name is not None:
+                weights[node] = name
+            continue
+        if node.name not in view.rules or node.op == "output":
+            continue
+        own = set(_ends(view, node))
+        used = [weights[x] for x in node.all_input_nodes if x in weights]
+        inputs = [x for x in node.all_input_nodes if x in after and x not in own]
+        if used and len(used) == len(node.all_input_nodes):  # a view of a weight
+            weights[node] = used[0]
+            continue
+        here = union.join([*(after[x] for x in inputs), *(home[w] for w in used if w in home)])
+        home.update(dict.fromkeys(used, here))
+        after[node] = union.new() if node in ends or node.name in view.closings else here
+    number: dict[int, int] = {}
+    return {
+        name: number.setdefault(union.find(home[name]), len(number))
+        if name in home
+        else number.setdefault(-1 - i, len(number))
+        for i, name in enumerate(view.scalings)
+    }
+
+
+def _address(x: Tensor) -> tuple[int, ...]:
+    return (x.data_ptr(), *x.shape)

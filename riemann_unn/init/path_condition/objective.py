@@ -1,0 +1,181 @@
+"""The objective of path conditioning, region by region: which energies belong together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...graph import ModelGraph
+from ...graph.regions import regions
+from ...linalg.rescaling import EnergyBlock, Rescaling, balance_energies
+
+__all__ = ["Solution", "solve", "weighted_by"]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The minimiser, over all regions.
+
+    Attributes:
+        scales: float64 ``(spaces,)``, one for closed spaces.
+        without_energy: bool ``(spaces,)``, those that were left alone for that reason.
+        before: sum of the objectives at the weights as they were.
+        after: the same at the minimiser.
+        gradient: the largest relative gradient of a region.
+        iterations: the most of a region.
+        converged: whether all regions did.
+    """
+
+    scales: Tensor
+    without_energy: Tensor
+    before: float
+    after: float
+    gradient: float
+    iterations: int
+    converged: bool
+
+
+def weighted_by(
+    energies: Mapping[str, Tensor], reference: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Divide energies by a reference.
+
+    Raises:
+        ValueError: it is not positive, or of another shape.
+    """
+    weighted = dict(energies)
+    for name, r in (reference or {}).items():
+        if name not in weighted or r.shape != weighted[name].shape or not bool((r > 0).all()):
+            names = ", ".join(f"'{n}' {tuple(g.shape)}" for n, g in weighted.items())
+            raise ValueError(
+                f"the reference of '{name}' must be positive, of the shape of one of the traced "
+                f"parameters: {names}; got {tuple(r.shape)}"
+            )
+        weighted[name] = weighted[name] / r.detach().double().to(weighted[name].device)
+    return weighted
+
+
+def solve(
+    view: ModelGraph,
+    energies: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    method: str,
+    tolerance: float,
+) -> Solution:
+    """Minimise over the scales of all free spaces.
+
+    Args:
+        view: the model.
+        energies: of each weight, over its reference.
+        own: the weights.
+        method: ``"logdet"`` or ``"enorm"``.
+        tolerance: relative size of the gradient to stop at.
+    """
+    squares = {n: own[n].detach().abs().double().square() for n in energies}
+    z = torch.zeros(len(view.reasons), dtype=torch.float64)
+    without = torch.zeros(len(view.reasons), dtype=torch.bool)
+    found = []
+    for names in _parts(view):
+        part = _Part(view, names)
+        if method == "logdet":
+            solution = part.aligned(energies, tolerance)
+        else:
+            solution = part.smallest(energies, squares, tolerance)
+        z[part.spaces] = solution.z
+        without[part.spaces] = solution.dead
+        found.append(solution)
+    return Solution(
+        z.mul(0.5).exp(),
+        without,
+        sum(s.before for s in found),
+        sum(s.after for s in found),
+        max(s.gradient for s in found),
+        max(s.iterations for s in found),
+        all(s.converged for s in found),
+    )
+
+
+def _parts(view: ModelGraph) -> list[list[str]]:
+    """The weights of each region with a free space; regions that share one are one."""
+    region = regions(view)
+    home: dict[int, int] = {}  # of each free space
+    joined = {r: r for r in region.values()}
+
+    def root(r: int) -> int:
+        while joined[r] != r:
+            r = joined[r]
+        return r
+
+    for name, scaling in view.scalings.items():
+        for ids in (scaling.feeds, scaling.reads):
+            for i in ids.unique().tolist() if ids is not None else ():
+                if view.reasons[i] is None:
+                    joined[root(home.setdefault(i, region[name]))] = root(region[name])
+    open_regions = {root(r) for r in home.values()}
+    parts: dict[int, list[str]] = {r: [] for r in sorted(open_regions)}
+    for name, r in region.items():
+        if root(r) in parts:
+            parts[root(r)].append(name)
+    return list(parts.values())
+
+
+class _Part:
+    """One region: its weights, its free spaces in numbers of their own, and its objective."""
+
+    def __init__(self, view: ModelGraph, names: Sequence[str]) -> None:
+        self.scalings = [view.scalings[name] for name in names]
+        ids = [x for s in self.scalings for x in (s.feeds, s.reads) if x is not None]
+        touched = torch.cat([x.reshape(-1).unique() for x in ids]).unique()
+        self.spaces = touched[view.free[touched]]
+        self.count = len(self.spaces)
+        self._number = torch.full((len(view.reasons),), self.count)
+        self._number[self.spaces] = torch.arange(self.count)
+
+    def blocks(self, values: Mapping[str, Tensor]) -> list[EnergyBlock]:
+        """The blocks of the solver; rows and columns that nothing scales are summed."""
+        blocks = []
+        for scaling in self.scalings:
+            energy, feeds, reads = scaling.matrices(values[scaling.name].cpu())
+            rows = self._number[feeds]
+            columns = torch.full((len(rows), energy.shape[2]), self.count)
+            if reads is not None:
+                columns = self._number[reads]
+            if bool((columns == self.count).all()):
+                energy, columns = energy.sum(2, keepdim=True), columns[:, :1]
+            if bool((rows == self.count).all()):
+                energy, rows = energy.sum(1, keepdim=True), rows[:, :1]
+            count = values[scaling.name].numel() // energy.numel()
+            blocks.append(EnergyBlock(energy.contiguous(), rows, columns, count))
+        return blocks
+
+    def aligned(self, energies: Mapping[str, Tensor], tolerance: float) -> Rescaling:
+        """Minimise F, which aligns the path kernel with the reference."""
+        blocks = self.blocks(energies)
+        # A common factor shifts the objective and nothing else; it keeps sums from overflowing.
+        peak = max(float(b.energy.max()) for b in blocks)
+        unit = 2.0 ** math.frexp(peak)[1] if peak > 0 else 1.0
+        for block in blocks:
+            block.energy.div_(unit)
+        found = balance_energies(blocks, self.count, tol=tolerance)
+        shift = sum(energies[s.name].numel() for s in self.scalings) * math.log(unit)
+        return Rescaling(found.z, found.before + shift, found.after + shift, *_rest(found))
+
+    def smallest(
+        self, energies: Mapping[str, Tensor], squares: Mapping[str, Tensor], tolerance: float
+    ) -> Rescaling:
+        """Minimise the sum of squares of the weights."""
+        # What no path passes is left alone here too: its norm could shrink for ever.
+        dead = balance_energies(self.blocks(energies), self.count, tol=1.0).dead
+        found = balance_energies(
+            self.blocks(squares), self.count, linear=False, tol=tolerance, frozen=dead
+        )
+        before, after = math.exp(found.before), math.exp(found.after)
+        return Rescaling(-found.z, before, after, *_rest(found))
+
+
+def _rest(solution: Rescaling) -> tuple[float, int, bool, Tensor]:
+    return solution.gradient, solution.iterations, solution.converged, solution.dead
