@@ -273,9 +273,7 @@ def test_shapes_that_cannot_be_guessed_are_asked_for():
         trace(nn.Sequential(nn.ReLU(), nn.Flatten()))
     with pytest.raises(GraphError, match="to have 3 channels, but got 4"):
         trace(nn.Conv2d(3, 2, 1), torch.zeros(1, 4, 5, 5))
-    with pytest.raises(
-        GraphError, match="TypeError"
-    ):
+    with pytest.raises(GraphError, match="TypeError"):
         trace(mlp(), torch.zeros(1, 6), torch.zeros(1))
     with pytest.raises(TypeError, match="no shape yet"):
         trace(nn.Sequential(nn.LazyLinear(3)))

@@ -118,19 +118,21 @@ def read(
         called = Called(model, forward)
         blocks = ClosedBlocks(model, partial(called, *args, **kwargs))
         while True:
-            failed: list[str] = []
             try:
                 with untouched(model):
                     blocks.close_(reasons)
-                    _note_failures_(model, failed, reasons)
+                    _note_failures_(model, reasons)
                     exported = _export(called, args, kwargs)
                 place = _symbolic(exported.graph)
             except GraphError:
                 raise
+            except _UnreadableError as error:
+                assert isinstance(error.__cause__, Exception)
+                if not error.path or error.path in reasons:
+                    raise _unreadable(model, error.__cause__) from error.__cause__
+                reasons[error.path] = _first_line(error.__cause__)
+                continue
             except Exception as error:
-                if failed and failed[0] and failed[0] not in reasons:
-                    reasons[failed[0]] = _first_line(error)
-                    continue
                 raise _unreadable(model, error) from error
             if place is None:
                 break
@@ -189,22 +191,33 @@ def _export(called: Called, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         return torch.export.export(called, args, dict(kwargs), strict=False)
 
 
-def _note_failures_(model: nn.Module, failed: list[str], closed: Mapping[str, str]) -> None:
-    """Have every submodule note its path if it is the innermost one that fails."""
+class _UnreadableError(Exception):
+    """What a forward raised, by the path of the innermost module that it came out of.
+
+    Exporters write a graph into an exception, and then print it; into this one they cannot.
+    """
+
+    partial_fx_graph = property()
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+def _note_failures_(model: nn.Module, closed: Mapping[str, str]) -> None:
+    """Have every module tell its path if it is the innermost one that fails."""
     for path, module in model.named_modules():
-        if path and path not in closed:
-            vars(module)["forward"] = partial(_noting, module.forward, path, failed)
+        if path not in closed:
+            vars(module)["forward"] = partial(_noting, module.forward, path)
 
 
-def _noting(
-    forward: Callable[..., Any], path: str, failed: list[str], *args: Any, **kwargs: Any
-) -> Any:
+def _noting(forward: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
     try:
         return forward(*args, **kwargs)
-    except Exception:
-        if not failed:
-            failed.append(path)
+    except (_UnreadableError, GraphError):
         raise
+    except Exception as error:
+        raise _UnreadableError(path) from error
 
 
 def _symbolic(graph: fx.Graph) -> str | None:
