@@ -38,13 +38,14 @@ def each(function: Callable[..., object], *arguments: Iterable[Any]) -> None:
     deque(map(function, *arguments), maxlen=0)
 
 
-def without_torch_function(function: Callable[[], object]) -> None:
-    """Call a function in which setting tensors is no ``__torch_function__`` of theirs or a mode's.
+def without_torch_function(function: Callable[[], R]) -> R:
+    """Call a function in which nothing asks for a ``__torch_function__`` of tensors or of a mode.
 
     One call into C: the exit of torch's context for it may be interrupted, and then nothing in the
     thread would dispatch to ``__torch_function__`` again.
     """
-    torch._C._disabled_torch_function_impl(function, (), (), {})
+    result: R = torch._C._disabled_torch_function_impl(function, (), (), {})
+    return result
 
 
 def restoring(work: Callable[[], R], restore: Callable[[], object]) -> R:

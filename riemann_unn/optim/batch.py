@@ -20,7 +20,7 @@ from .entries import COORDINATES, MASTER, START, STEP
 from .seeds import Seeds, Source
 from .starts import stored_start, usable_start
 from .states import as_tensor, coordinates_of
-from .tagged import TaggedParam
+from .tagged import TaggedParam, gradients_of
 
 __all__ = ["NOTHING", "Batch", "State"]
 
@@ -68,7 +68,7 @@ class Batch:
         """
         members = self.members
         self._step = self._kept[0].get(STEP, 0)
-        grads = [member.param.grad for member in members]
+        grads = gradients_of(members)
         if members[0].is_half:
             for member, kept in zip(members, self._kept, strict=True):
                 member.value = _master(member, kept)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby, repeat
 from operator import attrgetter, is_
 from typing import Any, Literal, NoReturn
@@ -20,6 +21,7 @@ from ..errors import (
     NonFiniteError,
     OffManifoldError,
 )
+from ..interruption import without_torch_function
 from ..manifolds import MatrixManifold, Stiefel, acceptance_level, rounding_level
 from ..parallel import is_sharded, local_part
 from ..tagging import KnownTags, manifold_of, refuse_flattened
@@ -32,6 +34,7 @@ __all__ = [
     "admit_",
     "as_groups",
     "check_duplicates",
+    "gradients_of",
     "refuse_gradients",
     "refuse_off_manifold",
     "refuse_overflow",
@@ -133,6 +136,16 @@ def _same_storage(params: list[Tensor], memories: list[Tensor]) -> bool:
     return same and all(map(is_, map(_DTYPE, params), map(_DTYPE, memories)))
 
 
+def _ask_each(get: Callable[[Tensor], Any], params: Iterable[Tensor]) -> list[Any]:
+    # Of a subclass, which parameters are, torch would first look up what it overrides, each time.
+    return without_torch_function(lambda: list(map(get, params)))
+
+
+def gradients_of(members: list[TaggedParam]) -> list[Any]:
+    """Return the gradients of members, None for those that have none."""
+    return _ask_each(_GRAD, map(_PARAM, members))
+
+
 def _are_as_before(members: list[TaggedParam]) -> bool:
     """Tell if all have dense gradients and nobody wrote to them; False may be wrong, True is not.
 
@@ -196,7 +209,7 @@ class TaggedParams:
                 groups.append(members)
                 continue
             params = list(map(_PARAM, members))
-            grads = list(map(_GRAD, params))
+            grads = _ask_each(_GRAD, params)
             if any(map(is_, grads, repeat(None))):
                 members = [m for m, grad in zip(members, grads, strict=True) if grad is not None]
                 params = list(map(_PARAM, members))
@@ -205,9 +218,10 @@ class TaggedParams:
                 continue
             if set(map(_LAYOUT, grads)) != {torch.strided}:
                 _refuse_sparse(members, grads)
-            if not _same_storage(params, list(map(_MEMORY, members))):
+            memories = list(map(_MEMORY, members))
+            if not without_torch_function(partial(_same_storage, params, memories)):
                 self._refresh(_moved(members))
-            counts = list(map(_COUNT, params))
+            counts = _ask_each(_COUNT, params)
             if counts != list(map(_VERSION, members)):
                 for member, count in zip(members, counts, strict=True):
                     if member.version != count:

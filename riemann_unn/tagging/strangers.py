@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..manifolds import MatrixManifold
 
-__all__ = ["watch_strangers"]
+__all__ = ["look", "watch_strangers"]
 
 # Optimizers whose parameters have been looked at since the last tag was given.
 _met: WeakSet[Optimizer] = WeakSet()
@@ -27,11 +27,12 @@ def watch_strangers() -> None:
     global _is_watching
     _met.clear()
     if not _is_watching:
-        register_optimizer_step_pre_hook(_look)
+        register_optimizer_step_pre_hook(look)
         _is_watching = True
 
 
-def _look(optimizer: Optimizer, *_: Any) -> None:
+def look(optimizer: Optimizer, *_: Any) -> None:
+    """Warn of an optimizer of torch.optim that has tagged parameters: a hook before its steps."""
     if (
         _has_warned
         or torch.compiler.is_compiling()

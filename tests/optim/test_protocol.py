@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import riemann_unn as ru
 from tests.support import assert_on_manifold, gaussian, parameter
@@ -295,6 +296,36 @@ def test_hooks_run_once_and_see_the_outer_optimizer():
     optimizer.load_state_dict(state)
     assert [kind for kind, _ in seen] == ["global", "pre", "post", "load"]
     assert all(o is optimizer for _, o in seen)
+
+
+def test_a_profile_is_entered_only_where_somebody_asks_for_it():
+    """Tags have a hook of their own before every optimizer's step, which is no reason."""
+    net = model()
+    optimizer = ru.optim.ProjUNNT(net.parameters(), lr=0.05)
+
+    run(net, optimizer, range(1))
+
+    def entered():
+        counter = Names()
+        with counter:
+            optimizer.step()
+        return any("record_function" in name for name in counter.names)
+
+    assert not entered()
+    optimizer.register_step_post_hook(lambda *_: None)
+    assert entered()
+
+
+class Names(TorchDispatchMode):
+    """Notes the names of operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
 
 
 def test_zero_grad_and_missing_gradients():
