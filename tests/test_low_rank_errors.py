@@ -69,12 +69,12 @@ def test_weights_that_are_not_finite():
 
 
 def test_a_failure_half_way_puts_all_back(monkeypatch):
-    from riemann_unn.init import low_rank_problem
+    from riemann_unn.init.low_rank import problem
 
     model = net()
     before = snapshot(model)
     calls = []
-    real = low_rank_problem.Problem.solve
+    real = problem.Problem.solve
 
     def failing(self, *args):
         calls.append(args)
@@ -82,7 +82,7 @@ def test_a_failure_half_way_puts_all_back(monkeypatch):
             raise RuntimeError("out of memory")
         return real(self, *args)
 
-    monkeypatch.setattr(low_rank_problem.Problem, "solve", failing)
+    monkeypatch.setattr(problem.Problem, "solve", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         ru.init.low_rank_(model, rank=2, calibration=images(), draw="kaiming_normal", refine=0)
     assert_unchanged(model, before)

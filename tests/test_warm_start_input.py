@@ -132,7 +132,7 @@ def test_source_with_nan_changes_nothing():
 @pytest.mark.parametrize("place", ["fold_", "report"])
 @pytest.mark.parametrize("method", METHODS)
 def test_failure_half_way_leaves_the_model_as_it_was(method, place, monkeypatch):
-    from riemann_unn.init import conversion, folding
+    from riemann_unn.init.warm_start import conversion, folding
 
     home = folding.Folding if place == "fold_" else conversion.Conversion
     real = getattr(home, place)

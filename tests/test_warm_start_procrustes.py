@@ -253,7 +253,7 @@ def test_odd_layers_are_named_and_get_the_nearest_point():
 
 
 def test_matching_that_does_worse_is_dropped(monkeypatch):
-    from riemann_unn.init import conversion
+    from riemann_unn.init.warm_start import conversion
 
     real = conversion.match_layers_
 
