@@ -25,11 +25,11 @@ BAD = {
     "linear": ({"rank": 2, "method": "linear"}, "needs calibration"),
     "split": ({"rank": 2, "split": "depth"}, "'channel' or 'spatial'"),
     "refine": ({"rank": 2, "refine": -1}, "must not be negative"),
-    "shape": ({"rank": 2, "calibration": torch.zeros(9, 7)}, "shape \\(8, 7\\).*not changed"),
+    "shape": ({"rank": 2, "calibration": torch.zeros(9, 7)}, "shape \\(9, 7\\).*not changed"),
     "empty": ({"rank": 2, "calibration": torch.zeros(0, 12)}, "holds no example"),
     "no batch": ({"rank": 2, "calibration": []}, "holds no batch"),
     "kind": ({"rank": 2, "calibration": 3}, "an iterable of batches"),
-    "NaN": ({"rank": 2, "calibration": torch.full((9, 12), torch.nan)}, "sees NaN"),
+    "NaN": ({"rank": 2, "calibration": torch.full((9, 12), torch.nan)}, "holds NaN"),
     "budget": ({"rank": ru.init.Budget(parameters=10)}, "less than the"),
 }
 

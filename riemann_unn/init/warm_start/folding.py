@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import GraphError
 from ...graph import Layer, ModelGraph, trace
-from ..calibration import same_buffers
+from ..recording import same_buffers
 
 __all__ = ["Folding"]
 
