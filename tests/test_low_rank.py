@@ -138,7 +138,8 @@ def test_a_loader_that_shuffles_leaves_the_random_state():
 
 
 def test_patches_are_those_of_the_convolution():
-    from riemann_unn.init.low_rank.rows import gather, split_batches
+    from riemann_unn.init.calibration import batches_of, split
+    from riemann_unn.init.low_rank.rows import gather
 
     for options in (
         {"padding": 1, "stride": 2},
@@ -147,7 +148,7 @@ def test_patches_are_those_of_the_convolution():
         conv = nn.Conv2d(2, 5, (3, 2), bias=False, **options)
         model = nn.Sequential(conv)
         x = images(5)
-        rows = gather(model, {"0": conv}, split_batches(x))["0"]
+        rows = gather(model, {"0": conv}, split(batches_of(x, model)))["0"]
         assert rows.held_out is not None
         out = conv(x[:4]).permute(0, 2, 3, 1).reshape(-1, 5)
         assert torch.allclose(rows.fit @ conv.weight.flatten(1).mH, out, atol=1e-5)

@@ -25,11 +25,11 @@ BAD = {
     "linear": ({"rank": 2, "method": "linear"}, "needs calibration"),
     "split": ({"rank": 2, "split": "depth"}, "'channel' or 'spatial'"),
     "refine": ({"rank": 2, "refine": -1}, "must not be negative"),
-    "shape": ({"rank": 2, "calibration": torch.zeros(9, 7)}, "shape \\(8, 7\\).*not changed"),
+    "shape": ({"rank": 2, "calibration": torch.zeros(9, 7)}, "shape \\(9, 7\\).*not changed"),
     "empty": ({"rank": 2, "calibration": torch.zeros(0, 12)}, "holds no example"),
     "no batch": ({"rank": 2, "calibration": []}, "holds no batch"),
     "kind": ({"rank": 2, "calibration": 3}, "an iterable of batches"),
-    "NaN": ({"rank": 2, "calibration": torch.full((9, 12), torch.nan)}, "sees NaN"),
+    "NaN": ({"rank": 2, "calibration": torch.full((9, 12), torch.nan)}, "holds NaN"),
     "budget": ({"rank": ru.init.Budget(parameters=10)}, "less than the"),
 }
 
@@ -69,12 +69,12 @@ def test_weights_that_are_not_finite():
 
 
 def test_a_failure_half_way_puts_all_back(monkeypatch):
-    from riemann_unn.init import low_rank_problem
+    from riemann_unn.init.low_rank import problem
 
     model = net()
     before = snapshot(model)
     calls = []
-    real = low_rank_problem.Problem.solve
+    real = problem.Problem.solve
 
     def failing(self, *args):
         calls.append(args)
@@ -82,7 +82,7 @@ def test_a_failure_half_way_puts_all_back(monkeypatch):
             raise RuntimeError("out of memory")
         return real(self, *args)
 
-    monkeypatch.setattr(low_rank_problem.Problem, "solve", failing)
+    monkeypatch.setattr(problem.Problem, "solve", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         ru.init.low_rank_(model, rank=2, calibration=images(), draw="kaiming_normal", refine=0)
     assert_unchanged(model, before)

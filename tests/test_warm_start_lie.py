@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import riemann_unn as ru
-from riemann_unn.init import lie
+from riemann_unn.init.warm_start import lie
 
 from .support import DTYPES, assert_on_manifold, double, gaussian, rounding
 from .warm_start_nets import assert_same_state, seeded, stack, state_of

@@ -14,6 +14,9 @@ from ...linalg import ACTIVATIONS
 from ...linalg.low_rank.activation_kernel import as_activation
 from ...linalg.precision import in_full_precision
 from ...nn import LowRankConv2d, LowRankLinear
+from ..calibration import Batch, Forward, Split, batches_of
+from ..calibration import split as hold_out
+from ..progress import progress_bar
 from ..record import ModelRecord
 from .followers import Follower, affine_of, followers
 from .plan import (
@@ -29,7 +32,7 @@ from .plan import (
 )
 from .problem import Method, Problem
 from .report import LowRank, LowRankReport
-from .rows import Batches, Rows, gather, split_batches
+from .rows import Rows, gather
 
 __all__ = ["low_rank_"]
 
@@ -45,11 +48,13 @@ def low_rank_(
     method: Method = "function",
     activation: ActivationLike | Mapping[str, ActivationLike] | None = None,
     calibration: Any = None,
+    forward: Forward | None = None,
     draw: Draw | None = None,
     split: str = "channel",
     orthonormal: bool = False,
     refine: int | None = None,
     seed: int = 0,
+    progress: bool = True,
 ) -> LowRankReport:
     r"""Replace linear and convolution layers by low-rank ones, in place, keeping their function.
 
@@ -81,10 +86,11 @@ def low_rank_(
         activation: φ, a name or an elementwise function, for all layers or by name pattern;
             None (and layers without a pattern): found by tracing the model with ``torch.fx``.
             A layer that no elementwise activation follows has φ(x) = x.
-        calibration: inputs of the model: a tensor, or an iterable of batches such as a
-            ``DataLoader`` (a mapping is passed as keyword arguments, of a sequence the first
-            item). One example of a tensor in five, or one batch in five (at least one of several),
-            is held out for the report. At most 4,096 rows of each layer are kept.
+        calibration: inputs of the model: a tensor, a tuple of positional or a dict of keyword
+            inputs, or a list or ``DataLoader`` of these; labels are left out
+            (``docs/calibration.md``). One batch in five (at least one of several; of a single
+            one, examples) is held out for the report. At most 4,096 rows of each layer are kept.
+        forward: how to run the model on a batch of any other kind, ``(model, batch) -> output``.
         draw: draw each weight anew before it is split, for training from scratch (biases, and
             layers that are left alone, keep their values): a name of
             ``torch.nn.init`` such as ``"kaiming_normal"``, ``"default"`` for torch's own, or a
@@ -96,6 +102,7 @@ def low_rank_(
             most) as take about a quarter of the time of the decomposition, on calibration inputs
             100.
         seed: of ``draw``. The global random state is left as it was.
+        progress: show a progress bar after a second, if tqdm is installed.
 
     Returns:
         The report: a mapping from the names of the replaced layers to
@@ -122,6 +129,8 @@ def low_rank_(
         raise ValueError(f"{split=} must be 'channel' or 'spatial'")
     if refine is not None and refine < 0:
         raise ValueError(f"{refine=} must not be negative")
+    if forward is not None and calibration is None:
+        raise ValueError("forward= runs the model on calibration= batches, which are missing")
     found = candidates(model, layers)
     if isinstance(rank, Mapping):
         rank = by_pattern(rank, found, "rank")
@@ -135,9 +144,13 @@ def low_rank_(
     def work() -> LowRankReport:
         # Drawing, a DataLoader and the model itself may all take random numbers.
         with afterwards(random_states(model)):
-            batches = None if calibration is None else split_batches(calibration)
+            batches = None
+            if calibration is not None:
+                batches = batches_of(calibration, model, forward=forward)
             follows = _activations(model, found, activation, method)
-            job = _Job(model, found, method, rank, split, orthonormal, refine, batches, follows)
+            job = _Job(
+                model, found, method, rank, split, orthonormal, refine, batches, follows, progress
+            )
             if draw is None:
                 return job.run()
             torch.manual_seed(seed)
@@ -211,9 +224,11 @@ class _Job:
     split: str
     orthonormal: bool
     refine: int | None
-    batches: Batches | None
+    batches: list[Batch] | None
     follows: dict[str, Follower]
+    progress: bool
     skipped: dict[str, str] = field(default_factory=dict)
+    data: Split | None = None
 
     def run(self) -> LowRankReport:
         layers = self.found.layers
@@ -229,12 +244,17 @@ class _Job:
             self.skipped[name] = "the calibration inputs do not reach it"
         ranks, curves = self._ranks(problems)
         done: dict[str, LowRank] = {}
-        for name, r in ranks.items():
-            if done and self.batches is not None:
-                # Later layers make up for what the ones ahead of them now do differently.
-                rows = gather(self.model, {name: layers[name]}, self.batches)
-                problems[name].reach(rows[name])
-            done[name] = self._replace(name, problems[name], r, curves.get(name))
+        bar = progress_bar(len(ranks), "low rank", "layer", show=self.progress, delay=1.0)
+        try:
+            for name, r in ranks.items():
+                if done and self.data is not None:
+                    # Later layers make up for what the ones ahead of them now do differently.
+                    rows = gather(self.model, {name: layers[name]}, self.data)
+                    problems[name].reach(rows[name])
+                done[name] = self._replace(name, problems[name], r, curves.get(name))
+                bar.update()
+        finally:
+            bar.close()
         order = [name for name in layers if name in done]
         return LowRankReport(self.method, {name: done[name] for name in order}, self.skipped)
 
@@ -243,8 +263,21 @@ class _Job:
         layers = self.found.layers
         if self.batches is None:
             return {name: self._problem(name, None) for name in layers}
-        rows = gather(self.model, layers, self.batches)
+        rows = self._rows()
         return {name: self._problem(name, seen) for name, seen in rows.items()}
+
+    def _rows(self) -> dict[str, Rows]:
+        """What the layers are given, some of it held out."""
+        assert self.batches is not None
+        self.data = hold_out(self.batches)
+        try:
+            return gather(self.model, self.found.layers, self.data)
+        except ValueError:
+            if len(self.batches) > 1 or not self.data.held_out:
+                raise
+            # The first dimension is not that of examples, as of a graph's nodes: none is held out.
+            self.data = Split(self.batches, [])
+            return gather(self.model, self.found.layers, self.data)
 
     def _problem(self, name: str, rows: Rows | None) -> Problem:
         layer, follower = self.found.layers[name], self.follows[name]

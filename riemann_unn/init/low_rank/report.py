@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
+
+from ..table import change, plain, table
 
 __all__ = ["LowRank", "LowRankReport"]
 
@@ -75,6 +78,10 @@ class LowRankReport(Mapping[str, LowRank]):
         each = [layer.macs for layer in self.values()]
         return sum(e[0] for e in each), sum(e[1] for e in each)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain nested values, for a log or a JSON file."""
+        return {"method": self.method, "layers": plain(self), "skipped": plain(self.skipped)}
+
     def __repr__(self) -> str:
         return (
             f"<LowRankReport: {len(self)} layers by {self.method!r}, {len(self.skipped)} skipped, "
@@ -91,19 +98,16 @@ class LowRankReport(Mapping[str, LowRank]):
                 "{}x{}".format(*layer.shape),
                 str(layer.rank),
                 layer.activation,
-                _change(layer.parameters),
-                _change(layer.macs),
-                "{:.4f} -> {:.4f}".format(*layer.gaussian),
+                _saved(layer.parameters),
+                _saved(layer.macs),
+                change(layer.gaussian, ".4f"),
             ]
             if data:
-                row.append("{:.4f} -> {:.4f}".format(*layer.held_out) if layer.held_out else "-")
+                row.append(change(layer.held_out, ".4f"))
             rows.append(row)
-        total = ["total", "", "", "", _change(self.parameters), _change(self.macs)]
+        total = ["total", "", "", "", _saved(self.parameters), _saved(self.macs)]
         rows.append(total + [""] * (len(rows[0]) - len(total)))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-        lines.insert(1, "-" * max(len(line) for line in lines))
-        lines = [line.rstrip() for line in lines]
+        lines = table(rows)
         lines.append(f"errors: spectral -> {self.method}")
         if data and len(self) > 1:
             lines[-1] += "; held-out ones include what the layers ahead have lost"
@@ -156,7 +160,7 @@ class LowRankReport(Mapping[str, LowRank]):
         figure.savefig(path, dpi=130)
 
 
-def _change(pair: tuple[int, int]) -> str:
+def _saved(pair: tuple[int, int]) -> str:
     before, after = pair
     share = f" ({after / before - 1:+.0%})" if before else ""
-    return f"{before:,} -> {after:,}{share}"
+    return change(pair, ",") + share

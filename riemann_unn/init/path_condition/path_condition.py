@@ -118,7 +118,7 @@ class _Read:
         scale_frozen: bool,
     ) -> None:
         def batches(data: Any) -> list[Batch]:
-            return [] if data is None else batches_of(data)
+            return [] if data is None else batches_of(data, model, forward=forward)
 
         closed = _closed_weights(model, scale_frozen)
         given = batches(calibration)

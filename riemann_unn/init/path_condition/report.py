@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..table import plain, table
 
 __all__ = ["ClosedLayer", "PathConditioning", "RescaledGroup"]
 
@@ -87,12 +90,16 @@ class PathConditioning:
         parameters, values = zip(*self._original.values(), strict=True)
         torch._foreach_copy_([p.detach() for p in parameters], values)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain nested values, for a log or a JSON file."""
+        values: dict[str, Any] = plain(self)
+        return values
+
     def __str__(self) -> str:
         rows = [("fed by", "read by", "channels", "largest scale", "dead")]
         for g in self.groups:
             names = (", ".join(g.fed_by), ", ".join(g.read_by))
             rows.append((*names, str(g.channels), f"{g.largest:.3g}", str(g.dead)))
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = [
             f"{self.method}: objective {self.objective_before:.10g} -> "
             f"{self.objective_after:.10g}, {self.parameters:,} parameters",
@@ -102,9 +109,6 @@ class PathConditioning:
             f"relative change of the function {self.change:.1e}",
             "",
         ]
-        for row in rows:
-            left = "  ".join(cell.ljust(w) for cell, w in zip(row[:2], widths, strict=False))
-            right = "  ".join(c.rjust(w) for c, w in zip(row[2:], widths[2:], strict=True))
-            lines.append(f"{left}  {right}".rstrip())
+        lines += table(rows, right=range(2, 5))
         lines += [""] + [f"closed: '{c.layer}' ({c.channels}): {c.reason}" for c in self.closed]
         return "\n".join(lines)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ...diagnostics import orthogonality_error
 from ...parallel import as_whole, local_part, scattered
-from ..calibration import Batch, Recorder, in_double, outputs_of, relative_error
+from ..calibration import Batch
+from ..recording import Recorder, in_double, outputs_of, relative_error
 from .folding import Folding
 from .matching import Placed, gain_left, match_layers_, own_gains, owners
 from .report import WarmStart, WarmStartReport

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from ...errors import GraphError
 from ...graph import Layer, ModelGraph, trace
 from ...graph.program import operation
-from ..calibration import same_buffers
+from ..recording import same_buffers
 
 __all__ = ["Folding"]
 

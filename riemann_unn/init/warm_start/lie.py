@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...linalg import exp_skew, skew
+from ..progress import progress_bar
 
 __all__ = ["Descent", "descend"]
 
@@ -39,26 +39,6 @@ class Descent:
     def __init__(self) -> None:
         self.loss: list[float] = []
         self.converged = False
-
-
-class _Silent:
-    """What stands in for tqdm where it is not installed or not wanted."""
-
-    def update(self) -> None: ...
-
-    def set_postfix_str(self, s: str, refresh: bool = True) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def _bar(name: str, max_steps: int, progress: bool) -> Any:
-    if not progress:
-        return _Silent()
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return _Silent()
-    return tqdm(total=max_steps, desc=f"lie {name}", unit="step", leave=True, file=sys.stderr)
 
 
 def descend(
@@ -134,7 +114,7 @@ def descend(
         loss.backward()
         return loss
 
-    bar = _bar(name, max_steps, progress)
+    bar = progress_bar(max_steps, f"lie {name}", "step", show=progress)
     try:
         for _ in range(max_steps):
             with torch.enable_grad():

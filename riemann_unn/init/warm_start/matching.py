@@ -12,7 +12,8 @@ from ...linalg import procrustes, ridge_by_gcv
 from ...linalg.procrustes import inner
 from ...manifolds import MatrixManifold, rounding_level
 from ...tagging import manifold_of
-from ..calibration import Batch, Order, Recorder, relative_error
+from ..calibration import Batch
+from ..recording import Order, Recorder, relative_error
 from .folding import Folding
 from .layers import AffineLayer, NotAffineError
 

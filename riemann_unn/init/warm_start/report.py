@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import IO, Any
+
+from ..table import change, plain, table
 
 __all__ = ["WarmStart", "WarmStartReport"]
 
@@ -82,12 +84,12 @@ class WarmStartReport(dict[str, WarmStart]):
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain nested values, for a log or a JSON file."""
         return {
-            "parameters": {name: asdict(record) for name, record in self.items()},
-            "folded": dict(self.folded),
-            "fitted": list(self.fitted),
+            "parameters": plain(self),
+            "folded": plain(self.folded),
+            "fitted": plain(self.fitted),
             "function_error_before": self.function_error_before,
             "function_error_after": self.function_error_after,
-            "notes": list(self.notes),
+            "notes": plain(self.notes),
         }
 
     def __str__(self) -> str:
@@ -101,22 +103,13 @@ class WarmStartReport(dict[str, WarmStart]):
                     f"{r.gain:.4g}",
                     "yes" if r.folded else "no",
                     f"{r.condition:.3g}",
-                    _change(r.function_error_before, r.function_error_after),
+                    change((r.function_error_before, r.function_error_after), ".2g"),
                 ]
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-        left = (0, 1)
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i in left else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
+        lines = table(rows, right=range(2, len(_COLUMNS)))
         if self.function_error_after is not None:
-            change = _change(self.function_error_before, self.function_error_after)
-            lines.append(f"function error of the model, nearest weights alone -> now: {change}")
+            pair = change((self.function_error_before, self.function_error_after), ".2g")
+            lines.append(f"function error of the model, nearest weights alone -> now: {pair}")
         if self.folded:
             factors = ", ".join(f"{name} x{_range(f)}" for name, f in self.folded.items())
             lines.append(f"folded: {factors}")
@@ -175,12 +168,6 @@ _BLUE, _GREY, _INK = "#0072B2", "#767676", "#222222"
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def _change(before: float | None, after: float | None) -> str:
-    if before is None or after is None:
-        return "-"
-    return f"{before:.2g} -> {after:.2g}"
 
 
 def _range(factors: tuple[float, float]) -> str:

@@ -18,8 +18,9 @@ from ...linalg.procrustes import inner
 from ...manifolds import MatrixManifold, rounding_level
 from ...parallel import as_whole, is_sharded
 from ...tagging import manifold_of, tagged_parameters
-from ..calibration import batches_of, in_double, undisturbed
+from ..calibration import Forward, batches_of
 from ..record import ModelRecord
+from ..recording import in_double, undisturbed
 from .conversion import Conversion
 from .folding import Folding
 from .lie import descend
@@ -39,6 +40,7 @@ def warm_start_(
     method: Method = "polar",
     source: Mapping[str, Tensor] | nn.Module | None = None,
     calibration: Any = None,
+    forward: Forward | None = None,
     fold_gain: bool = True,
     refit: bool = True,
     base: type[torch.optim.Optimizer] | None = None,
@@ -75,11 +77,13 @@ def warm_start_(
         source: a state dict or a model with the trained weights. All its entries
             are taken over first; the tagged ones must be among them. By default
             the values in place.
-        calibration: inputs for the model: a tensor, a tuple of positional or a dict
-            of keyword arguments, or an iterable of such batches (of a list, as a
-            ``DataLoader`` yields, the first element). Needed for
-            ``"procrustes"``; otherwise it serves to measure function errors. The
-            recorded layers' outputs on all batches are held in memory.
+        calibration: inputs of the model: a tensor, a tuple of positional or a dict
+            of keyword inputs, or a list or ``DataLoader`` of these; labels are left
+            out (``docs/calibration.md``). Needed for ``"procrustes"``; otherwise it
+            serves to measure function errors, and the better of folded gains and none
+            is taken. The recorded layers' outputs on all batches are held in memory.
+        forward: how to run the model on a batch of any other kind,
+            ``(model, batch) -> output``.
         fold_gain: fold gains into neighbours where that is possible.
         refit: fit the last untagged linear layer in ``"procrustes"``.
         base: optimizer class of ``"lie"``, any of ``torch.optim``; by default LBFGS.
@@ -110,7 +114,7 @@ def warm_start_(
         for the polar factor; Schönemann (1966) for Procrustes.
     """
     model, tagged = _tagged(target)
-    _check_arguments(target, method, calibration, base, base_kwargs, max_steps, tolerance)
+    _check_arguments(target, method, calibration, forward, base, base_kwargs, max_steps, tolerance)
     any_sharded = any(is_sharded(p) for p in model.parameters())
     if any_sharded and (source is not None or calibration is not None):
         raise ManifoldTypeError(
@@ -124,7 +128,9 @@ def warm_start_(
     @no_grad
     def work() -> WarmStartReport:
         with undisturbed(model):
-            batches = [] if calibration is None else batches_of(calibration)
+            batches = []
+            if calibration is not None:
+                batches = batches_of(calibration, model, forward=forward)
             if source is not None:
                 load_(model, source, [name for name, _ in tagged])
             placed = {name: _nearest(name, p, method) for name, p in tagged}
@@ -135,8 +141,8 @@ def warm_start_(
                     _descend_(item, base, base_kwargs, max_steps, tolerance, progress)
             folding = None
             if fold_gain and isinstance(target, nn.Module) and not any_sharded:
-                example = batches[0].args if batches and not batches[0].kwargs else ()
-                folding = Folding(model, placed, example)
+                plain = bool(batches) and not batches[0].kwargs and forward is None
+                folding = Folding(model, placed, batches[0].args if plain else ())
             conversion = Conversion(model, placed, folding, batches)
             conversion.convert_(match=method == "procrustes", refit=refit)
             return conversion.report(conditions)
@@ -165,6 +171,7 @@ def _check_arguments(
     target: object,
     method: str,
     calibration: object,
+    forward: object,
     base: object,
     base_kwargs: Mapping[str, Any],
     max_steps: int,
@@ -174,6 +181,8 @@ def _check_arguments(
         raise ValueError(f"{method=} is unknown; choose 'polar', 'lie' or 'procrustes'")
     if calibration is not None and not isinstance(target, nn.Module):
         raise ManifoldTypeError("calibration inputs need a module to run; pass the model")
+    if forward is not None and calibration is None:
+        raise ValueError("forward= runs the model on calibration= batches, which are missing")
     if method == "procrustes" and calibration is None:
         raise ValueError("method='procrustes' needs calibration inputs; pass calibration=...")
     if method != "lie" and (base is not None or base_kwargs):

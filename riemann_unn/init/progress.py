@@ -1,0 +1,37 @@
+"""Progress bars, where tqdm is installed and they are wanted."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+__all__ = ["progress_bar"]
+
+
+class _Silent:
+    """What stands in for tqdm where it is not installed or not wanted."""
+
+    def update(self) -> None: ...
+
+    def set_postfix_str(self, s: str, refresh: bool = True) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def progress_bar(total: int, what: str, unit: str, *, show: bool, delay: float = 0.0) -> Any:
+    """Return a bar on the standard error stream, to be closed; one that does nothing if not shown.
+
+    Args:
+        total: how many steps there are.
+        what: what it says in front.
+        unit: the name of a step.
+        show: whether it is wanted.
+        delay: after how many seconds it appears.
+    """
+    if not show:
+        return _Silent()
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _Silent()
+    return tqdm(total=total, desc=what, unit=unit, leave=True, file=sys.stderr, delay=delay)
