@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ __all__ = ["guessed_input"]
 _COMMON = (32, 64, 224, 28, 16, 8, 96, 128, 256)
 _SIZES = (*_COMMON, *(n for n in range(1, 321) if n not in _COMMON))
 _BATCH = 2
-_CONVOLUTIONS = ((nn.Conv1d, 1), (nn.Conv2d, 2), (nn.Conv3d, 3))
 _NORMS = ((nn.BatchNorm1d, 1), (nn.BatchNorm2d, 2), (nn.BatchNorm3d, 3))
 _Shape = tuple[tuple[int, ...], torch.dtype | None]
 
@@ -78,29 +77,39 @@ def _run_without_values(model: nn.Module, x: Tensor) -> None:
 
 def _shapes(model: nn.Module) -> Iterator[_Shape]:
     """Shapes that may fit, with a dtype where it is not the model's, the likeliest first."""
+    sizes = _SIZES
     for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            yield (_BATCH, 8), torch.int64
-            return
-        width = _first_int(module, "input_size", "embed_dim", "d_model")
-        if width is not None:  # recurrent layers and attention
-            yield (5, _BATCH, width), None
-            yield (_BATCH, width), None
-            return
-        if isinstance(module, nn.Linear):
-            yield (_BATCH, module.in_features), None
-            yield (_BATCH, 4, module.in_features), None
-            return
-        for kind, dims in (*_CONVOLUTIONS, *_NORMS):
-            if isinstance(module, kind):
-                channels = _first_int(module, "in_channels", "num_features")
-                assert channels is not None
-                yield from (((_BATCH, channels, *(n,) * dims), None) for n in _SIZES)
-                return
+        found = list(_read_by(module, sizes))
+        yield from found
+        if found:
+            sizes = _COMMON  # it may be another layer that comes first, but hardly with odd sizes
     weight = next((p for p in model.parameters() if p.ndim > 1), None)
     if weight is not None:  # of a function, such as F.conv2d
         for n in _SIZES if weight.ndim > 2 else (0,):
             yield (_BATCH, weight.shape[1], *(n,) * (weight.ndim - 2)), None
+
+
+def _read_by(module: nn.Module, sizes: Sequence[int]) -> Iterator[_Shape]:
+    """Shapes that a layer reads, known by what it calls its sizes."""
+    if isinstance(module, nn.Embedding):
+        yield (_BATCH, 8), torch.int64
+        return
+    width = _first_int(module, "input_size", "embed_dim", "d_model")
+    if width is not None:  # recurrent layers and attention
+        yield (5, _BATCH, width), None
+        yield (_BATCH, width), None
+        return
+    width = _first_int(module, "in_features")
+    if width is not None:
+        yield (_BATCH, width), None
+        yield (_BATCH, 4, width), None
+        return
+    channels = _first_int(module, "in_channels", "num_features")
+    dims = next((dims for kind, dims in _NORMS if isinstance(module, kind)), None)
+    kernel = getattr(module, "kernel_size", None)
+    dims = len(kernel) if isinstance(kernel, tuple) else dims
+    if channels is not None and dims is not None:
+        yield from (((_BATCH, channels, *(n,) * dims), None) for n in sizes)
 
 
 def _first_int(module: nn.Module, *names: str) -> int | None:

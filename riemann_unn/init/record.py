@@ -31,7 +31,7 @@ class ModelRecord:
             self._dicts.append((attributes, dict(attributes)))
             inner = [value for value in attributes.values() if isinstance(value, dict)]
             self._dicts += [(value, dict(value)) for value in inner]
-        self._flags = [(p, p.requires_grad) for p in model.parameters()]
+        self._flags = [(p, p.requires_grad) for p in model.parameters() if not is_lazy(p)]
         self._values: list[tuple[Tensor, Tensor]] = []
         self._restore_random_states = random_states(model)
         self._grad_mode = torch.is_grad_enabled()

@@ -1,4 +1,4 @@
-"""Layers whose weights are born on their manifold and tagged, and activations for them.
+"""Layers whose weights are initialised on their manifold and tagged, and activations for them.
 
 They are plain modules: train them with an optimizer from ``riemann_unn.optim`` and the tagged
 weights stay orthogonal or unitary; nothing is added to the forward pass.
@@ -10,6 +10,13 @@ from .conv_recurrent import ConvRNN
 from .lipschitz import GroupSort, certified_radius
 from .low_rank import LowRankLinear
 from .low_rank_conv import LowRankConv2d
+from .low_rank_convs import (
+    LowRankConv1d,
+    LowRankConv3d,
+    LowRankConvTranspose1d,
+    LowRankConvTranspose2d,
+    LowRankConvTranspose3d,
+)
 from .recurrent import OrthogonalRNN
 
 __all__ = [
@@ -18,7 +25,12 @@ __all__ = [
     "CircularConv3d",
     "ConvRNN",
     "GroupSort",
+    "LowRankConv1d",
     "LowRankConv2d",
+    "LowRankConv3d",
+    "LowRankConvTranspose1d",
+    "LowRankConvTranspose2d",
+    "LowRankConvTranspose3d",
     "LowRankLinear",
     "ModReLU",
     "OrthogonalRNN",

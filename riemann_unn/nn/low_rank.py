@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
 
 from ..linalg import balanced, spectral_factors
 from ..linalg.precision import in_full_precision
@@ -117,7 +118,7 @@ class LowRankFactors(nn.Module):
         return left @ self.B
 
     @torch.no_grad()
-    def _fill(self, dense: nn.Linear | nn.Conv2d, weight: Tensor) -> None:
+    def _fill(self, dense: nn.Linear | _ConvNd, weight: Tensor) -> None:
         """Give a dense layer the weight, and all else, of this one."""
         dense.weight.copy_(weight)
         if dense.bias is not None and self.bias is not None:
@@ -130,7 +131,11 @@ class LowRankFactors(nn.Module):
         """Return the number of parameters that stand for the weight: those of A, B and s."""
         return sum(p.numel() for p in (self.A, self.B, self.s) if p is not None)
 
-    def _settle(self: T, dense: nn.Linear | nn.Conv2d) -> T:
+    def macs(self) -> int:
+        """Return the number of multiplications for one input, or one position of the output."""
+        return self.weight_parameters()
+
+    def _settle(self: T, dense: nn.Linear | _ConvNd) -> T:
         """Leave the meta device for that of a dense layer, and take over all but its weight."""
         layer = self.to_empty(device=dense.weight.device)
         layer._tag()  # a move from the meta device makes new parameters
@@ -206,10 +211,6 @@ class LowRankLinear(LowRankFactors):
     def weight(self) -> Tensor:
         """The product A B, ``(out_features, in_features)``, formed when asked for."""
         return self._matrix()
-
-    def macs(self) -> int:
-        """Return the number of multiplications for one input."""
-        return self.weight_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer.

@@ -1,41 +1,43 @@
-"""Which activation follows a layer, found by tracing the model with torch.fx."""
+"""Which activation follows a layer, found in what the model computes."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
-from ...graph.untouched import untouched
-from ...linalg.low_rank.activation_kernel import ACTIVATIONS, Activation, as_activation, leaky_relu
+from ...graph.program import Program, module_of, operation
+from ...linalg.low_rank.activation_kernel import ACTIVATIONS, Activation, leaky_relu
 
-__all__ = ["Follower", "affine_of", "followers"]
+__all__ = ["Affine", "Follower", "followers"]
 
-_SEEN_THROUGH = (
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Flatten,
-    nn.Unflatten,
-    nn.MaxPool1d,
-    nn.MaxPool2d,
+_SEEN_THROUGH = frozenset(
+    [
+        *("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"),
+        *("permute", "transpose", "contiguous", "clone", "detach", "alias", "to", "dropout"),
+        *("feature_dropout", "max_pool1d", "max_pool2d", "max_pool3d"),
+    ]
 )
-_METHODS_SEEN_THROUGH = {"view", "reshape", "flatten", "contiguous", "permute", "transpose"}
-_FUNCTIONS_SEEN_THROUGH = {
-    torch.flatten,
-    functional.dropout,
-    functional.dropout2d,
-    functional.max_pool1d,
-    functional.max_pool2d,
-    torch.permute,
-    torch.transpose,
-}
+_POINTWISE = frozenset(
+    [
+        *("add", "sub", "rsub", "mul", "div", "pow", "tanh", "sigmoid", "erf", "exp", "relu"),
+        *("clamp", "clamp_min", "clamp_max", "where", "gt", "lt", "ge", "le", "abs", "neg"),
+        *("softplus", "log", "sqrt", "square", "hardtanh", "silu", "gelu", "to", "sign"),
+    ]
+)
+_TESTED = torch.linspace(-3, 3, 25, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A batch normalisation in evaluation mode; gain and offset are None without statistics."""
+
+    gain: Tensor | None
+    offset: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -49,151 +51,187 @@ class Follower:
     """
 
     activation: Activation
-    norm: nn.Module | None = None
+    norm: Affine | None = None
     note: str | None = None
 
 
-def _identity(note: str) -> Follower:
-    return Follower(ACTIVATIONS["identity"], None, note)
-
-
-_ELEMENTWISE = (
-    nn.CELU,
-    nn.ELU,
-    nn.GELU,
-    nn.Hardsigmoid,
-    nn.Hardswish,
-    nn.Hardtanh,
-    nn.LeakyReLU,
-    nn.Mish,
-    nn.ReLU,
-    nn.SELU,
-    nn.Sigmoid,
-    nn.SiLU,
-    nn.Softplus,
-    nn.Softsign,
-    nn.Tanh,
-    nn.Tanhshrink,
-)
-
-
-def _call_activation(name: str, node: fx.Node) -> Activation | None:
-    """Return the activation that a function or a method of this name is."""
-    name = name.rstrip("_")
-    extra: dict[str, Any] = {k: v for k, v in node.kwargs.items() if k not in ("inplace", "input")}
-    rest = node.args[1:]
-    if any(isinstance(a, fx.Node) for a in (*rest, *extra.values())):
-        return None
-    if name == "leaky_relu":
-        slope = rest[0] if rest else extra.get("negative_slope", 0.01)
-        return leaky_relu(float(slope))  # type: ignore[arg-type]
-    if name == "relu" or name not in ACTIVATIONS or not (rest or extra):
-        return ACTIVATIONS.get(name)
-    function = ACTIVATIONS[name].function
-    return Activation(name, lambda x: function(x, *rest, **extra))
-
-
-def _follow(node: fx.Node, modules: dict[str, nn.Module]) -> Follower:
-    norm: nn.Module | None = None
-    direct = True
-    while True:
-        users = list(node.users)
-        if len(users) != 1:
-            return _identity("its output is used in several places" if users else "it is not used")
-        node = users[0]
-        passed, found = False, None
-        if node.op == "output":
-            return _identity("its output is the model's")
-        if node.op == "call_module":
-            module = modules[str(node.target)]
-            one_slope = isinstance(module, nn.PReLU) and module.weight.numel() == 1
-            if isinstance(module, _ELEMENTWISE) or one_slope:
-                found = as_activation(module)
-            passed = isinstance(module, _SEEN_THROUGH)
-            batch_norm = isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
-            if batch_norm and direct and norm is None:
-                norm, passed = module, True
-            what = type(module).__name__
-        elif node.op == "call_method":
-            what = str(node.target)
-            found = _call_activation(what, node)
-            passed = what in _METHODS_SEEN_THROUGH
-        else:
-            what = getattr(node.target, "__name__", str(node.target))
-            if node.target is operator.abs or _elementwise_call(node):
-                found = _call_activation(what, node)
-            passed = node.target in _FUNCTIONS_SEEN_THROUGH
-        if found is not None:
-            return Follower(found, norm)
-        if not passed:
-            return _identity(f"{what} follows it, which is no elementwise activation")
-        direct = False
-
-
-def _elementwise_call(node: fx.Node) -> bool:
-    name = getattr(node.target, "__name__", "").rstrip("_")
-    homes = (torch, functional, torch.ops.aten, torch._C._nn)
-    return name in ACTIVATIONS and any(
-        node.target in (getattr(home, name, None), getattr(home, f"{name}_", None))
-        for home in homes
-    )
-
-
-def _same(found: list[Follower]) -> bool:
-    first = found[0]
-    return all(
-        f.norm is first.norm and f.activation.name == first.activation.name for f in found[1:]
-    )
-
-
-def followers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, Follower | str]:
+def followers(program: Program | str, layers: Mapping[str, nn.Module]) -> dict[str, Follower | str]:
     """Return what follows each layer, or in words why that cannot be told.
 
     Dropout, reshaping and max pooling are looked through, and a batch normalisation right
     behind the layer is noted.
 
     Args:
-        model: the model; traced once, symbolically, and not changed.
-        layers: layers of it by name.
+        program: what the model computes in evaluation mode, or why that is not known.
+        layers: layers of the model by name.
     """
-    # A module that is registered twice has one name in the trace, so go by identity.
-    names = {id(layer): name for name, layer in layers.items()}
-    try:
-        with untouched(model):
-            graph = fx.Tracer().trace(model)
-    except Exception as error:  # the model's own code runs, and may raise anything
-        reason = f"torch.fx cannot trace the model ({type(error).__name__}: {error})"
-        return dict.fromkeys(layers, reason)
-    modules = dict(model.named_modules(remove_duplicate=False))
+    if isinstance(program, str):
+        return dict.fromkeys(layers, program)
     found: dict[str, list[Follower]] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            name = names.get(id(modules[str(node.target)]))
+    weights = {id(layer._parameters.get("weight")): name for name, layer in layers.items()}
+    sources = program.sources
+    for node in program.graph.nodes:
+        for argument in node.all_input_nodes if node.op == "call_function" else ():
+            name = _read_by(argument, sources, weights)
             if name is not None:
-                found.setdefault(name, []).append(_follow(node, modules))
+                end = _last_inside(node, module_of(node))
+                found.setdefault(name, []).append(_follow(end, program))
     result: dict[str, Follower | str] = {}
     for name in layers:
         if name not in found:
-            result[name] = "the trace of the model does not reach it"
-        elif _same(found[name]):
+            closed = next((p for p in program.closed if f"{name}.".startswith(f"{p}.")), None)
+            why = "" if closed is None else f": '{closed}' is closed, {program.closed[closed]}"
+            result[name] = f"what the model computes does not reach it{why}"
+        elif all(_are_same(found[name][0], other) for other in found[name][1:]):
             result[name] = found[name][0]
         else:
             result[name] = _identity("different activations follow its several uses")
     return result
 
 
-def affine_of(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
-    """Return gain and offset per channel of a batch normalisation in evaluation mode.
-
-    None if there is none, or it keeps no statistics.
-    """
-    mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
-    if norm is None or not isinstance(mean, Tensor) or not isinstance(var, Tensor):
+def _read_by(node: fx.Node, sources: Mapping[str, Any], weights: Mapping[int, str]) -> str | None:
+    """The layer whose weight an argument is."""
+    if node.op != "placeholder":
         return None
-    assert isinstance(norm.eps, float)
-    gain = (var.double() + norm.eps).rsqrt()
-    offset = -mean.double() * gain
-    if isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor):
-        gain = gain * norm.weight.detach().double()
-        offset = offset * norm.weight.detach().double() + norm.bias.detach().double()
-    return gain, offset
+    return weights.get(id(sources[node.name].value))
+
+
+def _last_inside(node: fx.Node, path: str) -> fx.Node:
+    """What the layer's own forward does after its product, such as a reshape or its bias."""
+    while len(node.users) == 1:
+        (user,) = node.users
+        if module_of(user) != path or user.op == "output":
+            break
+        node = user
+    return node
+
+
+def _are_same(a: Follower, b: Follower) -> bool:
+    return a.norm is b.norm and a.activation.name == b.activation.name
+
+
+def _identity(note: str) -> Follower:
+    return Follower(ACTIVATIONS["identity"], None, note)
+
+
+def _follow(node: fx.Node, program: Program) -> Follower:
+    norm: Affine | None = None
+    direct = True
+    while True:
+        users = list(node.users)
+        if not users:
+            return _identity("its output is not used")
+        if any(user.op == "output" for user in users):
+            return _identity("its output is the model's")
+        if len(users) > 1:
+            found = _pointwise(node)
+            if found is None:
+                return _identity("its output is used in several places")
+            return Follower(found, norm)
+        node, before = users[0], node
+        name = operation(node).rstrip("_")
+        found = _activation(name, node, program) or _pointwise(before)
+        if found is not None:
+            return Follower(found, norm)
+        if name == "batch_norm" and direct and norm is None:
+            norm = _affine(node, program)
+        elif name not in _SEEN_THROUGH:
+            what = "an addition" if name in ("add", "sub") else name
+            return _identity(f"{what} follows it, which is no elementwise activation")
+        direct = False
+
+
+def _activation(name: str, node: fx.Node, program: Program) -> Activation | None:
+    """Return the activation that an operation is."""
+    rest, extra = node.args[1:], dict(node.kwargs)
+    if name == "prelu" and isinstance(rest[0], fx.Node):
+        slope = getattr(program.sources.get(rest[0].name), "value", None)
+        one = isinstance(slope, Tensor) and slope.numel() == 1
+        return leaky_relu(float(slope.detach())) if one and slope is not None else None
+    if any(isinstance(a, fx.Node) for a in tree_leaves((rest, extra))):
+        return None
+    if name == "leaky_relu":
+        slope = rest[0] if rest else extra.get("negative_slope", 0.01)
+        return leaky_relu(float(slope))  # type: ignore[arg-type]
+    if name in ("relu", "abs"):
+        return ACTIVATIONS[name]
+    if name == "threshold" and tuple(rest) == (0, 0):
+        return ACTIVATIONS["relu"]
+    if name not in ACTIVATIONS:
+        return None
+    known = ACTIVATIONS[name]
+    target: Any = getattr(torch.ops.aten, name, None)
+    if target is None or not (rest or extra):
+        return known
+    return Activation(name, lambda x: target(x, *rest, **extra))
+
+
+def _pointwise(start: fx.Node) -> Activation | None:
+    """Return the activation that several operations on one tensor make up, such as x·σ(x)."""
+    inside: dict[fx.Node, None] = {}
+    node = start
+    while True:
+        node = node.next
+        if node.op == "root" or node.op == "output":
+            return None
+        arguments = node.all_input_nodes
+        if not any(a is start or a in inside for a in arguments):
+            continue
+        alone = all(a is start or a in inside for a in arguments)
+        if not alone or operation(node).rstrip("_") not in _POINTWISE:
+            return None
+        inside[node] = None
+        open_ends = [n for n in (start, *inside) if any(u not in inside for u in n.users)]
+        if open_ends == [node]:
+            break
+    if len(inside) == 1 and operation(node).rstrip("_") in ("to", "add", "mul", "div", "sub"):
+        return None
+    return _compiled(start, list(inside))
+
+
+def _compiled(start: fx.Node, nodes: list[fx.Node]) -> Activation:
+    """The function that some operations compute, by the name of a known one if it is that."""
+
+    def run(x: Tensor) -> Tensor:
+        values: dict[fx.Node, Any] = {start: x.clone()}
+        for node in nodes:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            if operation(node) == "to":
+                values[node] = args[0]
+                continue
+            assert callable(node.target)
+            values[node] = node.target(*args, **kwargs)
+        result: Tensor = values[nodes[-1]]
+        return result
+
+    found = run(_TESTED)
+    for known in ACTIVATIONS.values():
+        if torch.allclose(known(_TESTED.clone()), found.double(), rtol=0, atol=1e-12):
+            return known
+    slope = float(-found[0] / 3)
+    if torch.allclose(leaky_relu(slope)(_TESTED), found.double(), rtol=0, atol=1e-12):
+        return leaky_relu(slope)
+    tanh_gelu = torch.nn.functional.gelu(_TESTED, approximate="tanh")
+    if torch.allclose(tanh_gelu, found.double(), rtol=0, atol=1e-6):
+        return Activation("gelu", lambda x: torch.nn.functional.gelu(x, approximate="tanh"))
+    return Activation("pointwise", run)
+
+
+def _affine(node: fx.Node, program: Program) -> Affine:
+    """Gain and offset per channel of a batch normalisation in evaluation mode."""
+
+    def value(i: int) -> Tensor | None:
+        given = node.args[i] if len(node.args) > i else None
+        source = program.sources.get(given.name) if isinstance(given, fx.Node) else None
+        found = None if source is None else source.value
+        return found.detach().double() if isinstance(found, Tensor) else None
+
+    weight, bias, mean, variance = (value(i) for i in (1, 2, 3, 4))
+    if mean is None or variance is None:
+        return Affine(None, None)
+    eps = node.args[7] if len(node.args) > 7 else 1e-5
+    gain = (variance + float(eps)).rsqrt()  # type: ignore[arg-type]
+    offset = -mean * gain
+    if weight is not None:
+        gain, offset = gain * weight, offset * weight
+    return Affine(gain, offset if bias is None else offset + bias)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ...graph.program import unwrapped
 from ...interruption import afterwards, no_grad, random_states, undoing
-from ...linalg import ACTIVATIONS
-from ...linalg.low_rank.activation_kernel import as_activation
 from ...linalg.precision import in_full_precision
-from ...nn import LowRankConv2d, LowRankLinear
 from ..calibration import Batch, Forward, Split, batches_of
 from ..calibration import split as hold_out
 from ..progress import progress_bar
 from ..record import ModelRecord
-from .followers import Follower, affine_of, followers
+from .activations import ActivationLike, activations, program_of
+from .drawing import Draw, drawn
+from .followers import Follower
 from .plan import (
     Budget,
     Candidates,
@@ -36,9 +36,6 @@ from .rows import Rows, gather
 
 __all__ = ["low_rank_"]
 
-ActivationLike = str | Callable[[Tensor], Tensor]
-Draw = str | Callable[[Tensor], Any]
-
 
 def low_rank_(
     model: nn.Module,
@@ -49,10 +46,12 @@ def low_rank_(
     activation: ActivationLike | Mapping[str, ActivationLike] | None = None,
     calibration: Any = None,
     forward: Forward | None = None,
+    inputs: Any = None,
     draw: Draw | None = None,
     split: str = "channel",
     orthonormal: bool = False,
     refine: int | None = None,
+    only_if_smaller: bool = True,
     seed: int = 0,
     progress: bool = True,
 ) -> LowRankReport:
@@ -67,6 +66,9 @@ def low_rank_(
     the calibration inputs for each layer. A batch normalisation between layer and activation
     takes part as the affine map it is in evaluation mode. Layers where the factors would save
     nothing are left alone, and so are others that cannot be split; the report says which and why.
+    Layers are ``nn.Linear``, convolutions of one to three dimensions, transposed or not, and
+    ``Conv1D`` of transformers; which activation follows is read from what the model computes, by
+    ``torch.export``.
     If anything fails the model is as it was. Build the optimizer afterwards: the factors are new
     parameters.
 
@@ -84,13 +86,15 @@ def low_rank_(
         layers: glob pattern, or several, over names of modules.
         method: ``"function"``, ``"linear"`` or ``"spectral"``.
         activation: φ, a name or an elementwise function, for all layers or by name pattern;
-            None (and layers without a pattern): found by tracing the model with ``torch.fx``.
+            None (and layers without a pattern): found in what the model computes.
             A layer that no elementwise activation follows has φ(x) = x.
         calibration: inputs of the model: a tensor, a tuple of positional or a dict of keyword
             inputs, or a list or ``DataLoader`` of these; labels are left out
             (``docs/calibration.md``). One batch in five (at least one of several; of a single
             one, examples) is held out for the report. At most 4,096 rows of each layer are kept.
         forward: how to run the model on a batch of any other kind, ``(model, batch) -> output``.
+        inputs: example inputs, as ``calibration``, of which only the shapes matter, to find the
+            activations by; ``calibration`` serves if it is there, and otherwise one is guessed.
         draw: draw each weight anew before it is split, for training from scratch (biases, and
             layers that are left alone, keep their values): a name of
             ``torch.nn.init`` such as ``"kaiming_normal"``, ``"default"`` for torch's own, or a
@@ -101,6 +105,7 @@ def low_rank_(
         refine: most iterations of L-BFGS; 0 for none. None: on Gaussian inputs as many (12 at
             most) as take about a quarter of the time of the decomposition, on calibration inputs
             100.
+        only_if_smaller: leave layers alone where the factors save no parameter.
         seed: of ``draw``. The global random state is left as it was.
         progress: show a progress bar after a second, if tqdm is installed.
 
@@ -131,7 +136,8 @@ def low_rank_(
         raise ValueError(f"{refine=} must not be negative")
     if forward is not None and calibration is None:
         raise ValueError("forward= runs the model on calibration= batches, which are missing")
-    found = candidates(model, layers)
+    model = unwrapped(model)
+    found = candidates(model, layers, split=split)
     if isinstance(rank, Mapping):
         rank = by_pattern(rank, found, "rank")
         found = Candidates({n: found.layers[n] for n in rank}, found.names, found.skipped)
@@ -147,70 +153,31 @@ def low_rank_(
             batches = None
             if calibration is not None:
                 batches = batches_of(calibration, model, forward=forward)
-            follows = _activations(model, found, activation, method)
+            program = program_of(model, batches, inputs, forward)
+            follows = activations(program, found, activation, method)
             job = _Job(
-                model, found, method, rank, split, orthonormal, refine, batches, follows, progress
+                model,
+                found,
+                method,
+                rank,
+                orthonormal,
+                refine,
+                only_if_smaller,
+                batches,
+                follows,
+                progress,
             )
             if draw is None:
                 return job.run()
             torch.manual_seed(seed)
             for name, layer in found.layers.items():
-                layer.weight.copy_(_drawn(layer, draw, follows[name]))
+                layer.set_weight_(drawn(layer, draw, follows[name]))
             report = job.run()
             # Dense layers, those that stay and those that others may hold, keep their weights.
             torch._foreach_copy_(dense, weights)
             return report
 
     return undoing(work, record.restore)
-
-
-def _activations(
-    model: nn.Module,
-    found: Candidates,
-    activation: ActivationLike | Mapping[str, ActivationLike] | None,
-    method: Method,
-) -> dict[str, Follower]:
-    if isinstance(activation, Mapping):
-        given = by_pattern(activation, found, "activation")
-    else:
-        given = {} if activation is None else dict.fromkeys(found.layers, activation)
-    traced = followers(model, found.layers)
-    result: dict[str, Follower] = {}
-    for name in found.layers:
-        follower = traced[name]
-        if name in given:
-            norm = None if isinstance(follower, str) else follower.norm
-            follower = Follower(as_activation(given[name]), norm)
-        elif isinstance(follower, str):
-            if method == "function":
-                raise ValueError(
-                    f"the activation after {name!r} is unknown: {follower}; pass activation=, a "
-                    "name such as 'relu' or a dict of them by name pattern ('identity' for none)"
-                )
-            follower = Follower(ACTIVATIONS["identity"], None, follower)
-        result[name] = follower
-    return result
-
-
-def _drawn(layer: nn.Linear | nn.Conv2d, draw: Draw, follower: Follower) -> Tensor:
-    weight = torch.empty_like(layer.weight)
-    if callable(draw):
-        draw(weight)
-    elif draw == "default":
-        nn.init.kaiming_uniform_(weight, a=5**0.5)
-    else:
-        function = getattr(nn.init, f"{draw}_", None)
-        if function is None:
-            raise ValueError(
-                f"{draw=} is no initialiser: use 'default', a name of torch.nn.init without its "
-                "underscore such as 'kaiming_normal', or a function that fills a weight in place"
-            )
-        if draw.startswith("kaiming"):
-            linear = follower.activation.slope == 1.0
-            function(weight, nonlinearity="linear" if linear else "relu")
-        else:
-            function(weight)
-    return weight
 
 
 @dataclass
@@ -221,9 +188,9 @@ class _Job:
     found: Candidates
     method: Method
     rank: RankSpec
-    split: str
     orthonormal: bool
     refine: int | None
+    only_if_smaller: bool
     batches: list[Batch] | None
     follows: dict[str, Follower]
     progress: bool
@@ -281,17 +248,18 @@ class _Job:
 
     def _problem(self, name: str, rows: Rows | None) -> Problem:
         layer, follower = self.found.layers[name], self.follows[name]
-        weight = layer.weight.detach()
-        exact = weight if weight.dtype == torch.float64 else weight.float()
-        affine = affine_of(follower.norm)
-        spatial = isinstance(layer, nn.Conv2d) and self.split == "spatial"
+        matrix = layer.matrix()
+        exact = matrix if matrix.dtype == torch.float64 else matrix.float()
+        gain = offset = None
+        if follower.norm is not None and follower.norm.gain is not None:
+            gain, offset = follower.norm.gain, follower.norm.offset
         return Problem(
-            exact.flatten(1).clone(),
+            exact.clone(),
             None if layer.bias is None else layer.bias.detach().to(exact),
             follower.activation,
-            None if affine is None else affine[0].to(exact),
-            None if affine is None else affine[1].to(exact),
-            kernel=weight.shape if spatial else None,
+            None if gain is None else gain.to(exact),
+            None if offset is None else offset.to(exact),
+            kernel=layer.kernel,
             rows=rows,
         )
 
@@ -322,8 +290,8 @@ class _Job:
             else:
                 value = self.rank[name] if isinstance(self.rank, Mapping) else self.rank
                 r = as_rank(value, min(m, n), name)
-            if r <= useful[name]:
-                ranks[name] = r
+            if r <= useful[name] or not self.only_if_smaller:
+                ranks[name] = min(r, m, n)
             else:
                 self.skipped[name] = f"rank {r} of its {m}x{n} matrix would save no parameter"
         return ranks, curves
@@ -332,14 +300,7 @@ class _Job:
         if curve is None:
             curve = p.curve(self.method, sorted({*rank_grid(self._useful(p), 8), rank}))
         factors, spectral = p.solve(self.method, rank, self.refine), p.spectral(rank)
-        dense = self.found.layers[name]
-        layer: LowRankLinear | LowRankConv2d
-        if isinstance(dense, nn.Linear):
-            layer = LowRankLinear.empty_like(dense, rank, orthonormal=self.orthonormal)
-        else:
-            layer = LowRankConv2d.empty_like(
-                dense, rank, split=self.split, orthonormal=self.orthonormal
-            )
+        layer = self.found.layers[name].empty(rank, orthonormal=self.orthonormal)
         layer.set_factors_(*p.own(factors))
         self._put(name, layer)
         m, n = p.matrix.shape
@@ -365,7 +326,7 @@ class _Job:
 def _notes(follower: Follower, p: Problem) -> tuple[str, ...]:
     notes = [] if follower.note is None else [f"taken as linear: {follower.note}"]
     norm = follower.norm
-    if norm is not None and affine_of(norm) is None:
+    if norm is not None and norm.gain is None:
         notes.append("its batch normalisation has no running statistics and was left out")
     elif norm is not None:
         notes.append("its batch normalisation took part as in evaluation mode")

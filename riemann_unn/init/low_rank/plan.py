@@ -8,10 +8,11 @@ from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
 from ...errors import ManifoldError
 from ...tagging import manifold_of
+from .targets import Target, has_counterpart, is_dense_layer, target_of
 
 __all__ = ["Budget", "Candidates", "Curve", "RankSpec", "by_pattern", "candidates", "spread"]
 
@@ -60,7 +61,7 @@ class Candidates:
         skipped: reasons by name.
     """
 
-    layers: dict[str, nn.Linear | nn.Conv2d]
+    layers: dict[str, Target]
     names: dict[str, list[str]]
     skipped: dict[str, str]
 
@@ -101,7 +102,9 @@ def _listed(names: Iterable[str]) -> str:
     return f"the linear and convolution layers are: {shown or 'none'}"
 
 
-def candidates(model: nn.Module, patterns: str | Iterable[str]) -> Candidates:
+def candidates(
+    model: nn.Module, patterns: str | Iterable[str], *, split: str = "channel"
+) -> Candidates:
     """Return the linear and convolution layers whose names match, and why some are left alone.
 
     Raises:
@@ -109,7 +112,7 @@ def candidates(model: nn.Module, patterns: str | Iterable[str]) -> Candidates:
         TypeError: the patterns are no strings.
         ValueError: a pattern matches none of them, or the model is itself a layer.
     """
-    if isinstance(model, (nn.Linear, nn.Conv2d)):
+    if has_counterpart(model):
         raise ValueError(
             f"the model is itself a {type(model).__name__}, which cannot be replaced in place: "
             "pass the module that holds it, or use riemann_unn.nn.LowRankLinear.from_dense"
@@ -119,7 +122,7 @@ def candidates(model: nn.Module, patterns: str | Iterable[str]) -> Candidates:
         raise TypeError(f"layers must be a name pattern or several, got {patterns!r}")
     modules: dict[int, tuple[nn.Module, list[str]]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, (nn.Linear, _ConvNd)):
+        if is_dense_layer(module):
             modules.setdefault(id(module), (module, []))[1].append(name)
     every = {names[0]: names for _, names in modules.values()}
     for pattern in wanted:
@@ -128,16 +131,17 @@ def candidates(model: nn.Module, patterns: str | Iterable[str]) -> Candidates:
     owners: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(p), []).append(name)
-    layers: dict[str, nn.Linear | nn.Conv2d] = {}
+    layers: dict[str, Target] = {}
     skipped: dict[str, str] = {}
     for module, names in modules.values():
         name = names[0]
         if not any(_matches(names, pattern) for pattern in wanted):
             continue
         reason = _why_not(module, names, owners)
-        if reason is None and isinstance(module, (nn.Linear, nn.Conv2d)):
+        target = None if reason is not None else target_of(module, split=split)
+        if target is not None:
             _refuse_tagged(module, name)
-            layers[name] = module
+            layers[name] = target
         elif reason is not None:
             skipped[name] = reason
     return Candidates(layers, {name: every[name] for name in layers}, skipped)
@@ -155,13 +159,11 @@ def _refuse_tagged(module: nn.Module, name: str) -> None:
 
 
 def _why_not(module: nn.Module, names: list[str], owners: dict[int, list[str]]) -> str | None:
-    if isinstance(module, _ConvTransposeNd):
-        return "a transposed convolution, which this does not split"
-    if isinstance(module, _ConvNd) and not isinstance(module, nn.Conv2d):
-        return f"a {type(module).__name__}; of convolutions only Conv2d is split"
-    if type(module) not in (nn.Linear, nn.Conv2d):
+    if not has_counterpart(module):
         return f"a {type(module).__name__}, whose forward may differ from that of its base class"
-    if isinstance(module, nn.Conv2d) and module.groups != 1:
+    if isinstance(module, _ConvNd) and module.groups == module.in_channels > 1:
+        return f"a depthwise convolution (groups={module.groups}), which mixes no channels"
+    if isinstance(module, _ConvNd) and module.groups != 1:
         return f"a grouped convolution (groups={module.groups}), which is block diagonal already"
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     if any(hooks) or module._backward_pre_hooks:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..calibration import Batch, Split, cannot_run
 from ..recording import same_buffers, undisturbed
+from .targets import Target
 
 __all__ = ["Rows", "gather"]
 
@@ -25,29 +25,8 @@ class Rows(NamedTuple):
     held_out: Tensor | None
 
 
-def _patches(x: Tensor, conv: nn.Conv2d, rows: int, generator: torch.Generator) -> Tensor:
-    """Return some of the patches that a convolution sees, without forming them all."""
-    x = x if x.ndim == 4 else x.unsqueeze(0)
-    around = list(conv._reversed_padding_repeated_twice)
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    x = functional.pad(x, around, mode=mode) if any(around) else x
-    for dim, k, step, gap in zip((2, 3), conv.kernel_size, conv.stride, conv.dilation, strict=True):
-        x = x.unfold(dim, gap * (k - 1) + 1, step)
-    windows = x[..., :: conv.dilation[0], :: conv.dilation[1]]
-    n, _, height, width = windows.shape[:4]
-    chosen = _some(n * height * width, rows, generator).to(x.device)
-    image, place = chosen // (height * width), chosen % (height * width)
-    return windows[image, :, place // width, place % width].flatten(1)
-
-
-def _some(total: int, most: int, generator: torch.Generator) -> Tensor:
-    if total <= most:
-        return torch.arange(total)
-    return torch.randperm(total, generator=generator)[:most].sort().values
-
-
 def _pass(
-    model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Batch], most: int
+    model: nn.Module, layers: Mapping[str, Target], batches: Sequence[Batch], most: int
 ) -> dict[str, Tensor]:
     """Run the batches and return the rows each layer saw, the layers in the order they ran."""
     seen: dict[str, list[Tensor]] = {}
@@ -56,20 +35,16 @@ def _pass(
 
     def hook(name: str) -> Any:
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else kwargs["input"]
+            x = args[0] if args else next(iter(kwargs.values()))
             parts = seen.setdefault(name, [])
             generator.manual_seed(len(parts))
-            if isinstance(module, nn.Conv2d):
-                rows = _patches(x.detach(), module, quota, generator)
-            else:
-                flat = x.detach().reshape(-1, x.shape[-1])
-                rows = flat[_some(len(flat), quota, generator).to(x.device)]
+            rows = layers[name].rows(x.detach(), quota, generator)
             parts.append(rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows)
 
         return keep
 
     handles = [
-        layer.register_forward_pre_hook(hook(name), with_kwargs=True)
+        layer.module.register_forward_pre_hook(hook(name), with_kwargs=True)
         for name, layer in layers.items()
     ]
     try:
@@ -84,7 +59,7 @@ def _pass(
     return {name: torch.cat(parts).clone() for name, parts in seen.items()}
 
 
-def gather(model: nn.Module, layers: Mapping[str, nn.Module], batches: Split) -> dict[str, Rows]:
+def gather(model: nn.Module, layers: Mapping[str, Target], batches: Split) -> dict[str, Rows]:
     """Return the inputs of the layers, as rows: vectors for linear layers, patches for others.
 
     The model runs in evaluation mode and is left as it was. Up to 4,096 rows of each layer are

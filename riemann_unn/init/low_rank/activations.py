@@ -1,0 +1,80 @@
+"""The activation of each layer: as it is given, or as it is found in what the model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...graph.guess import guessed_input
+from ...graph.program import Program, read
+from ...linalg import ACTIVATIONS
+from ...linalg.low_rank.activation_kernel import as_activation
+from ..calibration import Batch, Forward, batches_of, cannot_run
+from ..recording import same_buffers, undisturbed
+from .followers import Follower, followers
+from .plan import Candidates, by_pattern
+from .problem import Method
+
+__all__ = ["ActivationLike", "activations", "program_of"]
+
+ActivationLike = str | Callable[[Tensor], Tensor]
+
+
+def program_of(
+    model: nn.Module, batches: Sequence[Batch] | None, inputs: Any, forward: Forward | None
+) -> Program | str:
+    """Return what a model computes in evaluation mode, or why that cannot be told."""
+    try:
+        with undisturbed(model):
+            if inputs is not None:
+                batches = batches_of(inputs, model, forward=forward)
+            first = batches[0] if batches else Batch((guessed_input(model),), {})
+            return read(model, first.args, first.kwargs, forward=first.forward)
+    except Exception as error:  # the model's own code runs, and may raise anything
+        for batch in batches[:1] if batches else ():
+            _check(model, batch)
+        return f"{type(error).__name__}: {error}"
+
+
+def _check(model: nn.Module, batch: Batch) -> None:
+    """Raise what the model raises, if it is the inputs."""
+    with undisturbed(model), same_buffers(model):
+        try:
+            batch(model)
+        except Exception as error:
+            raise cannot_run(error, batch, model) from error
+
+
+def activations(
+    program: Program | str,
+    found: Candidates,
+    activation: ActivationLike | Mapping[str, ActivationLike] | None,
+    method: Method,
+) -> dict[str, Follower]:
+    """Return what follows each layer.
+
+    Raises:
+        ValueError: that is unknown, and the method needs it.
+    """
+    if isinstance(activation, Mapping):
+        given = by_pattern(activation, found, "activation")
+    else:
+        given = {} if activation is None else dict.fromkeys(found.layers, activation)
+    traced = followers(program, {name: t.module for name, t in found.layers.items()})
+    result: dict[str, Follower] = {}
+    for name in found.layers:
+        follower = traced[name]
+        if name in given:
+            norm = None if isinstance(follower, str) else follower.norm
+            follower = Follower(as_activation(given[name]), norm)
+        elif isinstance(follower, str):
+            if method == "function":
+                raise ValueError(
+                    f"the activation after {name!r} is unknown: {follower}; pass activation=, a "
+                    "name such as 'relu' or a dict of them by name pattern ('identity' for none)"
+                )
+            follower = Follower(ACTIVATIONS["identity"], None, follower)
+        result[name] = follower
+    return result
