@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -225,17 +226,30 @@ def _solve(
         unit = 2.0 ** math.frexp(peak)[1] if peak > 0 else 1.0
         for block in blocks:
             block.energy.div_(unit)
-        solution = balance_energies(blocks, channels, tol=tol)
+        solution = _told(balance_energies(blocks, channels, tol=tol), tol)
         shift = sum(g.numel() for g in weighted.values()) * math.log(unit)
         return _shifted(solution, shift), solution.dead
     # What no path passes is left alone here too: its norm could shrink for ever.
     dead = balance_energies(blocks, channels, tol=1.0).dead
     squares = {name: own[name].detach().abs().double().square() for name in energies}
     norms = _blocks(view, number, channels, squares)
-    solution = balance_energies(norms, channels, linear=False, tol=tol, frozen=dead)
+    solution = _told(balance_energies(norms, channels, linear=False, tol=tol, frozen=dead), tol)
     before, after = math.exp(solution.before), math.exp(solution.after)
     solution = Rescaling(-solution.z, before, after, *_rest(solution))
     return solution, solution.dead
+
+
+def _told(solution: Rescaling, tol: float) -> Rescaling:
+    """Warn if the solver stopped early."""
+    if not solution.converged:
+        warnings.warn(
+            f"path conditioning stopped at a relative gradient of {solution.gradient:.1e}, above "
+            f"{tol=}: the weights are no worse than before, but not optimal. Where many weights "
+            "are exactly zero there may be no optimum; otherwise raise tol, or call undo()",
+            UserWarning,
+            stacklevel=8,
+        )
+    return solution
 
 
 def _shifted(solution: Rescaling, shift: float) -> Rescaling:

@@ -12,9 +12,11 @@ from .problem import Problem, State
 __all__ = ["ROUNDING", "newton"]
 
 _CG = 300
+_NEAR = 1e-3  # ratio from which whole steps converge
 _REACH = 10.0  # the largest step in z
 _FLAT = 1e-13  # curvature, relative to that of the diagonal, that is nothing but rounding
 _DENSE = 1000  # channels up to which a factorisation costs little
+_UNEVEN = 1e-6
 ROUNDING = 1e-13
 """Of the objective, relative to the terms that it is the sum of."""
 
@@ -57,10 +59,32 @@ def _on_ratios(problem: Problem, state: State) -> State | None:
 
     Channels that little energy passes are lost in the sum of energies, not in their own ratio.
     """
-    ratio = _ratio(state)
+    old, step = _largest_ratio(state), _step_on_ratios(problem, state)
+    slope, rounding = float(state.gradient @ step), ROUNDING * (1 + abs(state.objective))
+    t = 1.0
+    while t > 1e-3:
+        new = problem.at(state.z + t * step)
+        visible = -t * slope > rounding
+        lower = visible and new.objective <= state.objective + 1e-4 * t * slope
+        if lower or _largest_ratio(new) <= (1 - 0.1 * t) * old:
+            return new
+        if t == 1.0 and old < _NEAR:
+            # Along a flat direction the step is long, and what it costs elsewhere, second order
+            # that it is, is more than it gains. The steps that follow take it back.
+            for _ in range(4):
+                new = problem.at(new.z + _step_on_ratios(problem, new))
+                if _largest_ratio(new) <= 0.5 * old:
+                    return new
+        t /= 2
+    return None
+
+
+def _step_on_ratios(problem: Problem, state: State) -> Tensor:
     size = (state.read + state.fed).clamp_min(1e-300)
-    right = -size * ratio / 2
-    step = _direct(problem, state, size, right) if len(size) <= _DENSE else None
+    right = -size * _ratio(state) / 2
+    # Inner products lose channels that carry little beside others, a factorisation does not.
+    uneven = float(size[:-1].min()) < _UNEVEN * float(size[:-1].max())
+    step = _direct(problem, state, size, right) if uneven and len(size) <= _DENSE else None
     if step is None:
         laplacian = _laplacian(problem, state)
 
@@ -69,22 +93,12 @@ def _on_ratios(problem: Problem, state: State) -> State | None:
             result[-1] = 0.0
             return result
 
-        step = _conjugate_gradients(hessian, right, size, 1e-3)
-    step, t = _within_reach(step), 1.0
-    old, slope = float(ratio.abs().max()), float(state.gradient @ step)
-    rounding = ROUNDING * (1 + abs(state.objective))
-    while t > 1e-3:
-        new = problem.at(state.z + t * step)
-        visible = -t * slope > rounding
-        lower = visible and new.objective <= state.objective + 1e-4 * t * slope
-        if lower or float(_ratio(new).abs().max()) <= (1 - 0.1 * t) * old:
-            return new
-        t /= 2
-    return None
+        step = _conjugate_gradients(hessian, right, size, min(0.1, state.error))
+    return _within_reach(step)
 
 
 def _direct(problem: Problem, state: State, size: Tensor, right: Tensor) -> Tensor | None:
-    """The step by a factorisation, which unlike inner products loses no small channel."""
+    """The same step by a factorisation; None if the matrix has none."""
     flows = torch.zeros(len(size), len(size), dtype=torch.float64)
     scale = size.rsqrt()
     for block in problem.blocks:
@@ -93,7 +107,8 @@ def _direct(problem: Problem, state: State, size: Tensor, right: Tensor) -> Tens
         place = (block.gain.unsqueeze(-1), block.loss.unsqueeze(-2))
         flow = block.energy * rows.unsqueeze(-1) * columns.unsqueeze(-2)
         flows.index_put_(place, flow, accumulate=True)
-    matrix = ((state.read + state.fed) / size).diag() - flows - flows.mT
+    # Directions in which nothing but rounding is left are kept from taking the step over.
+    matrix = ((state.read + state.fed) / size + 1e-14).diag() - flows - flows.mT
     factor, failed = torch.linalg.cholesky_ex(matrix[:-1, :-1])
     if int(failed):
         return None
@@ -111,6 +126,10 @@ def _ratio(state: State) -> Tensor:
 
 def _within_reach(step: Tensor) -> Tensor:
     return step * min(1.0, _REACH / max(float(step.abs().max()), 1e-300))
+
+
+def _largest_ratio(state: State) -> float:
+    return float(_ratio(state).abs().max())
 
 
 def _laplacian(problem: Problem, state: State) -> Callable[[Tensor], Tensor]:

@@ -28,6 +28,7 @@ __all__ = ["Rescaling", "balance_energies"]
 
 _CYCLES = 40  # contraction is a thousandfold per cycle for dense layers
 _STALLED = 0.25  # contraction from which Newton's method is the faster one
+_SLOW = 0.5  # contraction of a step of Newton's method from which a sweep follows
 _NEWTON = 60
 _UNBALANCED = 30.0  # logarithm of a ratio of energies from which a start of its own is looked for
 _SPREAD = 30.0  # of logarithms of energies, up to which there is no need of a path
@@ -233,10 +234,14 @@ def _iterate(
         if state.error <= tol:
             break
         step = newton(problem, state)
-        if step is None:
-            step = cycle(problem, state)
-            if not _no_worse(problem, step, state) or not step.error < state.error:
-                break
+        if step is None or not step.error < _SLOW * state.error:
+            # Newton's method moves all channels together, and sweeps see to each of them.
+            last = state if step is None else step
+            swept = cycle(problem, last)
+            if step is None or swept.error < step.error:
+                step = swept if _no_worse(problem, swept, last) else step
+        if step is None or (step.error >= state.error and step.objective >= state.objective):
+            break
         state = step
         iterations += 1
     return state, iterations
