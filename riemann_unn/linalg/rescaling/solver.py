@@ -42,7 +42,7 @@ class Rescaling:
     Attributes:
         z: float64 ``(channels,)``, logarithms of squared scales.
         before: objective at zero.
-        after: objective at ``z``, never above ``before``.
+        after: objective at ``z``, never above ``before`` but by rounding, which is not counted.
         gradient: largest entry of the gradient, each relative to the sum of the magnitudes of
             what it is a difference of.
         iterations: sweeps over all layers, and Newton steps.
@@ -116,10 +116,12 @@ def balance_energies(
     iterations = 0
     if not _ill_scaled(state):
         state, iterations = _iterate(frame.problem, state, tol)
-    if not state.error <= tol:
+    found = frame.result(state, before, iterations, tol, dead)
+    if not found.converged:
         state, more = _from_afar(frame, tol)
-        iterations += more
-    return frame.result(state, before, iterations, tol, dead)
+        other = frame.result(state, before, iterations + more, tol, dead)
+        found = other if other.converged or other.after <= found.after else found
+    return found
 
 
 def _from_afar(frame: _Frame, tol: float) -> tuple[State, int]:
