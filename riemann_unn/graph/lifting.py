@@ -27,7 +27,12 @@ class _Squares:
     weight: Tensor | None = None
 
 
-def path_energies(view: ModelGraph, inputs: Sequence[Any] | None = None) -> dict[str, Tensor]:
+def path_energies(
+    view: ModelGraph,
+    inputs: Sequence[Any] | None = None,
+    *,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
     r"""Return the diagonal of the path kernel: the squared paths through each weight without it.
 
     .. math:: g_i = (\partial\Phi^T \partial\Phi)_{ii}
@@ -43,6 +48,7 @@ def path_energies(view: ModelGraph, inputs: Sequence[Any] | None = None) -> dict
         view: what :func:`riemann_unn.graph.trace` gave for the model.
         inputs: the leaves of what the model is called with, of the shapes that it was traced with,
             whose squares take the place of ones.
+        tensors: values to take in the place of the model's own weights, by name.
 
     Returns:
         By canonical name, for each weight that touches a space, a float64 tensor of its shape,
@@ -52,7 +58,8 @@ def path_energies(view: ModelGraph, inputs: Sequence[Any] | None = None) -> dict
         Lebeurrier, Vayer, Gribonval, "Path-conditioned training" (2026); Gonon, Brisebarre,
         Riccietti, Gribonval, "A path-norm toolkit for modern networks" (2024), for the lifting.
     """
-    squares = {name: _square(view.tensors[name]).requires_grad_() for name in view.scalings}
+    values = {**view.tensors, **(tensors or {})}
+    squares = {name: _square(values[name]).requires_grad_() for name in view.scalings}
     with torch.enable_grad():
         total = _Lifted(view, squares, inputs).run()
     found: Sequence[Tensor | None] = [None] * len(squares)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,9 +12,15 @@ from torch import Tensor
 
 from ...graph import ModelGraph
 from ...graph.regions import regions
-from ...linalg.rescaling import EnergyBlock, Rescaling, balance_energies
+from ...linalg.rescaling import (
+    EnergyBlock,
+    Rescaling,
+    balance_energies,
+    log_balanced,
+    may_overflow,
+)
 
-__all__ = ["Solution", "solve", "weighted_by"]
+__all__ = ["Solution", "origin_of", "solve", "weighted_by"]
 
 
 @dataclass(frozen=True)
@@ -59,12 +66,34 @@ def weighted_by(
     return weighted
 
 
+def origin_of(view: ModelGraph, own: Mapping[str, Tensor]) -> Tensor | None:
+    """Return logarithms of squared scales ``(spaces,)`` at which path energies stay in range.
+
+    None if they do so at the weights as they are.
+    """
+    squares = _squares(view, own)
+    origin = torch.zeros(len(view.reasons), dtype=torch.float64)
+    far = False
+    for names in _parts(view):
+        part = _Part(view, names)
+        blocks = part.blocks(squares)
+        if may_overflow(blocks):
+            origin[part.spaces] = -log_balanced(blocks, part.count)
+            far = True
+    return origin if far else None
+
+
+def _squares(view: ModelGraph, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: own[n].detach().abs().double().square() for n in view.scalings}
+
+
 def solve(
     view: ModelGraph,
     energies: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
     method: str,
     tolerance: float,
+    origin: Tensor | None = None,
 ) -> Solution:
     """Minimise over the scales of all free spaces.
 
@@ -74,26 +103,41 @@ def solve(
         own: the weights.
         method: ``"logdet"`` or ``"enorm"``.
         tolerance: relative size of the gradient to stop at.
+        origin: logarithms of squared scales ``(spaces,)`` that the energies are those of; of the
+            weights themselves if left out.
+
+    Warns:
+        UserWarning: a region stopped above the tolerance.
     """
-    squares = {n: own[n].detach().abs().double().square() for n in energies}
+    squares = _squares(view, own)
     z = torch.zeros(len(view.reasons), dtype=torch.float64)
     without = torch.zeros(len(view.reasons), dtype=torch.bool)
     found = []
     for names in _parts(view):
         part = _Part(view, names)
         if method == "logdet":
-            solution = part.aligned(energies, tolerance)
+            at = None if origin is None else origin[part.spaces]
+            solution = part.aligned(energies, tolerance, at)
         else:
             solution = part.smallest(energies, squares, tolerance)
         z[part.spaces] = solution.z
         without[part.spaces] = solution.dead
         found.append(solution)
+    worst = max(s.gradient for s in found)
+    if not all(s.converged for s in found):
+        warnings.warn(
+            f"path conditioning stopped at a relative gradient of {worst:.1e}, above {tolerance=}: "
+            "the weights are no worse than before, but not optimal. Where many weights are exactly "
+            "zero there may be no optimum; otherwise raise tolerance, or call undo()",
+            UserWarning,
+            stacklevel=8,
+        )
     return Solution(
         z.mul(0.5).exp(),
         without,
         sum(s.before for s in found),
         sum(s.after for s in found),
-        max(s.gradient for s in found),
+        worst,
         max(s.iterations for s in found),
         all(s.converged for s in found),
     )
@@ -152,7 +196,9 @@ class _Part:
             blocks.append(EnergyBlock(energy.contiguous(), rows, columns, count))
         return blocks
 
-    def aligned(self, energies: Mapping[str, Tensor], tolerance: float) -> Rescaling:
+    def aligned(
+        self, energies: Mapping[str, Tensor], tolerance: float, origin: Tensor | None
+    ) -> Rescaling:
         """Minimise F, which aligns the path kernel with the reference."""
         blocks = self.blocks(energies)
         # A common factor shifts the objective and nothing else; it keeps sums from overflowing.
@@ -160,7 +206,7 @@ class _Part:
         unit = 2.0 ** math.frexp(peak)[1] if peak > 0 else 1.0
         for block in blocks:
             block.energy.div_(unit)
-        found = balance_energies(blocks, self.count, tol=tolerance)
+        found = balance_energies(blocks, self.count, tol=tolerance, origin=origin)
         shift = sum(energies[s.name].numel() for s in self.scalings) * math.log(unit)
         return Rescaling(found.z, found.before + shift, found.after + shift, *_rest(found))
 

@@ -21,7 +21,7 @@ from ...tagging import manifold_of
 from ..calibration import Batch, batches_of
 from ..record import ModelRecord
 from ..renamed import renamed
-from .objective import solve, weighted_by
+from .objective import origin_of, solve, weighted_by
 from .report import ClosedLayer, PathConditioning, RescaledGroup
 
 __all__ = ["ClosedLayer", "PathConditioning", "RescaledGroup", "path_condition_"]
@@ -142,10 +142,18 @@ class _Read:
         if not given:
             self._args, self._kwargs = _random_like(self.view)
 
-    def energies(self) -> dict[str, Tensor]:
-        """The path energies, their mean over the batches of calibration data."""
+    def energies(self, origin: Tensor | None) -> dict[str, Tensor]:
+        """The path energies, their mean over the batches of calibration data.
+
+        Args:
+            origin: logarithms of squared scales ``(spaces,)`` that the weights have before.
+        """
+        tensors: dict[str, Tensor] = {}
+        if origin is not None:
+            tensors = {n: _double(self.own[n].detach()).clone() for n in self.view.scalings}
+            self.view.scale_(tensors, origin.mul(0.5).exp())
         if not self._data:
-            return path_energies(self.view)
+            return path_energies(self.view, tensors=tensors)
         shapes = _shapes(tree_leaves((self.view.args, dict(self.view.kwargs))))
         fitting = [leaves for leaves in self._data if _shapes(leaves) == shapes]
         if not fitting:
@@ -155,7 +163,7 @@ class _Read:
             )
         total: dict[str, Tensor] = {}
         for leaves in fitting:
-            for name, g in path_energies(self.view, leaves).items():
+            for name, g in path_energies(self.view, leaves, tensors=tensors).items():
                 total[name] = total[name] + g if name in total else g
         return {name: g / len(fitting) for name, g in total.items()}
 
@@ -196,14 +204,16 @@ def _path_condition(
     view, own = read.view, read.own
     if not bool(view.free.any()):
         raise GraphError("there is no channel to rescale. " + _why_none(view))
-    energies = read.energies()
+    origin = origin_of(view, own)
+    energies = read.energies(origin)
     for name, g in energies.items():
         if not _finite(g):
             raise ValueError(
                 f"the path energies of '{name}' overflow; divide large weights or the data by a "
                 "constant first. No parameter was changed"
             )
-    solution = solve(view, weighted_by(energies, reference), own, method, tolerance)
+    weighted = weighted_by(energies, reference)
+    solution = solve(view, weighted, own, method, tolerance, origin)
     scales = solution.scales
     names = list(view.scalings)
     values = record.keep(own[name] for name in names)
@@ -215,6 +225,12 @@ def _path_condition(
         raise ValueError(
             f"'{broken[0]}' overflows {own[broken[0]].dtype} when rescaled; use a wider type. "
             "No parameter was changed"
+        )
+    lost = [k for k, (p, old) in original.items() if _zeros(p) > _zeros(old)]
+    if lost:
+        raise ValueError(
+            f"entries of '{lost[0]}' underflow {own[lost[0]].dtype} when rescaled; use a wider "
+            "type. No parameter was changed"
         )
     change = _change(before, read.outputs())
     if change > _limit(own):
@@ -278,6 +294,10 @@ def _closed_weights(model: nn.Module, scale_frozen: bool) -> dict[str, str]:
 def _finite(x: Tensor) -> bool:
     largest = torch.linalg.vector_norm(x.detach(), ord=math.inf) if x.numel() else x.new_zeros(())
     return bool(torch.isfinite(largest))
+
+
+def _zeros(x: Tensor) -> int:
+    return x.numel() - int(torch.count_nonzero(x))
 
 
 def _why_none(view: ModelGraph) -> str:

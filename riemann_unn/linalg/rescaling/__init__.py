@@ -1,0 +1,7 @@
+"""The convex problem of rescaling: how much to scale each channel so that energies are balanced."""
+
+from .problem import EnergyBlock
+from .solver import Rescaling, balance_energies
+from .start import log_balanced, may_overflow
+
+__all__ = ["EnergyBlock", "Rescaling", "balance_energies", "log_balanced", "may_overflow"]

@@ -1,0 +1,151 @@
+"""The problem of rescaling: its blocks of energies, and all that is known at a point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["EnergyBlock", "Problem", "State", "fixing", "into", "out"]
+
+
+@dataclass(frozen=True)
+class EnergyBlock:
+    """The energies of the parameters of one layer.
+
+    Attributes:
+        energy: float64 ``(batch, rows, columns)``, nonnegative, for instance of a grouped
+            convolution; summed over parameters that feed and read the same channels.
+        gain: int64 ``(batch, rows)``, the channel each row feeds; a fixed one has the number
+            that follows the last channel.
+        loss: int64 ``(batch, columns)``, the channel each column reads, likewise.
+        count: how many parameters are summed in each entry.
+    """
+
+    energy: Tensor
+    gain: Tensor
+    loss: Tensor
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class State:
+    """A point with its flows: what feeds each channel, what reads it, and between layers.
+
+    Attributes:
+        z: float64 ``(channels + 1,)``, zero in the last place.
+        fed: the energies that feed each channel, ``(channels + 1,)``.
+        read: the energies that read each channel, likewise.
+        between: energies by the layer they feed and the layer they read.
+        sums: the sum of the energies of each block.
+        total: the sum of energies.
+        objective: F, infinite or NaN if the energies overflow.
+        gradient: of F.
+        error: the largest entry of the gradient, each relative to the terms that make it up.
+    """
+
+    z: Tensor
+    fed: Tensor
+    read: Tensor
+    between: Tensor
+    sums: tuple[float, ...]
+    total: float
+    objective: float
+    gradient: Tensor
+    error: float
+
+
+class Problem:
+    """The blocks with the linear term; the last index is the fixed channel, whose z is 0.
+
+    Channels that the same blocks feed make up a layer; the last layer is the fixed channel.
+
+    Args:
+        blocks: the energies, layer by layer.
+        channels: how many channels can be scaled.
+        linear: whether F has its linear term.
+    """
+
+    def __init__(self, blocks: Sequence[EnergyBlock], channels: int, linear: bool) -> None:
+        self.blocks, self.channels, self.linear = blocks, channels, linear
+        slope, size = (torch.zeros(channels + 1, dtype=torch.float64) for _ in range(2))
+        for block in blocks:
+            for index, sign in ((block.gain, -1.0), (block.loss, 1.0)):
+                per = block.energy[0].numel() / index.shape[1] * block.count
+                share = torch.full((index.numel(),), per, dtype=torch.float64)
+                slope.index_add_(0, index.reshape(-1), sign * share)
+                size.index_add_(0, index.reshape(-1), share)
+        slope[-1] = 0.0
+        self.n = float(sum(b.energy.numel() * b.count for b in blocks)) if linear else 1.0
+        self.slope, self.size = (x if linear else torch.zeros_like(x) for x in (slope, size))
+
+        label = torch.full((channels + 1,), -1, dtype=torch.int64)
+        label[-1], self.layers = channels, 0
+        for index in [b.gain for b in blocks] + [b.loss for b in blocks]:
+            members = index[label[index] < 0]
+            if len(members):
+                label[members], self.layers = self.layers, self.layers + 1
+        label[-1] = self.layers
+        self.label = label.where(label >= 0, self.layers)  # channels of no block count as fixed
+        self.gains = [b.gain.reshape(-1) for b in blocks]
+        self.losses = [b.loss.reshape(-1) for b in blocks]
+        self.feeds = [self._labels(index) for index in self.gains]
+        self.reads = [self._labels(index) for index in self.losses]
+        self.members = [torch.nonzero(self.label[:-1] == k).squeeze(1) for k in range(self.layers)]
+        self.layer_slope = torch.zeros(self.layers + 1, dtype=torch.float64)
+        self.layer_slope.index_add_(0, self.label, self.slope)
+
+    def _labels(self, index: Tensor) -> list[int]:
+        labels = self.label[index]
+        least, largest = labels.aminmax() if len(labels) else (self.layers, self.layers)
+        if least == largest:
+            return [int(least)]
+        found: list[int] = labels.unique().tolist()
+        return found
+
+    def at(self, z: Tensor) -> State:
+        """Evaluate everything at a point: two products with each block."""
+        fed, read = torch.zeros_like(z), torch.zeros_like(z)
+        between = torch.zeros(self.layers + 1, self.layers + 1, dtype=torch.float64)
+        sums = []
+        for block, gain, loss, layers in zip(
+            self.blocks, self.gains, self.losses, self.feeds, strict=True
+        ):
+            rows = (-z[block.gain]).exp()
+            by_row = rows * into(block, z)
+            fed.index_add_(0, gain, by_row.reshape(-1))
+            sums.append(float(by_row.sum()))
+            for k in layers:
+                part = rows if len(layers) == 1 else rows.where(self.label[block.gain] == k, 0.0)
+                flow = out(block, z, part).reshape(-1)
+                read.index_add_(0, loss, flow)
+                between[k].index_add_(0, self.label[loss], flow)
+        total = sum(sums)
+        rate = self.n / total if total > 0 else 0.0
+        gradient = rate * (read - fed) - self.slope
+        gradient[-1] = 0.0
+        size = (rate * (read + fed) + self.size)[:-1].clamp_min(1e-300)
+        error = float((gradient[:-1].abs() / size).max()) if len(size) else 0.0
+        logarithm = math.log(total) if total > 0 else -math.inf if total == 0 else math.nan
+        objective = self.n * logarithm - float(self.slope @ z)
+        return State(z, fed, read, between, tuple(sums), total, objective, gradient, error)
+
+
+def into(block: EnergyBlock, z: Tensor) -> Tensor:
+    """The energies of each row, before the factor of the row itself."""
+    return torch.bmm(block.energy, z[block.loss].exp().unsqueeze(-1)).squeeze(-1)
+
+
+def out(block: EnergyBlock, z: Tensor, rows: Tensor) -> Tensor:
+    """The energies of each column, rows being scaled by ``rows``."""
+    return torch.bmm(rows.unsqueeze(-2), block.energy).squeeze(-2) * z[block.loss].exp()
+
+
+def fixing(blocks: Sequence[EnergyBlock], still: Tensor) -> list[EnergyBlock]:
+    """The same blocks with some channels counted as fixed: those where ``still`` is True."""
+    fixed = len(still)
+    number = torch.cat([torch.where(still, fixed, torch.arange(fixed)), torch.tensor([fixed])])
+    return [EnergyBlock(b.energy, number[b.gain], number[b.loss], b.count) for b in blocks]
