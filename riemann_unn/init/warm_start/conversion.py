@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...diagnostics import orthogonality_error
 from ...parallel import as_whole, local_part, scattered
 from ..calibration import Batch
-from ..recording import Recorder, in_double, outputs_of, relative_error
+from ..recording import Recorder, in_double, outputs_of, relative_error, rounding_of
 from .folding import Folding
 from .matching import Placed, gain_left, match_layers_, own_gains, owners
 from .report import WarmStart, WarmStartReport
@@ -101,7 +101,7 @@ class Conversion:
                 self.model, self.placed, self.batches, self.folding, refit=refit
             )
             errors[_MATCHED] = self._error(original)
-        rounding = 1e3 * max(torch.finfo(t.dtype).eps for t in original)
+        rounding = rounding_of(original)
         best = min(errors.values())
         way = next(w for w in _WAYS if w in errors and errors[w] <= max(best, rounding))
         if way == next(w for w in _WAYS if w in errors):
