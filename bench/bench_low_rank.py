@@ -11,12 +11,14 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import riemann_unn as ru
+from riemann_unn.init.low_rank.problem import Method
 from riemann_unn.linalg import function_error, function_factors, spectral_factors
 
 GAUSSIAN = [(512, 512, 1), (512, 512, 16), (512, 128, 8), (128, 512, 4), (512, 512, 128)]
@@ -79,7 +81,7 @@ def cost(n: int, repeats: int) -> None:
             partial(spectral_factors, w, rank=rank),
             partial(function_factors, w, rank=rank, iterations=0),
             partial(function_factors, w, rank=rank),
-            partial(ru.init.low_rank_, model, rank=rank),
+            partial(ru.init.low_rank_, model, rank=rank, progress=False),
         ]
         runs = []
         for _ in range(repeats):
@@ -92,12 +94,58 @@ def cost(n: int, repeats: int) -> None:
         tqdm.write(f"{rank:6}{times[0]:10.2f}{ratios}")
 
 
+def refinement() -> None:
+    """What refining is worth for each activation: errors and seconds of whole calls."""
+    print("\nerror and seconds of low_rank_ of one layer with a bias")
+    print(f"{'layer':30}{'spectral':>15}{'refine=0':>15}{'default':>15}{'refined':>15}")
+    shapes, activations = ((512, 512), (768, 3072)), (nn.ReLU, nn.GELU, nn.SiLU)
+    for (m, n), activation, share, calibrated in product(shapes, activations, (0, 4), (0, 1)):
+        rank = min(m, n) // share if share else 1
+        kind = "calibrated" if calibrated else "Gaussian"
+        row = f"{f'{m}x{n} {activation.__name__} {rank} {kind}':30}"
+        ways: list[tuple[Method, int | None]] = [("spectral", 0), ("function", 0)]
+        ways += [("function", None), ("function", 100 if calibrated else 12)]
+        for method, refine in ways:
+            error, seconds = _refined(m, n, activation, rank, bool(calibrated), method, refine)
+            row += f"{f'{error:.4f} {seconds:.2f}':>15}"
+        print(row, flush=True)
+
+
+def _refined(
+    m: int,
+    n: int,
+    activation: type[nn.Module],
+    rank: int,
+    calibrated: bool,
+    method: Method,
+    refine: int | None,
+) -> tuple[float, float]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(n, m), activation())
+    nn.init.normal_(net[0].weight, std=n**-0.5)
+    inputs = None
+    if calibrated:
+        mix = torch.randn(n, n) * torch.arange(1, n + 1).float() ** -0.5
+        inputs = torch.randn(5120, n) @ (mix * (n**0.5 / mix.norm()))
+    start = time.process_time()
+    report = ru.init.low_rank_(
+        net, rank=rank, calibration=inputs, method=method, refine=refine, progress=False
+    )
+    seconds = time.process_time() - start
+    layer = report["0"]
+    return (layer.held_out or layer.gaussian)[1], seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=2048, help="side of the matrix that is timed")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--refine", action="store_true", help="only what refining is worth")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.refine:
+        refinement()
+        return
     gaussian()
     cost(args.n, args.repeats)
 

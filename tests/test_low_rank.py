@@ -348,3 +348,37 @@ def test_plot(tmp_path):
     report = ru.init.low_rank_(net(), rank=2)
     report.plot(tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("activation", [nn.GELU, nn.SiLU])
+def test_the_default_refines_where_it_pays(activation, monkeypatch):
+    from riemann_unn.init.low_rank import problem
+    from riemann_unn.linalg.low_rank import data, function
+
+    iterations = []
+    for home in (data, function, problem):
+        real = function.minimise if home is not data else data.minimise
+
+        def counted(*args, real=real, **kwargs):
+            iterations.append(kwargs["iterations"])
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(home, "minimise", counted)
+
+    def solved(rank, calibration, refine=None):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(24, 32), activation())
+        iterations.clear()
+        return ru.init.low_rank_(model, rank=rank, calibration=calibration, refine=refine)["0"]
+
+    inputs = gaussian(2000, 24, dtype=torch.float32)
+    few = solved(8, inputs[:50])
+    assert not iterations  # there are too few outputs to fit so many numbers to
+    assert few.held_out[1] == solved(8, inputs[:50], 0).held_out[1]
+    assert solved(2, None).gaussian[1] == solved(2, None, 0).gaussian[1]
+    closed, default = solved(1, inputs, 0), solved(1, inputs)
+    assert iterations == [100]
+    assert default.held_out[1] < closed.held_out[1]
+    asked = solved(2, None, 12)  # explicit ones go on as before
+    assert iterations == [12] and asked.gaussian[1] < solved(2, None).gaussian[1]

@@ -18,6 +18,7 @@ __all__ = [
     "in_double",
     "outputs_of",
     "relative_error",
+    "rounding_of",
     "same_buffers",
     "undisturbed",
 ]
@@ -84,6 +85,16 @@ def relative_error(new: Iterable[Tensor], old: Iterable[Tensor], *, factor: floa
     if size > 0:
         return float((off / size) ** 0.5)
     return 0.0 if off == 0 else float("inf")
+
+
+def rounding_of(outputs: Sequence[Tensor]) -> float:
+    """Return the relative error of outputs that rounding may explain.
+
+    A thousand times the unit of the coarsest dtype; of half precision, where that would be all
+    there is, eight times.
+    """
+    eps = max(torch.finfo(t.dtype).eps for t in outputs)
+    return eps * (1e3 if eps < 1e-5 else 8)
 
 
 def same_buffers(model: nn.Module) -> ExitStack:

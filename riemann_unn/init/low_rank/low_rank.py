@@ -102,9 +102,10 @@ def low_rank_(
         split: of convolutions: ``"channel"`` or ``"spatial"``, see
             :class:`~riemann_unn.nn.LowRankConv2d`.
         orthonormal: orthonormal factors, tagged, and singular values beside them.
-        refine: most iterations of L-BFGS; 0 for none. None: on Gaussian inputs as many (12 at
-            most) as take about a quarter of the time of the decomposition, on calibration inputs
-            100.
+        refine: most iterations of L-BFGS; 0 for none. None: as far as it is worth its time. On
+            Gaussian inputs 12 at most, about a quarter of the time of the decomposition, for
+            (leaky) ReLU without biases, and none for others; on calibration inputs 100 at most,
+            as long as the error falls on a fifth of them that is kept aside.
         only_if_smaller: leave layers alone where the factors save no parameter.
         seed: of ``draw``. The global random state is left as it was.
         progress: show a progress bar after a second, if tqdm is installed.

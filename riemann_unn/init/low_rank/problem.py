@@ -31,6 +31,9 @@ __all__ = ["Method", "Problem"]
 
 Method = Literal["spectral", "function", "linear"]
 _ITERATIONS = 100
+_OUTPUTS = 8  # fewer for each parameter, and a refinement fits the inputs kept and no others
+_NEURONS = 256
+_JUDGES = 5  # one row in so many tells when to end the refinement
 
 
 @dataclass
@@ -127,14 +130,24 @@ class Problem:
         linear = self.activation.slope == 1.0 and self.kernel is None and self.rows is self.original
         if method == "linear" or linear or refine == 0:
             return start
+        inputs, targets = self.rows.fit, self.targets(self.original.fit)
+        held_out = None
+        if refine is None:
+            parameters = start.A.numel() + start.B.numel()
+            if targets.numel() < _OUTPUTS * parameters:
+                return start
+            kept = torch.arange(len(inputs), device=inputs.device) % _JUDGES != _JUDGES - 1
+            held_out = inputs[~kept], targets[~kept]
+            inputs, targets = inputs[kept], targets[kept]
         return calibrated_factors(
             start,
-            inputs=self.rows.fit,
-            targets=self.targets(self.original.fit),
+            inputs=inputs,
+            targets=targets,
             activation=self.activation,
             fit_bias=self.fit_bias,
             fold=None if self.kernel is None else self.fold,
             iterations=_ITERATIONS if refine is None else refine,
+            held_out=held_out,
         )
 
     def _whitened(self, rank: int, inputs: Tensor) -> Factors:
@@ -223,7 +236,8 @@ class Problem:
     def curve(self, method: Method, ranks: list[int]) -> dict[int, tuple[float, float]]:
         """Return for each rank the errors of the spectral and of the unrefined factors.
 
-        On the inputs fitted to, or on Gaussian ones if there are none.
+        On the inputs fitted to, or on Gaussian ones if there are none; of some of the inputs or
+        neurons where there are many.
         """
         if self.rows is None and self.kernel is None:
             return self._gaussian_curve(method, ranks)
@@ -243,9 +257,12 @@ class Problem:
 
     def _gaussian_curve(self, method: Method, ranks: list[int]) -> dict[int, tuple[float, float]]:
         u, s, _ = self.decomposition()
-        coordinates, phi = u * s, self.activation
+        coordinates, beta, phi = u * s, self.beta, self.activation
+        if phi.slope is None:  # some neurons speak for all, where each takes quadrature
+            coordinates = _thinned(coordinates, _NEURONS)
+            beta = None if beta is None else _thinned(beta, _NEURONS)
         p = torch.linalg.vector_norm(coordinates, dim=-1).double()
-        beta = None if self.beta is None else self.beta.double()
+        own, beta = beta, None if beta is None else beta.double()
         size = second_moment(p, phi, bias=beta).sum().clamp_min(torch.finfo(p.dtype).tiny)
         errors: dict[int, tuple[float, float]] = {}
         for rank in ranks:
@@ -254,7 +271,7 @@ class Problem:
             spectral = float(row_errors(p, q, c, phi, p_bias=beta, q_bias=beta).sum() / size)
             chosen = spectral
             if method == "function":
-                scale, _ = row_scales(coordinates, rank=rank, activation=phi, bias=self.beta)
+                scale, _ = row_scales(coordinates, rank=rank, activation=phi, bias=own)
                 best = row_errors(p, q * scale.double(), c, phi, p_bias=beta, q_bias=beta)
                 chosen = float(best.sum() / size)
             errors[rank] = (spectral, chosen)

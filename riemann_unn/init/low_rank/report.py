@@ -29,7 +29,7 @@ class LowRank:
             layer now to what the original model has behind it, so that it includes what the layers
             ahead have lost.
         curve: by rank, the same pair for the layer by itself, before any refinement, on the inputs
-            fitted to (Gaussian ones without calibration).
+            fitted to (Gaussian ones without calibration); of large layers on some of them.
         notes: what else is to be known.
     """
 

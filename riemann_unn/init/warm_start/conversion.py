@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,12 +11,17 @@ from torch import Tensor, nn
 from ...diagnostics import orthogonality_error
 from ...parallel import as_whole, local_part, scattered
 from ..calibration import Batch
-from ..recording import Recorder, in_double, outputs_of, relative_error
+from ..recording import Recorder, in_double, outputs_of, relative_error, rounding_of
 from .folding import Folding
 from .matching import Placed, gain_left, match_layers_, own_gains, owners
 from .report import WarmStart, WarmStartReport
 
 __all__ = ["Conversion"]
+
+_MATCHED = "matched layers"
+_FOLDED = "nearest points with gains folded"
+_NEAREST = "nearest points alone"
+_WAYS = (_MATCHED, _FOLDED, _NEAREST)
 
 
 class Conversion:
@@ -54,7 +60,7 @@ class Conversion:
         return outputs, Recorder(self.model, self.batches).outputs(set(self._modules.values()))[0]
 
     def convert_(self, *, match: bool, refit: bool) -> None:
-        """Convert the model in place."""
+        """Convert the model in place, in the way that keeps its outputs best."""
         if not self.batches:
             self._finish_()
             return
@@ -63,40 +69,59 @@ class Conversion:
         for item in self.placed.values():
             item.parameter.copy_(item.point)
         self._note_errors(original, {})
-        if match:
-            self._match_(original[0], saved, refit)
-        else:
-            _restore_(saved)
+        _restore_(saved)
+        self._choose_(original[0], saved, match=match, refit=refit)
         self._finish_()
         self._note_errors(original, self.gains)
 
-    def _match_(
-        self, original: list[Tensor], saved: dict[nn.Parameter, Tensor], refit: bool
+    def _choose_(
+        self,
+        original: list[Tensor],
+        saved: dict[nn.Parameter, Tensor],
+        *,
+        match: bool,
+        refit: bool,
     ) -> None:
-        """Match the layers, and take the nearest points where these serve better."""
+        """Match the layers, or take the nearest points, or fold no gain: what serves best.
+
+        Later ways are taken only where they are better by more than rounding.
+        """
+        errors = {_NEAREST: self.total[0]}
         plain = {name: (item.point, item.gain) for name, item in self.placed.items()}
-        _restore_(saved)
-        gains = own_gains(self.placed, self.folding)
-        for name, item in self.placed.items():
-            gain = gains.get(name) or gain_left(name, self.folding, gains)
-            item.parameter.copy_(gain * item.point)
-        nearest = relative_error(outputs_of(self.model, self.batches), original)
-        _restore_(saved)
-        self.fitted = match_layers_(
-            self.model, self.placed, self.batches, self.folding, refit=refit
-        )
-        matched = relative_error(outputs_of(self.model, self.batches), original)
-        rounding = 1e3 * max(torch.finfo(t.dtype).eps for t in original)
-        if not matched <= max(nearest, rounding):
-            self.notes.append(
-                f"matching gave a function error of {matched:.3g}, the nearest points "
-                f"{nearest:.3g}: these were taken"
-            )
-            _restore_(saved)
-            self.fitted = []
+        if self.folding is not None and self.folding.foldable:
+            # gain * point computes what the points do once gains are folded.
+            gains = own_gains(self.placed, self.folding)
             for name, item in self.placed.items():
-                item.point, item.gain = plain[name]
-                item.method = "polar"
+                gain = gains.get(name) or gain_left(name, self.folding, gains)
+                item.parameter.copy_(gain * item.point)
+            errors[_FOLDED] = self._error(original)
+            _restore_(saved)
+        if match:
+            self.fitted = match_layers_(
+                self.model, self.placed, self.batches, self.folding, refit=refit
+            )
+            errors[_MATCHED] = self._error(original)
+        rounding = rounding_of(original)
+        best = min(errors.values())
+        way = next(w for w in _WAYS if w in errors and errors[w] <= max(best, rounding))
+        if way == next(w for w in _WAYS if w in errors):
+            return
+        compared = ", ".join(f"{w} {errors[w]:.3g}" for w in _WAYS if w in errors)
+        self.notes.append(f"function errors: {compared}; {way} were taken")
+        _restore_(saved)
+        self.fitted = []
+        for name, item in self.placed.items():
+            item.point, item.gain = plain[name]
+            item.method = "polar" if match else item.method
+        if way == _NEAREST:
+            self.folding = None
+
+    def _error(self, original: list[Tensor]) -> float:
+        """The relative error of the model's outputs, infinite where they are not finite."""
+        try:
+            return relative_error(outputs_of(self.model, self.batches), original)
+        except ValueError:
+            return math.inf
 
     def _finish_(self) -> None:
         self.gains = own_gains(self.placed, self.folding)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,11 @@ from torch.nn import functional
 
 from ..calibration import Batch
 
-__all__ = ["AffineLayer", "NotAffineError"]
+__all__ = ["AffineLayer", "NotAffineError", "widened"]
 
 # In units of the dtype's epsilon.
 _ROUNDING = 1e3
+_HALF = (torch.float16, torch.bfloat16)
 # A Gram matrix must not take more calls than the steps that it saves.
 _CALLS = 32
 
@@ -28,7 +30,8 @@ class AffineLayer:
 
     Nothing is assumed of the kind of layer: the module is called with its weight
     replaced, and automatic differentiation gives the adjoint. Whether outputs are
-    affine in the weight is checked by calling it.
+    affine in the weight is checked by calling it. A layer in half precision is called in single,
+    where sums over all inputs neither overflow nor round to nothing.
 
     Args:
         module: the layer.
@@ -43,21 +46,29 @@ class AffineLayer:
     def __init__(
         self, module: nn.Module, name: str, bias: str | None, calls: Sequence[Batch]
     ) -> None:
-        self.module, self.name, self.bias, self.calls = module, name, bias, calls
-        weight = module.get_parameter(name).detach()
+        self.module, self.name, self.bias = module, name, bias
+        self.calls = [Batch(_widened(c.args), _widened(c.kwargs)) for c in calls]
+        tensors = (*module.named_parameters(), *module.named_buffers())
+        self._state = {key: widened(t.detach()) for key, t in tensors if t.dtype in _HALF}
+        weight = widened(module.get_parameter(name).detach())
         self._zero = torch.zeros_like(weight)
         self._rest = self._outputs(self._zero)
         self._dim = None if bias is None else self._bias_dim()
         self._check(weight)
 
     def _outputs(self, weight: Tensor, bias: Tensor | None = None) -> list[Tensor]:
-        state = {self.name: weight}
+        state = self._state | {self.name: weight}
         if self.bias is not None:
-            value = self.module.get_parameter(self.bias).detach()
+            value = widened(self.module.get_parameter(self.bias).detach())
             state[self.bias] = torch.zeros_like(value) if bias is None else bias
         found = []
         for call in self.calls:
-            out = functional_call(self.module, state, call.args, call.kwargs)
+            try:
+                out = functional_call(self.module, state, call.args, call.kwargs)
+            except Exception as error:
+                if not self._state:
+                    raise
+                raise NotAffineError from error  # it insists on half precision
             if not isinstance(out, Tensor):
                 raise NotAffineError
             found.append(out)
@@ -66,7 +77,7 @@ class AffineLayer:
     def _bias_dim(self) -> int | None:
         """The dimension of the outputs along which the bias is added, if that is all it does."""
         assert self.bias is not None
-        value = self.module.get_parameter(self.bias).detach()
+        value = widened(self.module.get_parameter(self.bias).detach())
         if value.ndim != 1:
             return None
         probe = torch.arange(1, value.numel() + 1, device=value.device).to(value.dtype)
@@ -167,6 +178,22 @@ class AffineLayer:
             pulled = residual([o.detach() for o in outs])  # type: ignore[operator]
         (grad,) = torch.autograd.grad(outs, at, pulled)
         return grad, outs
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return a tensor in half precision in single, and any other as it is."""
+    return x.float() if x.dtype in _HALF else x
+
+
+def _widened(value: Any) -> Any:
+    """Widen the tensors of some arguments."""
+    if isinstance(value, Tensor):
+        return widened(value)
+    if type(value) in (tuple, list):
+        return type(value)(_widened(v) for v in value)
+    if type(value) is dict:
+        return {k: _widened(v) for k, v in value.items()}
+    return value
 
 
 def _noise(like: Tensor) -> Tensor:

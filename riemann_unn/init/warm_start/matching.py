@@ -13,9 +13,9 @@ from ...linalg.procrustes import inner
 from ...manifolds import MatrixManifold, rounding_level
 from ...tagging import manifold_of
 from ..calibration import Batch
-from ..recording import Order, Recorder, relative_error
+from ..recording import Order, Recorder, relative_error, rounding_of
 from .folding import Folding
-from .layers import AffineLayer, NotAffineError
+from .layers import AffineLayer, NotAffineError, widened
 
 __all__ = ["Placed", "gain_left", "match_layers_", "own_gains", "owners"]
 
@@ -160,7 +160,7 @@ def _match_(
     gains: Mapping[str, float],
 ) -> bool:
     """Find the best point, gain and bias for one layer; return whether the bias was fitted."""
-    manifold, weight = item.manifold, item.weight
+    manifold, weight = item.manifold, widened(item.weight)
     name = next(n for n, p in module._parameters.items() if p is item.parameter)
     if _computes_it_already(item, module, calls, outputs):
         return False
@@ -171,41 +171,45 @@ def _match_(
         return False
     target = layer.target(outputs)
     cross, normal = layer.adjoint(layer.centred(target)), layer.normal_map()
-    prior = _prior(item)
+    prior = _prior(manifold, weight)
     energy = inner(weight, normal(weight)) / max(inner(weight, prior(weight)), 1e-300)
     rows = sum(y.numel() for y in outputs) / max(weight.shape[0], 1)
     ridge = energy * (_RIDGE + _ROWS * weight[0].numel() / rows)
     if not ridge > 0 or rows <= _MEAN:
-        item.note, item.method = "there are too few calibration inputs, or all alike", "polar"
+        item.note, item.method = (
+            "there are too few calibration inputs, or all alike: give more",
+            "polar",
+        )
         return False
     free = folding is not None and item.name in folding.foldable
     point, gain = procrustes(
         cross + ridge * prior(weight),
         lambda u: normal(u) + ridge * prior(u),
         project=manifold.projx,
-        starts=[item.point],
+        starts=[widened(item.point)],
         gain=None if free else gain_left(item.name, folding, gains),
     )
     if not (gain > 0 and bool(torch.isfinite(point).all())):
         item.note, item.method = "its outputs do not correlate with its inputs", "polar"
         return False
-    item.point = point
+    item.point = point.to(item.weight.dtype)
     if free:
         item.gain = gain
-    values = layer.bias_of([t - gain * o for t, o in zip(target, layer(point), strict=True)])
+    values = layer.bias_of(
+        [t - gain * o for t, o in zip(target, layer(widened(item.point)), strict=True)]
+    )
     if values is not None and bias is not None:
         old = module.get_parameter(bias)
         old.add_((values - old) * (rows / (rows + _MEAN)))
     return values is not None
 
 
-def _prior(item: Placed) -> Callable[[Tensor], Tensor]:
+def _prior(manifold: MatrixManifold, weight: Tensor) -> Callable[[Tensor], Tensor]:
     """Return the normal equations of what is taken for granted: inputs like the weight's rows.
 
     Its answer alone is the nearest point with the gain that the warm start gives it.
     """
-    manifold, shape = item.manifold, item.weight.shape
-    m = manifold.to_matrices(item.weight)
+    m, shape = manifold.to_matrices(weight), weight.shape
     gram = m.mH @ m
     mean = gram.diagonal(dim1=-2, dim2=-1).real.mean()
     gram = gram / mean
@@ -226,7 +230,7 @@ def _computes_it_already(
 
 
 def _agrees(new: Sequence[Tensor], old: Sequence[Tensor]) -> bool:
-    return relative_error(new, old) <= 1e3 * torch.finfo(old[0].dtype).eps
+    return relative_error(new, old) <= rounding_of(old)
 
 
 def _refit_(module: nn.Linear, calls: Sequence[Batch], outputs: Sequence[Tensor]) -> bool:

@@ -23,6 +23,7 @@ from ..record import ModelRecord
 from ..recording import in_double, undisturbed
 from .conversion import Conversion
 from .folding import Folding
+from .fresh import keep_signals_
 from .lie import descend
 from .matching import Placed
 from .report import WarmStart, WarmStartReport
@@ -65,8 +66,9 @@ def warm_start_(
     Trained weights are :math:`g\,U` rather than U. Where the operations around a
     layer are positively homogeneous, as ReLU, pooling and sums are, its gain g is
     folded into neighbours: their weights and biases are scaled so that the model
-    computes what it would compute with :math:`g\,U`. Freshly initialised models
-    are treated alike; ``fold_gain=False`` leaves everything without a tag alone.
+    computes what it would compute with :math:`g\,U`. Weights as an initialiser
+    draws them get other gains, those that keep the size of signals.
+    ``fold_gain=False`` leaves everything without a tag alone.
 
     Of a sharded model (DTensors) every process calls it; each weight is gathered to find its
     nearest point, and gains are not folded.
@@ -144,6 +146,10 @@ def warm_start_(
                 plain = bool(batches) and not batches[0].kwargs and forward is None
                 folding = Folding(model, placed, batches[0].args if plain else ())
             conversion = Conversion(model, placed, folding, batches)
+            if folding is not None and folding.foldable and keep_signals_(placed.values()):
+                conversion.notes.append(
+                    "the weights are as they were drawn: gains keep the size of signals"
+                )
             conversion.convert_(match=method == "procrustes", refit=refit)
             return conversion.report(conditions)
 
@@ -223,7 +229,9 @@ def _gain(weight: Tensor, point: Tensor, manifold: MatrixManifold) -> float:
     w, u = (manifold.to_matrices(in_double(x)) for x in (weight, point))
     gain = inner(weight, manifold.from_matrices(u @ (w.mH @ w), weight.shape)) / size
     # Rounding alone makes no gain.
-    return 1.0 if abs(gain - 1) <= rounding_level(weight.dtype) else max(gain, 0.0)
+    half = weight.dtype in (torch.float16, torch.bfloat16)
+    level = 4 * torch.finfo(weight.dtype).eps if half else rounding_level(weight.dtype)
+    return 1.0 if abs(gain - 1) <= level else max(gain, 0.0)
 
 
 def _condition(item: Placed) -> float:

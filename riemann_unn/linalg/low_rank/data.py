@@ -144,6 +144,7 @@ def calibrated_factors(
     fit_bias: bool = True,
     fold: Callable[[Tensor], Tensor] | None = None,
     iterations: int = 100,
+    held_out: tuple[Tensor, Tensor] | None = None,
 ) -> Factors:
     r"""Return factors refined by L-BFGS to give the targets after the activation.
 
@@ -157,20 +158,26 @@ def calibrated_factors(
         fit_bias: fit γ; otherwise it stays that of ``start``.
         fold: how the product A B becomes the weight ``(m, n)``, linear; None is as it is.
         iterations: the most iterations.
+        held_out: other inputs and targets; the refinement ends when their error falls no more.
     """
     phi = as_activation(activation)
-    size = targets.square().sum().clamp_min(torch.finfo(targets.dtype).tiny)
 
-    def loss(x: list[Tensor]) -> Tensor:
+    def error(x: list[Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         gamma = x[2] if len(x) > 2 else start.bias
         if fold is None:
             out = functional.linear(inputs @ x[1].mH, x[0], gamma)
         else:
             out = functional.linear(inputs, fold(x[0] @ x[1]), gamma)
+        size = targets.square().sum().clamp_min(torch.finfo(targets.dtype).tiny)
         return (phi(out) - targets).square().sum() / size
 
     free = [start.A, start.B]
     if fit_bias and start.bias is not None:
         free.append(start.bias)
-    found = minimise(loss, free, iterations=iterations)
+    found = minimise(
+        lambda x: error(x, inputs, targets),
+        free,
+        iterations=iterations,
+        judge=None if held_out is None else lambda x: error(x, *held_out),
+    )
     return Factors(found[0], found[1], found[2] if len(found) > 2 else start.bias)

@@ -34,9 +34,10 @@ __all__ = [
     "unfold_kernel",
 ]
 
-_NODES = 128
+_NODES = 128  # where φ has a kink
+_SMOOTH_NODES = 48
 _STEPS = 30
-_GAIN = 1e-7  # a step that gains less, of the loss, is the last but one
+_GAIN = 1e-6  # a step that gains less, of the loss, is the last but one
 
 
 SVD = tuple[Tensor, Tensor, Tensor]
@@ -240,7 +241,8 @@ def fit_rows(
         return p * cosine_kernel(c, slope=activation.slope) / one, None
     fit_bias = fit_bias and bias is not None
     beta = torch.zeros_like(p) if bias is None else bias
-    z, weight = gauss_hermite(_NODES, p)
+    nodes = _SMOOTH_NODES if activation.slope is None else _NODES
+    z, weight = gauss_hermite(nodes, p)
     sine = (1 - c * c).clamp_min(0).sqrt()
     mean = beta[:, None] + (p * c)[:, None] * z
     target = smoothed(mean, (p * sine)[:, None], activation)

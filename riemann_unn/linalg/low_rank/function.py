@@ -14,10 +14,16 @@ from .factors import SVD, Factors, check_rank, row_scales
 __all__ = ["affordable_iterations", "function_factors", "minimise"]
 
 _NODES = 32
+_BLOCK = 4
+_WORTH = 0.005
 
 
 def minimise(
-    loss: Callable[[list[Tensor]], Tensor], start: list[Tensor], *, iterations: int
+    loss: Callable[[list[Tensor]], Tensor],
+    start: list[Tensor],
+    *,
+    iterations: int,
+    judge: Callable[[list[Tensor]], Tensor] | None = None,
 ) -> list[Tensor]:
     """Return where L-BFGS ends, or the start where it ends no lower.
 
@@ -25,6 +31,8 @@ def minimise(
         loss: a scalar of the variables, differentiable.
         start: the variables; they stay as they are.
         iterations: the most iterations.
+        judge: what is meant to fall, such as the loss on other data. It is looked at after 4, 12,
+            28, ... iterations, which end when it has not fallen by half a percent since the last.
     """
     x = [t.detach().contiguous().clone().requires_grad_() for t in start]
     eps = torch.finfo(x[0].dtype).eps
@@ -46,10 +54,20 @@ def minimise(
         return float(value.detach())
 
     with torch.no_grad():
-        before = float(loss(x))
-        optimizer.step(closure)
-        after = float(loss(x))
-    return [t.detach() for t in x] if after <= before else start
+        measure = judge or loss
+        best, kept = float(measure(x)), start
+        block = iterations if judge is None else _BLOCK
+        while iterations > 0:
+            block = min(block, iterations)
+            optimizer.param_groups[0].update(max_iter=block, max_eval=2 * block)
+            optimizer.step(closure)
+            value, before = float(measure(x)), best
+            if value <= best:
+                best, kept = value, [t.detach().clone() for t in x]
+            if not value < before * (1 - _WORTH):
+                break
+            iterations, block = iterations - block, 2 * block
+    return kept
 
 
 def affordable_iterations(m: int, n: int, rank: int) -> int:
@@ -94,7 +112,9 @@ def function_factors(
         bias: β, shape ``(m,)``; None is zero.
         fit_bias: fit γ; otherwise it is β.
         iterations: the most iterations of the refinement; 0 is the decomposition and the
-            lengths alone; None is as many as cost a fraction of the decomposition.
+            lengths alone; None is as many as cost a fraction of the decomposition where lengths
+            have a closed form, and 0 elsewhere: there they cost several decompositions, and gain
+            less than a percent of the error.
         decomposition: the singular value decomposition of W, if known.
 
     Raises:
@@ -109,13 +129,14 @@ def function_factors(
     u, s, vh = decomposition or svd(w)
     coordinates = u * s
     scale, gamma = row_scales(coordinates, rank=rank, activation=phi, bias=bias, fit_bias=fit_bias)
+    closed = phi.slope is not None and bias is None
     if iterations is None:
-        iterations = affordable_iterations(w.shape[0], w.shape[1], rank)
+        iterations = affordable_iterations(w.shape[0], w.shape[1], rank) if closed else 0
     if iterations == 0 or phi.slope == 1.0 or rank == len(s):
         root = s[:rank].sqrt()
         return Factors(scale[:, None] * u[:, :rank] * root, root[:, None] * vh[:rank], gamma)
     basis = torch.eye(len(s), rank, dtype=w.dtype, device=w.device)
-    if phi.slope is not None and bias is None:
+    if closed:
         basis = _refine_space(coordinates, basis, phi, iterations)
     else:
         basis = _refine_all(coordinates, basis, scale, bias, gamma, phi, fit_bias, iterations)
