@@ -75,7 +75,9 @@ def solve(
         method: ``"logdet"`` or ``"enorm"``.
         tolerance: relative size of the gradient to stop at.
     """
-    squares = {n: own[n].detach().abs().double().square() for n in energies}
+    squares: dict[str, Tensor] = {}
+    if method == "enorm":
+        squares = {n: own[n].detach().abs().double().square() for n in energies}
     z = torch.zeros(len(view.reasons), dtype=torch.float64)
     without = torch.zeros(len(view.reasons), dtype=torch.bool)
     found = []
