@@ -118,7 +118,8 @@ class _Lifted:
         if source.kind == "input":
             return _Squares(_square(value)) if self.of_inputs else self._ones(value)
         own = value.detach()
-        return _Squares(self.by_memory.get(_memory(own), _square(own)), own)
+        squares = self.by_memory.get(_memory(own))
+        return _Squares(_square(own) if squares is None else squares, own)
 
     def _ones(self, like: Any) -> Any:
         """What a region is fed with, in the place of a tensor."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -147,10 +147,26 @@ class ModelGraph:
                 factors.append(own[scaling.reads.to(p.device)].reciprocal())
             factors = [f for f in factors if bool((f != 1).any())]
             if factors:
-                scaled: Tensor = p
-                for factor in factors:
-                    scaled = scaled * factor  # in double precision, whatever the parameter's
-                p.copy_(scaled)
+                for piece, *parts in _pieces(p, factors):
+                    scaled: Tensor = piece
+                    for factor in parts:
+                        scaled = scaled * factor  # in double precision, whatever the parameter's
+                    piece.copy_(scaled)
+
+
+def _pieces(p: Tensor, factors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Parts of a tensor along its first dimension that fit in cache, with those of factors."""
+    if p.numel() <= _IN_CACHE or p.ndim < 2:
+        yield (p, *factors)
+        return
+    rows = max(_IN_CACHE // (p.numel() // p.shape[0]), 1)
+    given = [p, *(_padded(f, p.ndim) for f in factors)]
+    split = [x.split(rows) if x.shape[0] > 1 else None for x in given]
+    for i in range(-(-p.shape[0] // rows)):
+        yield tuple(x if s is None else s[i] for x, s in zip(given, split, strict=True))
+
+
+_IN_CACHE = 2**17
 
 
 def trace(
@@ -307,7 +323,8 @@ def _result(
         return torch.tensor(found, dtype=torch.int64)[place].reshape(short.shape)
 
     def scaling(name: str, role: Role) -> Scaling:
-        constant = bool(((role.reads == ONE) | (role.reads == UNUSED)).all())
+        reads = compact(role.reads)
+        constant = bool(((reads == ONE) | (reads == UNUSED)).all())
         return Scaling(name, numbered(role.feeds), None if constant else numbered(role.reads))
 
     def renumbered(use: Layer) -> Layer:

@@ -22,6 +22,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from ..errors import GraphError
+from ..interruption import afterwards
 from .closed import ClosedBlocks, tensors_in
 from .untouched import quiet, untouched
 
@@ -187,8 +188,22 @@ def _own_path(path: str) -> str:
 
 
 def _export(called: Called, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    with torch.enable_grad():  # without it attention may take a fused path of its own
+    with (
+        _without_stack_traces(),
+        torch.enable_grad(),  # without it attention may take a fused path of its own
+    ):
         return torch.export.export(called, args, dict(kwargs), strict=False)
+
+
+def _without_stack_traces() -> ExitStack:
+    """Keep torch from writing down for each operation where it was called; nobody reads it."""
+    config: Any = getattr(fx, "config", None)
+    name = "do_not_emit_stack_traces"
+    if not hasattr(config, name):
+        return ExitStack()
+    undo = afterwards(partial(setattr, config, name, getattr(config, name)))
+    setattr(config, name, True)
+    return undo
 
 
 class _UnreadableError(Exception):

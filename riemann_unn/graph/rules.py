@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from . import contractions, layers
+from .program import operation
 from .spaces import ZERO
 from .walk import Activation, Call, Walk, Weight
 
@@ -131,7 +132,15 @@ def join(walk: Walk, call: Call) -> Any:
     reason = f"{call.label} joins a constant to it"
     parts = [walk.constant(x, reason) for x in first]
     kwargs = {k: v for k, v in call.kwargs.items() if k != "tensors"}
-    return _moved(call, (parts, *call.args[1:]), kwargs)
+    if operation(call.node) not in ("cat", "concat", "concatenate"):
+        return _moved(call, (parts, *call.args[1:]), kwargs)
+    # Only along this dimension; what is broadcast along others stays so, and takes no memory.
+    dim = int(call.argument(1, "dim", kwargs.get("axis", 0))) % call.result.ndim
+    found = [x.ids for x in parts if x.ids.ndim == call.result.ndim]  # torch skips empty vectors
+    for d in range(call.result.ndim):
+        if d != dim and all(x.shape[d] > 0 and x.stride(d) == 0 for x in found):
+            found = [x.narrow(d, 0, 1) for x in found]
+    return Activation(torch.cat(found, dim).expand(call.result.shape))
 
 
 def pad(walk: Walk, call: Call) -> Any:

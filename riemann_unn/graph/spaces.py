@@ -22,6 +22,21 @@ def compact(ids: Tensor) -> Tensor:
     return ids
 
 
+def distinct(ids: Tensor) -> list[int]:
+    """Return the numbers that occur, in order."""
+    short = compact(ids).reshape(-1)
+    if len(short) < _MANY:
+        found: list[int] = short.unique().tolist()
+        return found
+    occurs = torch.zeros(int(short.max()) + 1, dtype=torch.bool)  # sorting takes longer
+    occurs[short] = True
+    found = torch.nonzero(occurs).squeeze(1).tolist()
+    return found
+
+
+_MANY = 10_000
+
+
 class Spaces:
     """The spaces found so far.
 
@@ -60,11 +75,11 @@ class Spaces:
 
     def all_closed(self, ids: Tensor) -> bool:
         """Whether no element is in a free space."""
-        return all(self.reason(i) is not None for i in compact(ids).unique().tolist())
+        return all(self.reason(i) is not None for i in distinct(ids))
 
     def close(self, ids: Tensor, reason: str) -> None:
         """Keep the scale of these spaces at one."""
-        for i in compact(ids).unique().tolist():
+        for i in distinct(ids):
             root = self.find(i)
             if self._reason[root] is None:
                 self._reason[root] = reason

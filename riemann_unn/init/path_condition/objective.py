@@ -109,7 +109,7 @@ def solve(
     Warns:
         UserWarning: a region stopped above the tolerance.
     """
-    squares = _squares(view, own)
+    squares = _squares(view, own) if method == "enorm" else {}
     z = torch.zeros(len(view.reasons), dtype=torch.float64)
     without = torch.zeros(len(view.reasons), dtype=torch.bool)
     found = []

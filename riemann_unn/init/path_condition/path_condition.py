@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -249,12 +249,26 @@ def _path_condition(
         _groups(view, scales, solution.without_energy),
         _closed(view),
         change,
-        {
-            name: scaling.factor(scales).expand(own[name].shape)
-            for name, scaling in view.scalings.items()
-        },
+        _Factors(view, scales),
         original,
     )
+
+
+class _Factors(Mapping[str, Tensor]):
+    """What each weight was multiplied by, made when it is asked for: it is as large as they are."""
+
+    def __init__(self, view: ModelGraph, scales: Tensor) -> None:
+        self._scalings, self._scales = dict(view.scalings), scales
+        self._shapes = {name: p.shape for name, p in view.tensors.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._scalings[name].factor(self._scales).expand(self._shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._scalings)
+
+    def __len__(self) -> int:
+        return len(self._scalings)
 
 
 def _check_arguments(method: str, reference: object, tolerance: float) -> None:
