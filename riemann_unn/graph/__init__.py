@@ -6,7 +6,7 @@ where something is not positively homogeneous; it can then say which operation t
 the activations of the other spaces by positive numbers changes no output, provided that the weights
 around them are scaled as :class:`Scaling` says.
 
-``program`` reads a module as ATen operations by ``torch.export``, with ``closed`` for the parts that
+``program`` reads a module as ATen operations by ``torch.export``, with ``closed`` for parts that
 cannot be read; ``spaces`` keeps the union-find; ``rules``, ``contractions`` and ``layers`` say what
 each operation does to spaces, one rule in one place; ``walk`` goes through the graph, ``writes``
 follows operations in place; ``regions`` and ``lifting`` see its homogeneous parts as ReLU networks;
