@@ -12,7 +12,10 @@ from torch import nn
 
 import riemann_unn as ru
 from riemann_unn import interruption
-from riemann_unn.init import low_rank, path_condition, record, warm_start
+from riemann_unn.init import record
+from riemann_unn.init.low_rank import low_rank
+from riemann_unn.init.path_condition import path_condition
+from riemann_unn.init.warm_start import warm_start
 from tests.interruptions import PACKAGE, interrupt, lines, sample
 from tests.support import gaussian
 
