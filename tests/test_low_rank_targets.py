@@ -119,8 +119,8 @@ def test_a_converted_model_is_saved_and_loaded_in_two_lines(name, tmp_path):
 
 def test_a_state_that_does_not_fit_changes_nothing():
     state = made("linear")[0].state_dict()
-    thin, _ = made("conv2d")
-    ru.init.low_rank_(thin, rank=2)
+    thin, x = made("conv1d")
+    ru.init.low_rank_(thin, rank=2, inputs=x)
     for model, given, error, message in (
         (made("linear")[0], state, ValueError, "holds no low-rank factors"),
         (made("linear")[0], [1], TypeError, "got a list"),
