@@ -9,6 +9,7 @@ from torch import nn
 
 from riemann_unn.errors import GraphError
 from riemann_unn.graph import trace
+from riemann_unn.graph.lifting import path_energies
 
 from .rescaling_models import ZOO, UNet, build, mlp, output, resnet
 from .support import generator
@@ -225,6 +226,60 @@ def test_what_is_homogeneous_stays_open(between):
     assert int(view.free.sum()) == 4
     x = torch.randn(5, 4, generator=generator())
     assert relative(*(output(m, x, training=True) for m in (model, scaled(model, view)))) <= 1e-6
+
+
+class Constants(nn.Module):
+    """A map of a constant, with weights of its own, added to a map of the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.place, self.b = nn.Linear(4, 6), nn.Linear(2, 6), nn.Linear(6, 3)
+        self.conv, self.matrix = nn.Conv1d(1, 6, 1), nn.Parameter(torch.randn(2, 6))
+
+    def forward(self, x):
+        grid = torch.arange(2, dtype=x.dtype) / 2
+        place = self.place(grid) + grid @ self.matrix + self.conv(grid[None, None])[0, :, 1]
+        return self.b(F.relu(self.a(x) + place))
+
+
+def test_a_linear_map_of_a_constant_is_one_of_an_input():
+    model, x = Constants().double(), torch.randn(5, 4, generator=generator()).double()
+    view = trace(model, x)
+    assert int(view.free.sum()) == 6
+    fed = {n for n, s in view.scalings.items() if bool(view.free[s.feeds].any())}
+    names = ("a.weight", "a.bias", "place.weight", "place.bias", "conv.weight", "conv.bias")
+    assert fed == {*names, "matrix"}
+    a, b = (output(m, x, training=False) for m in (model, scaled(model, view)))
+    assert relative(a, b) <= 1e-12
+    with torch.no_grad():  # the negative control: were only the input's map scaled, it would show
+        other = scaled(model, view)
+        other.place.load_state_dict(model.place.state_dict())
+    assert relative(a, output(other, x, training=False)) > 1e-3
+    # The constant's square is what feeds its paths, 0 at its first place and 1/4 at the second.
+    energies = path_energies(view)
+    out = model.b.weight.detach().square().sum(0)
+    torch.testing.assert_close(energies["place.weight"], out[:, None] * torch.tensor([0.0, 0.25]))
+
+
+def test_operands_that_are_sampled_keep_their_scale_and_the_grid_is_no_factor():
+    class Sampled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            y = F.relu(self.a(x))
+            grid = (
+                torch.linspace(-1, 1, 18, dtype=y.dtype).reshape(1, 3, 3, 2).expand(len(y), 3, 3, 2)
+            )
+            return self.b(F.grid_sample(y, grid, align_corners=True))
+
+    model, x = Sampled(), torch.randn(2, 1, 5, 5, generator=generator())
+    view = trace(model, x)
+    assert int(view.free.sum()) == 4
+    assert all(bool((g > 0).all()) for g in path_energies(view).values())  # in double precision
+    a, b = (output(m, x, training=False) for m in (model, scaled(model, view)))
+    assert relative(a, b) <= 1e-6
 
 
 def test_a_branch_on_the_mode_is_followed_in_both_modes():

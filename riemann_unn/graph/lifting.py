@@ -158,7 +158,8 @@ class _Lifted:
             return own(self, node, args, kwargs)
         kwargs.pop("dtype", None)
         weights = [x for x in tree_leaves(args) if isinstance(x, _Squares) and x.weight is not None]
-        squares = _run(node, *tree_map(_value, (args, kwargs)))
+        lifted = tree_map(_factor if rule in _LINEAR else _value, (args, kwargs))
+        squares = _run(node, *lifted)
         if rule in _VIEWS and weights and args[0] is weights[0]:
             views = _run(node, *tree_map(_weight, (args, kwargs)))
             return tree_map(_Squares, squares, views)
@@ -187,7 +188,14 @@ def _is_ours(x: Any) -> bool:
 
 
 def _value(x: Any) -> Any:
-    return x.value if isinstance(x, _Squares) else x
+    if isinstance(x, _Squares):
+        return x.value
+    return x.double() if _is_number(x) and not x.is_complex() else x
+
+
+def _factor(x: Any) -> Any:
+    """A factor of a product: constants are squared too."""
+    return _squared(x) if _is_ours(x) or _is_number(x) else x
 
 
 def _weight(x: Any) -> Any:
@@ -330,6 +338,7 @@ def _embedding(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squar
     return _Squares(weight.mean(0).expand(node.meta["val"].shape))
 
 
+_LINEAR = ("convolution", "linear", "matmul", "addmm", "einsum")
 _VIEWS = ("move", "same", "cast", "like", "getitem")
 _RULES: dict[str, Callable[[_Lifted, fx.Node, Any, Any], Any]] = {
     **dict.fromkeys(("same", "cast", "clamp", "threshold"), _same),

@@ -264,8 +264,8 @@ def _unreadable(model: nn.Module, error: Exception) -> GraphError:
     return GraphError(
         f"torch.export cannot read {type(model).__name__}.forward{place}: "
         f"{type(error).__name__}: {_first_line(error)}. Pass example inputs that the model runs "
-        "on; move a part whose control flow depends on data into a submodule, which then counts "
-        "as one closed operation"
+        "on; pass a submodule such as the backbone; or move a part whose control flow depends on "
+        "data into a submodule, which then counts as one closed operation"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -184,7 +184,10 @@ class Walk:
         rule = RULES.get(name) or RULES.get(name.rstrip("_"), opaque)
         if not any(isinstance(x, Activation) for x in leaves):
             weights = any(isinstance(x, Weight) for x in leaves)
-            if not (weights and name in _ON_WEIGHTS):
+            if weights and name in _LINEAR and isinstance(args[0], Tensor):
+                first = self.constant(args[0], f"{call.label} reads a constant")
+                call = replace(call, args=(first, *args[1:]))
+            elif not (weights and name in _ON_WEIGHTS):
                 return self._without_activations(call)
         self.rules[node.name] = rule.__name__
         result = rule(self, call)
@@ -317,6 +320,9 @@ def run_on_constants(node: fx.Node, args: Any, kwargs: Any) -> Any:
     with torch.no_grad():
         return node.target(*args, **kwargs)
 
+
+# Linear maps by a weight, also of what depends on no input.
+_LINEAR = frozenset(["conv1d", "conv2d", "conv3d", "linear", "matmul", "mm", "bmm"])
 
 UNUSED = -1
 """Stands for the space of an entry that no operation reads."""

@@ -1,0 +1,57 @@
+"""Path conditioning on the models that people have: what works, how exactly, and how fast.
+
+    make zoo
+
+or, in an environment with torchvision, timm and transformers, ``python bench/zoo.py``; options:
+``--only PATTERN`` (a regular expression of ``source/name``; prints and writes nothing),
+``--readings`` (also try other ways to read models), ``--out FILE``. No weights are downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from zoo_measure import Row, measure
+from zoo_models import catalogue
+from zoo_page import PAGE, lines, text_of, write
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="", metavar="PATTERN")
+    parser.add_argument("--readings", action="store_true")
+    parser.add_argument("--out", type=Path, default=PAGE, metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also what was measured")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    for entry in catalogue():
+        path = f"{entry.source}/{entry.name}"
+        if options.only and not re.search(options.only, path):
+            continue
+        try:
+            row = measure(entry, readings=options.readings)
+        except Exception as error:  # a row, not the end of the run
+            if options.only:
+                traceback.print_exc()
+            row = Row(entry.source, entry.name, f"{type(error).__name__}: {error}"[:300])
+        rows.append(row)
+        print(text_of(row), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1), "utf-8")
+    found = lines(rows)
+    print("\n" + "\n".join(found))
+    if not options.only:
+        write(options.out, found)
+    sys.exit(any(r.fails for r in rows))
+
+
+if __name__ == "__main__":
+    main()
