@@ -14,6 +14,7 @@ import riemann_unn as ru
 from riemann_unn.errors import GraphError
 from riemann_unn.graph import trace
 from riemann_unn.graph.regions import regions
+from riemann_unn.graph.rules import RULES
 from riemann_unn.init import path_condition_
 
 from .support import generator
@@ -367,3 +368,20 @@ def test_former_names_of_arguments_still_work():
     model = seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)))
     with pytest.warns(FutureWarning, match="data= of path_condition_ is called calibration="):
         path_condition_(model, data=normal(3, 4))
+
+
+def test_a_rule_that_fails_closes_what_it_has_touched(monkeypatch):
+    """Loud would be too much: the model is refused for nothing that it computes."""
+
+    def failing(walk, call):
+        real(walk, call)
+        raise IndexError("no such argument")
+
+    real = RULES["linear"]
+    monkeypatch.setitem(RULES, "linear", failing)
+    model, x = seeded(Written, WRITTEN["x @ W"][0]), normal(5, 4)
+    view = trace(model, x)
+    reason = view.closed(view.layers[0].outputs)
+    assert reason is not None and "is not followed: IndexError: no such argument" in reason
+    assert int(view.free.sum()) == 0
+    assert changed_by(model, view, x, training=False) <= 1e-12

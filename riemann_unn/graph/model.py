@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .guess import guessed_input
 from .program import Forward, Program, read, unwrapped
+from .rules import RULES
 from .spaces import ONE, Spaces, compact
 from .untouched import untouched
 from .walk import UNUSED, Layer, Role, Walk
@@ -226,7 +227,7 @@ def trace(
     walks: list[Walk] = []
     with untouched(model):
         for program in _programs(model, given, kwargs or {}, forward, blocks):
-            walks.append(Walk(program, names, spaces, buffers))
+            walks.append(Walk(RULES, program, names, spaces, buffers))
             walks[-1].run()
             blocks.update(program.closed)
             for path, why in program.closed.items():

@@ -5,7 +5,7 @@ An operation that is in no table is taken for one that is not positively homogen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,11 +15,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from . import contractions, layers
 from .program import operation
 from .spaces import ZERO
-from .walk import Activation, Call, Walk, Weight
+from .walk import Activation, Call, Rule, Walk, Weight
 
 __all__ = ["RULES", "opaque"]
-
-Rule = Callable[[Walk, Call], Any]
 
 
 def opaque(walk: Walk, call: Call) -> Any:
