@@ -97,12 +97,11 @@ def measure(entry: Entry, *, double: bool = True, readings: bool = False) -> Row
     row = Row(entry.source, entry.name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = _built(entry)
         full = entry.full or entry.inputs
+        row.seconds["passes"] = _passes(entry, _built(entry), full(BATCH))
         example, batch = full(EXAMPLE), entry.inputs(BATCH)
-        row.seconds["passes"] = _passes(entry, model, full(BATCH))
         _other_readings(row, _built(entry), example, READINGS if readings else READINGS[:1])
-        model.eval()
+        model = _built(entry).eval()
         before = [_outputs(entry, model, batch, training) for training in (False, True)]
         views: list[Any] = []
         with _timed(row.seconds, views):
