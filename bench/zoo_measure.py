@@ -98,7 +98,7 @@ def measure(entry: Entry, *, double: bool = True, readings: bool = False) -> Row
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         full = entry.full or entry.inputs
-        row.seconds["passes"] = _passes(entry, _built(entry), full(BATCH))
+        row.seconds["passes"] = _passes(entry, _built(entry), [entry.inputs(BATCH), full(BATCH)])
         example, batch = full(EXAMPLE), entry.inputs(BATCH)
         _other_readings(row, _built(entry), example, READINGS if readings else READINGS[:1])
         model = _built(entry).eval()
@@ -150,17 +150,17 @@ def _call(entry: Entry, model: nn.Module, inputs: Any) -> list[Tensor]:
     return tensors_in(model(*inputs) if isinstance(inputs, tuple) else model(inputs))
 
 
-def _passes(entry: Entry, model: nn.Module, batch: Any) -> float:
-    """Seconds of a forward and a backward pass, the better of two."""
-    seconds = []
+def _passes(entry: Entry, model: nn.Module, batches: Sequence[Any]) -> float:
+    """Seconds of a forward and a backward pass on the last batch; those before warm up."""
+    seconds = 0.0
     model.train()
-    for _ in range(2):
+    for batch in batches:
         start = time.process_time()
         found = [x for x in _call(entry, model, batch) if x.requires_grad]
         sum(x.square().mean() for x in found).backward()
-        seconds.append(time.process_time() - start)
+        seconds = time.process_time() - start
         model.zero_grad(set_to_none=True)
-    return min(seconds)
+    return seconds
 
 
 def _outputs(entry: Entry, model: nn.Module, inputs: Any, training: bool) -> list[Tensor]:

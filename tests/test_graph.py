@@ -288,6 +288,7 @@ class Blur(nn.Module):
     def __init__(self):
         super().__init__()
         self.a, self.b, self.c = nn.Conv1d(2, 4, 1), nn.Conv1d(4, 4, 1), nn.Linear(4, 3)
+        nn.init.ones_(self.b.bias)
         self.register_buffer("kernel", torch.tensor([1.0, 2.0, 1.0]).expand(4, 1, 3).clone())
         self.register_buffer("matrix", torch.randn(4, 4, generator=generator()))
 
@@ -305,8 +306,8 @@ def test_scales_pass_through_maps_that_are_buffers():
     a = output(model, x, training=False)
     assert relative(a, output(other, x, training=False)) <= 1e-12
     with torch.no_grad():  # the negative control: other scales for single channels would show
-        other.b.weight[0] *= 2
-        other.b.bias[0] *= 2
+        other.b.weight.mul_(torch.arange(1.0, 5.0)[:, None, None])
+        other.b.bias.mul_(torch.arange(1.0, 5.0))
     assert relative(a, output(other, x, training=False)) > 1e-3
 
 
