@@ -38,6 +38,7 @@ class Row:
         source: the package that it comes from.
         name: its name.
         refused: why nothing was done, or an empty string.
+        refusal: words of the refusal that is right, if there is one.
         evaluation: relative change of the outputs in evaluation mode, float32.
         training: the same in training mode.
         random: the same for random scales in double precision, the larger of both modes.
@@ -57,6 +58,7 @@ class Row:
     source: str
     name: str
     refused: str = ""
+    refusal: str = ""
     evaluation: float = math.nan
     training: float = math.nan
     random: float = math.nan
@@ -74,8 +76,9 @@ class Row:
 
     @property
     def is_refused_truly(self) -> bool:
-        """Whether there is no channel to scale, which is no fault of the reading."""
-        return "there is no channel to rescale" in self.refused
+        """Whether nothing can be scaled, or what refuses it is known to be so."""
+        is_known = bool(self.refusal) and self.refusal in self.refused
+        return "there is no channel to rescale" in self.refused or is_known
 
     @property
     def fails(self) -> bool:
@@ -94,7 +97,7 @@ class Row:
 
 def measure(entry: Entry, *, double: bool = True, readings: bool = False) -> Row:
     """Build a model, condition it, and compare."""
-    row = Row(entry.source, entry.name)
+    row = Row(entry.source, entry.name, refusal=entry.refusal)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         full = entry.full or entry.inputs
