@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from riemann_unn.graph import ModelGraph
@@ -21,16 +22,28 @@ def is_small(view: ModelGraph) -> bool:
     return int(view.free.sum()) <= LIMIT
 
 
-def authors_objective(view: ModelGraph, energies: Mapping[str, Tensor]) -> float:
-    """The objective after ten sweeps; NaN if there are many channels, infinity if it breaks."""
+def authors_objective(
+    view: ModelGraph, origin: Tensor | None, energies: Mapping[str, Tensor]
+) -> float:
+    """The objective after ten sweeps; NaN if there are many channels, infinity if it breaks.
+
+    Args:
+        view: the model.
+        origin: logarithms of squared scales that the energies are those of; None for none.
+        energies: the path energies.
+    """
     if not is_small(view):
         return math.nan
     found = 0.0
     for names in _parts(view):
         part = _Part(view, names)
         blocks = part.blocks(energies)
+        if origin is not None:
+            z = torch.cat([origin[part.spaces], torch.zeros(1, dtype=torch.float64)])
+            for b in blocks:
+                b.energy.mul_((z[b.feeds].unsqueeze(2) - z[b.reads].unsqueeze(1)).exp())
         peak = max(float(b.energy.max()) for b in blocks)
-        if not peak > 0:
+        if not 0 < peak < math.inf:
             return math.nan
         scaled = [EnergyBlock(b.energy / peak, b.feeds, b.reads, b.count) for b in blocks]
         found += _sweeps(scaled, part.count, 10)

@@ -27,7 +27,7 @@ __all__ = ["READINGS", "Row", "measure"]
 BATCH = 8
 EXAMPLE = 2
 READINGS = ("fx", "strict export", "jit.trace")
-STAGES = ("trace", "path_energies", "solve")
+STAGES = ("trace", "origin_of", "path_energies", "solve")
 
 
 @dataclass
@@ -202,7 +202,7 @@ def _timed(seconds: dict[str, float], views: list[Any]) -> Iterator[None]:
             found = kept[name](*args, **kwargs)
             seconds[name] = seconds.get(name, 0.0) + time.process_time() - start
             start = time.process_time()
-            if name == "trace":
+            if name in ("trace", "origin_of"):
                 views.append(found)
             if name == "path_energies":  # the solver divides them in place
                 views.append({n: g.clone() for n, g in found.items()} if is_small(views[0]) else {})
