@@ -29,7 +29,11 @@ def main() -> None:
     parser.add_argument("--readings", action="store_true")
     parser.add_argument("--out", type=Path, default=PAGE, metavar="FILE")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also what was measured")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="write the page from such a file")
     options = parser.parse_args()
+    if options.rows:
+        write(options.out, lines([Row(**r) for r in json.loads(options.rows.read_text("utf-8"))]))
+        return
     torch.set_num_threads(1)
     rows: list[Row] = []
     for entry in catalogue():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from riemann_unn.graph import ModelGraph
 from riemann_unn.init.path_condition.objective import _Part, _parts
-from riemann_unn.linalg.rescaling import EnergyBlock, _Problem
+from riemann_unn.linalg.rescaling.problem import EnergyBlock, Problem
 
 __all__ = ["authors_objective", "is_small"]
 
@@ -21,34 +22,46 @@ def is_small(view: ModelGraph) -> bool:
     return int(view.free.sum()) <= LIMIT
 
 
-def authors_objective(view: ModelGraph, energies: Mapping[str, Tensor]) -> float:
-    """The objective after ten sweeps; NaN if there are many channels, infinity if it breaks."""
+def authors_objective(
+    view: ModelGraph, origin: Tensor | None, energies: Mapping[str, Tensor]
+) -> float:
+    """The objective after ten sweeps; NaN if there are many channels, infinity if it breaks.
+
+    Args:
+        view: the model.
+        origin: logarithms of squared scales that the energies are those of; None for none.
+        energies: the path energies.
+    """
     if not is_small(view):
         return math.nan
     found = 0.0
     for names in _parts(view):
         part = _Part(view, names)
         blocks = part.blocks(energies)
+        if origin is not None:
+            z = torch.cat([origin[part.spaces], torch.zeros(1, dtype=torch.float64)])
+            for b in blocks:
+                b.energy.mul_((z[b.feeds].unsqueeze(2) - z[b.reads].unsqueeze(1)).exp())
         peak = max(float(b.energy.max()) for b in blocks)
-        if not peak > 0:
+        if not 0 < peak < math.inf:
             return math.nan
-        scaled = [EnergyBlock(b.energy / peak, b.gain, b.loss, b.count) for b in blocks]
+        scaled = [EnergyBlock(b.energy / peak, b.feeds, b.reads, b.count) for b in blocks]
         found += _sweeps(scaled, part.count, 10)
         found += sum(energies[name].numel() for name in names) * math.log(peak)
     return found
 
 
 def _sweeps(blocks: Sequence[EnergyBlock], channels: int, sweeps: int) -> float:
-    problem = _Problem(blocks, channels, True)
+    problem = Problem(blocks, channels, True)
     slopes, n = problem.slope.tolist(), problem.n
     energies = [b.energy.numpy().copy() for b in blocks]
-    feeds = _slices(energies, [b.gain for b in blocks], channels, rows=True)
-    reads = _slices(energies, [b.loss for b in blocks], channels, rows=False)
+    feeds = _slices(energies, [b.feeds for b in blocks], channels, rows=True)
+    reads = _slices(energies, [b.reads for b in blocks], channels, rows=False)
     if any({a for a, _ in feeds[s]} & {a for a, _ in reads[s]} for s in range(channels)):
         return math.nan  # a weight from a channel to itself
     linear = 0.0
     for _ in range(sweeps):
-        total = float(sum(e.sum() for e in energies))
+        total = known = float(sum(e.sum() for e in energies))
         for s, slope in enumerate(slopes[:channels]):
             i = float(sum(x.sum() for _, x in feeds[s]))
             o = float(sum(x.sum() for _, x in reads[s]))
@@ -56,7 +69,8 @@ def _sweeps(blocks: Sequence[EnergyBlock], channels: int, sweeps: int) -> float:
                 continue
             rest = total - i - o
             a, b, c = o * (n - slope), -slope * rest, -i * (n + slope)
-            x = (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)
+            root = math.sqrt(b * b - 4 * a * c)
+            x = (root - b) / (2 * a) if b <= 0 else -2 * c / (b + root)  # no digits are lost
             for _, part in feeds[s]:
                 part /= x
             for _, part in reads[s]:
@@ -64,6 +78,8 @@ def _sweeps(blocks: Sequence[EnergyBlock], channels: int, sweeps: int) -> float:
             if not x > 0:
                 return math.inf  # it has lost all digits to cancellation
             total = rest + o * x + i / x
+            if total < 1e-6 * known:  # what is left of the difference is rounding
+                total = known = float(sum(e.sum() for e in energies))
             linear += slope * math.log(x)
     return n * math.log(float(sum(e.sum() for e in energies))) - linear
 

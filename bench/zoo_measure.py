@@ -27,7 +27,7 @@ __all__ = ["READINGS", "Row", "measure"]
 BATCH = 8
 EXAMPLE = 2
 READINGS = ("fx", "strict export", "jit.trace")
-STAGES = ("trace", "path_energies", "solve")
+STAGES = ("trace", "origin_of", "path_energies", "solve")
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Row:
         source: the package that it comes from.
         name: its name.
         refused: why nothing was done, or an empty string.
+        refusal: words of the refusal that is right, if there is one.
         evaluation: relative change of the outputs in evaluation mode, float32.
         training: the same in training mode.
         random: the same for random scales in double precision, the larger of both modes.
@@ -57,6 +58,7 @@ class Row:
     source: str
     name: str
     refused: str = ""
+    refusal: str = ""
     evaluation: float = math.nan
     training: float = math.nan
     random: float = math.nan
@@ -74,8 +76,9 @@ class Row:
 
     @property
     def is_refused_truly(self) -> bool:
-        """Whether there is no channel to scale, which is no fault of the reading."""
-        return "there is no channel to rescale" in self.refused
+        """Whether nothing can be scaled, or what refuses it is known to be so."""
+        is_known = bool(self.refusal) and self.refusal in self.refused
+        return "there is no channel to rescale" in self.refused or is_known
 
     @property
     def fails(self) -> bool:
@@ -94,15 +97,14 @@ class Row:
 
 def measure(entry: Entry, *, double: bool = True, readings: bool = False) -> Row:
     """Build a model, condition it, and compare."""
-    row = Row(entry.source, entry.name)
+    row = Row(entry.source, entry.name, refusal=entry.refusal)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = _built(entry)
         full = entry.full or entry.inputs
+        row.seconds["passes"] = _passes(entry, _built(entry), [entry.inputs(BATCH), full(BATCH)])
         example, batch = full(EXAMPLE), entry.inputs(BATCH)
-        row.seconds["passes"] = _passes(entry, model, full(BATCH))
         _other_readings(row, _built(entry), example, READINGS if readings else READINGS[:1])
-        model.eval()
+        model = _built(entry).eval()
         before = [_outputs(entry, model, batch, training) for training in (False, True)]
         views: list[Any] = []
         with _timed(row.seconds, views):
@@ -151,17 +153,17 @@ def _call(entry: Entry, model: nn.Module, inputs: Any) -> list[Tensor]:
     return tensors_in(model(*inputs) if isinstance(inputs, tuple) else model(inputs))
 
 
-def _passes(entry: Entry, model: nn.Module, batch: Any) -> float:
-    """Seconds of a forward and a backward pass, the better of two."""
-    seconds = []
+def _passes(entry: Entry, model: nn.Module, batches: Sequence[Any]) -> float:
+    """Seconds of a forward and a backward pass on the last batch; those before warm up."""
+    seconds = 0.0
     model.train()
-    for _ in range(2):
+    for batch in batches:
         start = time.process_time()
         found = [x for x in _call(entry, model, batch) if x.requires_grad]
         sum(x.square().mean() for x in found).backward()
-        seconds.append(time.process_time() - start)
+        seconds = time.process_time() - start
         model.zero_grad(set_to_none=True)
-    return min(seconds)
+    return seconds
 
 
 def _outputs(entry: Entry, model: nn.Module, inputs: Any, training: bool) -> list[Tensor]:
@@ -200,7 +202,7 @@ def _timed(seconds: dict[str, float], views: list[Any]) -> Iterator[None]:
             found = kept[name](*args, **kwargs)
             seconds[name] = seconds.get(name, 0.0) + time.process_time() - start
             start = time.process_time()
-            if name == "trace":
+            if name in ("trace", "origin_of"):
                 views.append(found)
             if name == "path_energies":  # the solver divides them in place
                 views.append({n: g.clone() for n, g in found.items()} if is_small(views[0]) else {})

@@ -25,6 +25,7 @@ class Entry:
         inputs: of a number of examples, the keyword arguments of its forward, or one tensor.
         full: the same in the size that the model is made for; None if that is the same.
         forward: calls the model on the inputs, if the model itself does not.
+        refusal: words of the refusal that is right, if nothing can be done.
     """
 
     source: str
@@ -33,6 +34,7 @@ class Entry:
     inputs: Callable[[int], Any]
     full: Callable[[int], Any] | None = None
     forward: Callable[[nn.Module, Any], Any] | None = None
+    refusal: str = ""
 
 
 def catalogue() -> list[Entry]:
@@ -105,7 +107,9 @@ def _torchvision() -> Iterator[Entry]:
         return {"images": [torch.rand(3, 64, 64) for _ in range(n)], "targets": [target] * n}
 
     name = "fasterrcnn_resnet50_fpn"
-    yield Entry("torchvision", name, detector, pictures)
+    # Its own forward branches on the boxes of the pictures; what it trains is read below.
+    why = "if degenerate_boxes.any()"
+    yield Entry("torchvision", name, detector, pictures, refusal=why)
     part = f"{name}.backbone"
     yield Entry("torchvision", part, lambda: detector().backbone, _images(64), _images(128))
 

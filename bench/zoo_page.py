@@ -72,8 +72,8 @@ def summary(rows: Sequence[Row]) -> list[str]:
     slow = [r for r in large if not r.ratio <= 2]
     ours = [r for r in works if not math.isnan(r.authors)]
     found = [
-        f"- {len(rows)} models: {len(works)} are conditioned, {true} are refused because no "
-        f"channel can be scaled, {len(rows) - len(works) - true} are refused for another reason.",
+        f"- {len(rows)} models: {len(works)} are conditioned, {true} are refused for a reason "
+        f"that is true and stands below their table, {len(rows) - len(works) - true} for another.",
         f"- Change of the function: eval at most {_most(r.evaluation for r in works)} "
         f"({_within(works, 'evaluation', 2e-6)} within 2e-6), train at most "
         f"{_most(r.training for r in works)} ({_within(works, 'training', 1e-4)} within 1e-4); "
@@ -112,7 +112,7 @@ def _readings(rows: Sequence[Row]) -> list[str]:
 def _cells(row: Row) -> list[str]:
     name = f"`{row.name}`"
     if row.refused:
-        word = "none open" if row.is_refused_truly else "**refused**"
+        word = "refused" if row.is_refused_truly else "**refused**"
         return [name, word, *["—"] * (len(HEAD) - 2)]
     s = row.seconds
     return [

@@ -270,6 +270,11 @@ def _multiply(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Square
     return _Squares(_squared(args[0]) * _squared(args[1] if len(args) > 1 else kwargs["other"]))
 
 
+def _multiply_add(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
+    x, a, b = map(_squared, args[:3])
+    return _Squares(x + float(kwargs.get("value", 1)) ** 2 * a * b)
+
+
 def _divide(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
     return _Squares(_squared(args[0]) / _squared(args[1] if len(args) > 1 else kwargs["other"]))
 
@@ -349,6 +354,7 @@ _RULES: dict[str, Callable[[_Lifted, fx.Node, Any, Any], Any]] = {
     "reduce": _reduce,
     "where": _where,
     "multiply": _multiply,
+    "multiply_add": _multiply_add,
     "divide": _divide,
     "compare": _signs,
     "constants": _constants,

@@ -253,6 +253,8 @@ def _programs(
     """The model in the mode that it is in, and in that of the two that it is not in."""
     first = read(model, args, kwargs, forward=forward, closed=blocks)
     found = [first]
+    if not first.depends_on_mode:
+        return found
     for mode in {True, False} - {m.training for m in model.modules()} or {True, False}:
         for module in model.modules():
             module.training = mode

@@ -221,7 +221,7 @@ class Walk:
         value = value.clone() if source.kind == "buffer" else value  # it may be written
         self.sources[name] = value
         if source.kind == "buffer" and not self.buffers:
-            self.closed.setdefault(name, f"'{name}' is a buffer")
+            self.closed.setdefault(name, _buffer(name))
         return Weight(name, value)
 
     def _block(self, call: Call, path: str) -> Any:
@@ -307,10 +307,21 @@ class Walk:
                 )
                 roles[i + 1] = first
             roles[:] = [first]
-        for name, roles in self.roles.items():
+        for name, roles in list(self.roles.items()):
             reason = reasons.get(name) or self.closed.get(name)
+            if reason == _buffer(name) and self._passes(roles[0]):
+                del self.roles[name]
+                continue
             for ids in map(compact, (roles[0].feeds, roles[0].reads)) if reason else ():
                 self.spaces.close(ids[ids != UNUSED], reason or "")
+
+    def _passes(self, role: Role) -> bool:
+        """Let scales pass through a fixed map: what it feeds scales as what it reads."""
+        feeds, reads = torch.broadcast_tensors(role.feeds, role.reads)
+        if any(bool(((compact(x) == UNUSED) | (compact(x) == ONE)).any()) for x in (feeds, reads)):
+            return False
+        self.spaces.union(feeds, reads)
+        return True
 
     def _joined(self, a: Tensor, b: Tensor) -> Tensor:
         """One scale for what both say; what one of them does not use is left to the other."""
@@ -320,6 +331,10 @@ class Walk:
         both = (a != UNUSED) & (b != UNUSED)
         self.spaces.union(a[both], b[both])
         return torch.where(a == UNUSED, b, a)
+
+
+def _buffer(name: str) -> str:
+    return f"'{name}' is a buffer"
 
 
 def run_on_constants(node: fx.Node, args: Any, kwargs: Any) -> Any:
