@@ -85,7 +85,10 @@ class Row:
         """Whether something that was asked for is not so."""
         if self.refused:
             return not self.is_refused_truly
-        is_exact = self.evaluation <= 2e-6 and self.training <= 1e-4 and not self.random > 1e-9
+        # Nobody is more exact than float32 itself.
+        limits = [max(x, 2 * y) for x, y in zip((2e-6, 1e-4), self.rounding, strict=True)]
+        is_exact = self.evaluation <= limits[0] and self.training <= limits[1]
+        is_exact = is_exact and not self.random > 1e-9
         return not (is_exact and self.is_converged and self.after <= self.before)
 
     @property

@@ -69,7 +69,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
     works = [r for r in rows if not r.refused]
     true = sum(r.is_refused_truly for r in rows)
     large = [r for r in works if r.seconds["passes"] >= LARGE]
-    slow = [r for r in large if not r.ratio <= 2]
+    slow = sorted((r for r in large if not r.ratio <= 2), key=lambda r: -r.ratio)
     ours = [r for r in works if not math.isnan(r.authors)]
     found = [
         f"- {len(rows)} models: {len(works)} are conditioned, {true} are refused for a reason "
@@ -87,7 +87,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
         f"- Of the {len(large)} models whose forward and backward pass takes {LARGE} s or more, "
         f"{len(large) - len(slow)} are read and measured in twice that or less, the median in "
         f"{short(median(r.ratio for r in large))} times"
-        + (f"; not {_list(f'{r.name} ({r.ratio:.1f})' for r in slow)}." if slow else "."),
+        + (f"; worst {_list(f'{r.name} ({r.ratio:.1f})' for r in slow[:6])}." if slow else "."),
     ]
     return [*found, *_readings(rows)]
 
