@@ -86,7 +86,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
         "they break on.",
         f"- Of the {len(large)} models whose forward and backward pass takes {LARGE} s or more, "
         f"{len(large) - len(slow)} are read and measured in twice that or less, the median in "
-        f"{short(median(r.ratio for r in large))} times"
+        f"{short(median([r.ratio for r in large] or [math.nan]))} times"
         + (f"; worst {_list(f'{r.name} ({r.ratio:.1f})' for r in slow[:6])}." if slow else "."),
     ]
     return [*found, *_readings(rows)]
@@ -104,7 +104,7 @@ def _readings(rows: Sequence[Row]) -> list[str]:
     ours = [r.seconds["trace"] for r in rows if "trace" in r.seconds]
     found.append(
         f"this package reads {len(ours)} of {len(rows)}, in both modes "
-        f"(mean {short(sum(ours) / len(ours))} s)"
+        f"(mean {short(sum(ours) / max(len(ours), 1))} s)"
     )
     return ["- Of ways to read a model, in evaluation mode: " + "; ".join(found) + "."]
 
@@ -155,7 +155,7 @@ def _few(places: Sequence[str]) -> str:
 
 
 def _most(values: Iterable[float]) -> str:
-    return f"{max(values):.0e}"
+    return f"{max(values, default=math.nan):.0e}"
 
 
 def _within(rows: Sequence[Row], name: str, limit: float) -> str:
