@@ -4,7 +4,7 @@ Everything that is needed ships with scikit-learn and with Python: its handwritt
 help texts of ``pydoc``. Both nets are trained here, in a few minutes, then compressed with
 ``Budget(parameters=...)``, whose ranks follow the measured errors of the layers.
 
-``python bench/bench_low_rank_trained.py [--seeds 3] [--steps 1500]``
+``python bench/bench_low_rank_trained.py [--seeds 3] [--steps 1000]``
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import riemann_unn as ru
 
 METHODS = ("spectral", "linear", "function")
-CONTEXT, WIDTH, HEADS, DEPTH = 64, 128, 4, 3
+CONTEXT, WIDTH, HEADS, DEPTH = 64, 256, 4, 2
 
 
 def conv_net() -> nn.Sequential:
@@ -146,7 +146,7 @@ def text(seed: int, steps: int) -> None:
         return torch.stack([parts[part][i : i + CONTEXT + 1] for i in start.tolist()])
 
     model = Transformer(len(letters))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.5)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in range(steps):
         rows = batch("train", 32)
@@ -176,7 +176,7 @@ def text(seed: int, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1500, help="of training the transformer")
+    parser.add_argument("--steps", type=int, default=1000, help="of training the transformer")
     parser.add_argument("--only", choices=("digits", "text"))
     options = parser.parse_args()
     print(

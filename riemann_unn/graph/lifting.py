@@ -60,16 +60,16 @@ def path_energies(
     """
     values = {**view.tensors, **(tensors or {})}
     squares = {name: _square(values[name]).requires_grad_() for name in view.scalings}
-    with torch.enable_grad():
-        total = _Lifted(view, squares, inputs).run()
-    found: Sequence[Tensor | None] = [None] * len(squares)
-    if total.requires_grad:
-        found = torch.autograd.grad(total, list(squares.values()), allow_unused=True)
     sources = view.program.sources.values()
     examples = [s.value for s in sources if s.kind == "input" and isinstance(s.value, Tensor)]
     batch = next((max(x.shape[0], 1) for x in examples if x.ndim), 1)
+    with torch.enable_grad():
+        total = _Lifted(view, squares, inputs).run() / batch
+    found: Sequence[Tensor | None] = [None] * len(squares)
+    if total.requires_grad:
+        found = torch.autograd.grad(total, list(squares.values()), allow_unused=True)
     return {
-        name: torch.zeros_like(squares[name]) if g is None else g.clamp_min_(0).div_(batch)
+        name: torch.zeros_like(squares[name]) if g is None else g.clamp_min_(0)
         for name, g in zip(squares, found, strict=True)
     }
 
@@ -211,7 +211,8 @@ def _memory(x: Tensor) -> tuple[int, ...]:
 
 
 def _square(x: Tensor) -> Tensor:
-    return (x.detach().abs() if x.is_complex() else x.detach()).double().square()
+    x = x.detach().abs() if x.is_complex() else x.detach()
+    return x.square() if x.dtype == torch.float64 else x.double().square_()
 
 
 def _squared(x: Any) -> Any:
