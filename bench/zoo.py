@@ -1,4 +1,4 @@
-"""Path conditioning on the models that people have: what works, how exactly, and how fast.
+"""The passes on the models that people have: what works, how exactly, and how fast.
 
     make zoo
 
@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from zoo_low_rank import MODELS, Thin, thin
 from zoo_measure import Row, measure
 from zoo_models import catalogue
 from zoo_page import PAGE, lines, text_of, write
@@ -32,14 +33,20 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, metavar="FILE", help="write the page from such a file")
     options = parser.parse_args()
     if options.rows:
-        write(options.out, lines([Row(**r) for r in json.loads(options.rows.read_text("utf-8"))]))
+        kept = json.loads(options.rows.read_text("utf-8"))
+        thinned = [Thin(**r) for r in kept["low_rank"]]
+        write(options.out, lines([Row(**r) for r in kept["rows"]], thinned))
         return
     torch.set_num_threads(1)
     rows: list[Row] = []
+    thinned: list[Thin] = []
     for entry in catalogue():
         path = f"{entry.source}/{entry.name}"
         if options.only and not re.search(options.only, path):
             continue
+        if path in MODELS:
+            thinned.append(thin(entry))
+            print(thinned[-1], flush=True)
         try:
             row = measure(entry, readings=options.readings)
         except Exception as error:  # a row, not the end of the run
@@ -49,8 +56,9 @@ def main() -> None:
         rows.append(row)
         print(text_of(row), flush=True)
         if options.json:
-            options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1), "utf-8")
-    found = lines(rows)
+            kept = {"rows": list(map(asdict, rows)), "low_rank": list(map(asdict, thinned))}
+            options.json.write_text(json.dumps(kept, indent=1), "utf-8")
+    found = lines(rows, thinned)
     print("\n" + "\n".join(found))
     if not options.only:
         write(options.out, found)

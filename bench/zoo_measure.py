@@ -22,7 +22,7 @@ from riemann_unn.graph.closed import tensors_in
 from riemann_unn.graph.program import unwrapped
 from riemann_unn.init.path_condition import path_condition
 
-__all__ = ["READINGS", "Row", "measure"]
+__all__ = ["READINGS", "Row", "built", "change", "measure", "outputs"]
 
 BATCH = 8
 EXAMPLE = 2
@@ -104,14 +104,14 @@ def measure(entry: Entry, *, double: bool = True, readings: bool = False) -> Row
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         full = entry.full or entry.inputs
-        row.seconds["passes"] = _passes(entry, _built(entry), [entry.inputs(BATCH), full(BATCH)])
+        row.seconds["passes"] = _passes(entry, built(entry), [entry.inputs(BATCH), full(BATCH)])
         example, batch = full(EXAMPLE), entry.inputs(BATCH)
-        _other_readings(row, _built(entry), example, READINGS if readings else READINGS[:1])
-        model = _built(entry).eval()
-        before = [_outputs(entry, model, batch, training) for training in (False, True)]
+        _other_readings(row, built(entry), example, READINGS if readings else READINGS[:1])
+        model = built(entry).eval()
+        before = [outputs(entry, model, batch, training) for training in (False, True)]
         views: list[Any] = []
         with _timed(row.seconds, views):
-            spare = unwrapped(_built(entry)) if double else None
+            spare = unwrapped(built(entry)) if double else None
             start = time.process_time()
             try:
                 found = path_condition.path_condition_(model, inputs=example, forward=entry.forward)
@@ -122,9 +122,9 @@ def measure(entry: Entry, *, double: bool = True, readings: bool = False) -> Row
             row.free, row.channels = int(views[0].free.sum()), len(views[0].reasons)
             row.blocks = dict(views[0].blocks)
         if not row.refused:
-            after = [_outputs(entry, model, batch, training) for training in (False, True)]
+            after = [outputs(entry, model, batch, training) for training in (False, True)]
             row.evaluation, row.training = (
-                _change(a, b) for a, b in zip(before, after, strict=True)
+                change(a, b) for a, b in zip(before, after, strict=True)
             )
             row.before, row.after = found.objective_before, found.objective_after
             row.is_converged = found.converged
@@ -140,7 +140,7 @@ def measure(entry: Entry, *, double: bool = True, readings: bool = False) -> Row
     return row
 
 
-def _built(entry: Entry) -> nn.Module:
+def built(entry: Entry) -> nn.Module:
     """The model, with the same weights every time."""
     torch.manual_seed(0)
     model = entry.make()
@@ -169,7 +169,7 @@ def _passes(entry: Entry, model: nn.Module, batches: Sequence[Any]) -> float:
     return seconds
 
 
-def _outputs(entry: Entry, model: nn.Module, inputs: Any, training: bool) -> list[Tensor]:
+def outputs(entry: Entry, model: nn.Module, inputs: Any, training: bool) -> list[Tensor]:
     """What the model returns; buffers stay, random numbers are the same every time."""
     buffers = [(b, b.clone()) for b in model.buffers()]
     model.train(training)
@@ -182,7 +182,7 @@ def _outputs(entry: Entry, model: nn.Module, inputs: Any, training: bool) -> lis
     return found
 
 
-def _change(before: list[Tensor], after: list[Tensor]) -> float:
+def change(before: list[Tensor], after: list[Tensor]) -> float:
     """The largest relative change of an output."""
     found = [0.0]
     for a, b in zip(before, after, strict=True):
@@ -234,12 +234,12 @@ def _in_double(
     generator = torch.Generator().manual_seed(0)
     scales = torch.randn(len(view.reasons), dtype=torch.float64, generator=generator)
     scales = scales.exp().where(view.free, 1.0)
-    before = [_outputs(entry, model, batch, training) for training in (False, True)]
+    before = [outputs(entry, model, batch, training) for training in (False, True)]
     view.scale_({**dict(model.named_parameters()), **dict(model.named_buffers())}, scales)
-    after = [_outputs(entry, model, batch, training) for training in (False, True)]
-    change = max(_change(a, b) for a, b in zip(before, after, strict=True))
-    rounding = [_change(a, b) for a, b in zip(before, single, strict=True)]
-    return (rounding[0], rounding[1]), change
+    after = [outputs(entry, model, batch, training) for training in (False, True)]
+    largest = max(change(a, b) for a, b in zip(before, after, strict=True))
+    rounding = [change(a, b) for a, b in zip(before, single, strict=True)]
+    return (rounding[0], rounding[1]), largest
 
 
 def _double(x: Any) -> Any:
