@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import riemann_unn as ru
 
 METHODS = ("spectral", "linear", "function")
-CONTEXT, WIDTH, HEADS, DEPTH = 64, 256, 4, 2
+CONTEXT, HEADS = 64, 4
 
 
 def conv_net() -> nn.Sequential:
@@ -42,26 +42,26 @@ def conv_net() -> nn.Sequential:
 
 
 class Block(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, length, _ = x.shape
+        n, length, width = x.shape
         parts = self.qkv(self.first(x)).view(n, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(*parts.unbind(0), is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).reshape(n, length, WIDTH))
+        x = x + self.out(mixed.transpose(1, 2).reshape(n, length, width))
         return x + self.down(F.gelu(self.up(self.second(x))))
 
 
 class Transformer(nn.Module):
-    def __init__(self, letters: int) -> None:
+    def __init__(self, letters: int, width: int, depth: int) -> None:
         super().__init__()
-        self.letters, self.places = nn.Embedding(letters, WIDTH), nn.Embedding(CONTEXT, WIDTH)
-        self.blocks = nn.Sequential(*(Block() for _ in range(DEPTH)))
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, letters)
+        self.letters, self.places = nn.Embedding(letters, width), nn.Embedding(CONTEXT, width)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, letters)
 
     def forward(self, i: Tensor) -> Tensor:
         place = torch.arange(i.shape[1], device=i.device)
@@ -131,7 +131,7 @@ def digits(seed: int) -> None:
     print(f"| digits, {dense:,} | {100 * whole:.1f} % | " + " | ".join(cells) + " |", flush=True)
 
 
-def text(seed: int, steps: int) -> None:
+def text(seed: int, steps: int, width: int, depth: int, decay: float) -> None:
     """A transformer at half of the parameters of its linear layers."""
     torch.manual_seed(seed)
     raw = "\n".join(topics.topics.values())
@@ -145,8 +145,8 @@ def text(seed: int, steps: int) -> None:
         start = torch.randint(len(parts[part]) - CONTEXT - 1, (count,), generator=generator)
         return torch.stack([parts[part][i : i + CONTEXT + 1] for i in start.tolist()])
 
-    model = Transformer(len(letters))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.5)
+    model = Transformer(len(letters), width, depth)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in range(steps):
         rows = batch("train", 32)
@@ -177,6 +177,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000, help="of training the transformer")
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--depth", type=int, default=2)
+    parser.add_argument("--decay", type=float, default=0.5, help="of its weights, in AdamW")
     parser.add_argument("--only", choices=("digits", "text"))
     options = parser.parse_args()
     print(
@@ -184,7 +187,7 @@ def main() -> None:
     )
     runs: dict[str, Callable[[int], None]] = {
         "digits": digits,
-        "text": lambda seed: text(seed, options.steps),
+        "text": lambda seed: text(seed, options.steps, options.width, options.depth, options.decay),
     }
     for name, run in runs.items():
         for seed in range(options.seeds):

@@ -83,7 +83,8 @@ def _low_rank(rows: Sequence[Thin]) -> list[str]:
     return [
         f"`low_rank_` on all layers, with {EXAMPLES} examples of calibration data: relative change "
         "of the outputs at full rank; at a quarter of the rank, for each method, the mean of the "
-        "layers' errors on held-out inputs, the error of the model's outputs on fresh inputs, and seconds. "
+        "layers' errors on held-out inputs, the error of the model's outputs on fresh inputs, and "
+        "seconds. "
         f"Calibrated errors are below the spectral ones on {better} of {len(rows)}.",
         "",
         *table(head, cells),
