@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import riemann_unn as ru
+from riemann_unn.init.calibration import Batch
 from riemann_unn.init.warm_start.folding import Folding
 
 pytest.importorskip("sklearn")
@@ -82,6 +83,6 @@ def test_gains_inside_residual_blocks_are_folded():
         torch.manual_seed(0)
         model = ru.tag_(warmstart._residual_net(3), warmstart.NETS[1].tags)
     names = [name for name, _ in ru.tagged_parameters(model)]
-    folding = Folding(model, names, (torch.randn(2, 1, 8, 8),))
+    folding = Folding(model, names, Batch((torch.randn(2, 1, 8, 8),), {}))
     assert folding.foldable == set(names[::2])
     assert all("added to" in folding.reasons[name] for name in names[1::2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 
 import pytest
 import torch
@@ -385,3 +386,23 @@ def test_a_rule_that_fails_closes_what_it_has_touched(monkeypatch):
     assert reason is not None and "is not followed: IndexError: no such argument" in reason
     assert int(view.free.sum()) == 0
     assert changed_by(model, view, x, training=False) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: trace(m, torch.ones(2, 6)),
+        trace,
+        path_condition_,
+        lambda m: ru.init.low_rank_(m, rank=1, layers="2"),
+        lambda m: ru.init.warm_start_(ru.tag_(m, {"0.weight": ru.Orthogonal()})),
+    ],
+    ids=["trace", "guess", "path_condition_", "low_rank_", "warm_start_"],
+)
+def test_no_weak_reference_is_left_so_that_parameters_can_be_swapped(call):
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    view = call(model)
+    assert not any(map(weakref.getweakrefcount, model.parameters()))
+    other = nn.Parameter(torch.ones(2, 6))
+    torch.utils.swap_tensors(model[4].weight, other)
+    assert view is None or view  # what it returns is still alive

@@ -13,7 +13,7 @@ from .guess import guessed_input
 from .program import Forward, Program, read, unwrapped
 from .rules import RULES
 from .spaces import ONE, Spaces, compact
-from .untouched import untouched
+from .untouched import forgotten, untouched
 from .walk import UNUSED, Layer, Role, Walk
 
 __all__ = ["ModelGraph", "Scaling", "trace"]
@@ -221,11 +221,12 @@ def trace(
         return canonical.get(_memory(p))
 
     is_guess = not example_inputs and not kwargs
-    given = (guessed_input(model),) if is_guess else example_inputs
+    with forgotten(model):
+        given = (guessed_input(model),) if is_guess else example_inputs
     spaces = Spaces(per_channel=per == "channel")
     blocks = _whole_blocks(model)
     walks: list[Walk] = []
-    with untouched(model):
+    with forgotten(model), untouched(model):
         for program in _programs(model, given, kwargs or {}, forward, blocks):
             walks.append(Walk(RULES, program, names, spaces, buffers))
             walks[-1].run()

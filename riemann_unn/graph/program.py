@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
 
 from ..errors import GraphError
 from ..interruption import afterwards
@@ -311,12 +311,25 @@ def _written_out(module: fx.GraphModule, target: fx.Graph, given: dict[fx.Node, 
             continue
         nested = _nested(node, done)
         if nested is None:
-            done[node] = target.node_copy(node, lambda n: _no_module(done[n]))
+            done[node] = copied = target.node_copy(node, lambda n: _no_module(done[n]))
+            kept = {key: node.meta[key] for key in _KEPT if key in node.meta}
+            copied.meta = {**kept, "val": tree_map(_without_values, node.meta.get("val"))}
             continue
         body, arguments = nested
         inner = [n for n in body.graph.nodes if n.op == "placeholder"]
         done[node] = _written_out(body, target, dict(zip(inner, mapped(arguments), strict=True)))
     return None
+
+
+# Of what is known of a node; stand-ins for tensors would keep weak references to parameters.
+_KEPT = ("nn_module_stack", "torch_fn")
+
+
+def _without_values(x: Any) -> Any:
+    """A tensor of the shape, dtype and device of a stand-in, in the memory of one number."""
+    if not isinstance(x, Tensor):
+        return x
+    return torch.ones((), dtype=x.dtype, device=x.device).expand(tuple(x.shape))
 
 
 def _no_module(x: Any) -> Any:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from contextlib import ExitStack
+from weakref import getweakrefcount
 
 from torch import nn
+from torch.fx.experimental import proxy_tensor
 
 from ..interruption import afterwards, random_states
 
-__all__ = ["quiet", "untouched"]
+__all__ = ["forgotten", "quiet", "untouched"]
 
 
 def untouched(model: nn.Module) -> ExitStack:
@@ -58,3 +61,28 @@ def quiet() -> ExitStack:
     stack.enter_context(warnings.catch_warnings())
     warnings.simplefilter("ignore")
     return stack
+
+
+# What one collection frees may hold the last reference to what the next one does.
+_COLLECTIONS = 4
+
+
+def forgotten(model: nn.Module) -> ExitStack:
+    """Leave no weak references to tensors of a model, which stand-ins for them keep.
+
+    With one a parameter cannot be swapped, ``torch.utils.swap_tensors``. The body must have let go
+    of all stand-ins; those that refer to each other in a circle are collected here.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    counts = list(map(getweakrefcount, tensors))
+
+    def collect() -> None:
+        # What torch's exporter keeps of its last work, until the next.
+        getattr(proxy_tensor, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", {}).clear()
+        for _ in range(_COLLECTIONS):
+            now = map(getweakrefcount, tensors)
+            if all(n <= before for n, before in zip(now, counts, strict=True)):
+                break
+            gc.collect()
+
+    return afterwards(collect)

@@ -268,7 +268,7 @@ class Walk:
             x = x.value
         if not isinstance(x, Tensor):
             return x
-        zero = x.device.type != "meta" and not _is_fake(x) and not bool(x.any())
+        zero = not bool(compact(x).any())
         space = ZERO if zero else self.spaces.closed(reason)
         return Activation(torch.tensor(space).expand(x.shape))
 
@@ -404,10 +404,6 @@ def _alike(ids: Tensor) -> Tensor:
 
 def _ours(x: Any) -> bool:
     return isinstance(x, (Activation, Weight))
-
-
-def _is_fake(x: Tensor) -> bool:
-    return type(x).__name__ == "FakeTensor"
 
 
 def _ones(x: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...graph.guess import guessed_input
 from ...graph.program import Program, read
+from ...graph.untouched import forgotten
 from ...linalg import ACTIVATIONS
 from ...linalg.low_rank.activation_kernel import as_activation
 from ..calibration import Batch, Forward, batches_of, cannot_run
@@ -27,7 +28,7 @@ def program_of(
 ) -> Program | str:
     """Return what a model computes in evaluation mode, or why that cannot be told."""
     try:
-        with undisturbed(model):
+        with forgotten(model), undisturbed(model):
             if inputs is not None:
                 batches = batches_of(inputs, model, forward=forward)
             first = batches[0] if batches else Batch((guessed_input(model),), {})

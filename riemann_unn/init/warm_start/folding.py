@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,6 +12,8 @@ from torch import Tensor, fx, nn
 from ...errors import GraphError
 from ...graph import Layer, ModelGraph, trace
 from ...graph.program import operation
+from ...graph.untouched import forgotten
+from ..calibration import Batch
 from ..recording import same_buffers
 
 __all__ = ["Folding"]
@@ -85,7 +86,7 @@ class Folding:
             them they are guessed.
     """
 
-    def __init__(self, model: nn.Module, tagged: Iterable[str], example: tuple[Any, ...]) -> None:
+    def __init__(self, model: nn.Module, tagged: Iterable[str], example: Batch) -> None:
         self._model = model
         self.reasons: dict[str, str] = {}
         """For each tagged parameter whose gain cannot be folded, why."""
@@ -95,12 +96,9 @@ class Folding:
         self._order: list[str] = []
         self._norms: dict[str, _Norm] = {}
         self._tagged = tagged = list(tagged)
-        try:
-            with same_buffers(model):
-                self._graph = trace(model, *example, per="tensor")
-        except Exception as error:  # of the model's own, when its forward runs on stand-ins
-            kind = "" if isinstance(error, GraphError) else f"{type(error).__name__}: "
-            self.note = f"no gain was folded: {kind}{error}"
+        with forgotten(model):
+            self._graph = self._read(example)
+        if self._graph is None:
             self.reasons = dict.fromkeys(tagged, "the model could not be traced")
             return
         for layer in self._graph.layers:
@@ -114,6 +112,22 @@ class Folding:
         # among them stand for those.
         generic = {name: math.sqrt(2 + i) * math.pi for i, name in enumerate(self._order)}
         self._solve(generic, note=True)
+
+    def _read(self, example: Batch) -> ModelGraph | None:
+        """Trace the model, or note why that fails."""
+        try:
+            with same_buffers(self._model):
+                return trace(
+                    self._model,
+                    *example.args,
+                    kwargs=example.kwargs,
+                    forward=example.forward,
+                    per="tensor",
+                )
+        except Exception as error:  # of the model's own, when its forward runs on stand-ins
+            kind = "" if isinstance(error, GraphError) else f"{type(error).__name__}: "
+            self.note = f"no gain was folded: {kind}{error}"
+            return None
 
     @property
     def foldable(self) -> set[str]:

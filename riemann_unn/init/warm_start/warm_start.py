@@ -18,7 +18,7 @@ from ...linalg.procrustes import inner
 from ...manifolds import MatrixManifold, rounding_level
 from ...parallel import as_whole, is_sharded
 from ...tagging import manifold_of, tagged_parameters
-from ..calibration import Forward, batches_of
+from ..calibration import Batch, Forward, batches_of
 from ..record import ModelRecord
 from ..recording import in_double, undisturbed
 from .conversion import Conversion
@@ -143,8 +143,7 @@ def warm_start_(
                     _descend_(item, base, base_kwargs, max_steps, tolerance, progress)
             folding = None
             if fold_gain and isinstance(target, nn.Module) and not any_sharded:
-                plain = bool(batches) and not batches[0].kwargs and forward is None
-                folding = Folding(model, placed, batches[0].args if plain else ())
+                folding = Folding(model, placed, batches[0] if batches else Batch((), {}))
             conversion = Conversion(model, placed, folding, batches)
             if folding is not None and folding.foldable and keep_signals_(placed.values()):
                 conversion.notes.append(
