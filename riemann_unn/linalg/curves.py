@@ -1,7 +1,7 @@
 """Curves on manifolds of orthonormal matrices, for searches along a line.
 
 Square X: directions are Ω of the Lie algebra, which mean the same at every point, and the curve is
-X Cayley(tΩ). Tall X: directions are tangent vectors D, and the curve is the polar factor of X + tD.
+X φ(tΩ). Tall X: directions are tangent vectors D, and the curve is the polar factor of X + tD.
 The velocity of both has a closed form, so the derivative of a loss along them is known exactly.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .maps import cayley, polar, skew
+from .maps import polar, skew, unitary_core
 from .step.polish import newton_schulz_
 
 __all__ = ["Curve", "closest_to_descent", "projected", "riemannian_gradient"]
@@ -91,6 +91,7 @@ class Curve:
     Args:
         x: orthonormal columns, shape ``(..., n, p)``, ``p <= n``.
         d: a direction at x, of the same shape: skew-Hermitian for square matrices, else tangent.
+        phi: the map φ of square matrices, ``"cayley"``, ``"exp"`` or ``"polar"``.
 
     Reference:
         Wen and Yin, "A feasible method for optimization with orthogonality constraints" (2013),
@@ -98,8 +99,8 @@ class Curve:
         (2008), section 4.1, for the second.
     """
 
-    def __init__(self, x: Tensor, d: Tensor) -> None:
-        self._x, self._d = x, d
+    def __init__(self, x: Tensor, d: Tensor, *, phi: str = "cayley") -> None:
+        self._x, self._d, self._phi = x, d, phi
         self._turn: tuple[float, Tensor] | None = None
         if not _is_square(x):
             squares, self._axes = torch.linalg.eigh(d.mH @ d)
@@ -108,23 +109,33 @@ class Curve:
     def point(self, t: float) -> Tensor:
         """Return X(t), orthonormal to rounding."""
         if _is_square(self._x):
-            turn = cayley(t * self._d, refine=False)
-            self._turn = (t, turn)
-            return newton_schulz_(self._x @ turn)
+            return newton_schulz_(self._x @ self._turned(t))
         scale = (1 + t * t * self._squares).rsqrt()
         return newton_schulz_((self._x + t * self._d) @ self._function(scale))
 
     def velocity(self, t: float) -> Tensor:
         """Return the derivative of X(t), as a direction there."""
         if _is_square(self._x):
-            if self._turn is None or self._turn[0] != t:
-                self._turn = (t, cayley(t * self._d, refine=False))
+            if self._phi == "exp":
+                return self._d
+            if self._phi == "polar":
+                k = t * self._d
+                eye = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
+                return skew(torch.linalg.solve(eye - k @ k, self._d))
             # (I - K²)⁻¹ = ¼ (I + U)(I + Uᴴ) for K = tΩ/2 and U its Cayley transform.
-            return 0.5 * (self._d + skew(self._turn[1] @ self._d))
+            return 0.5 * (self._d + skew(self._turned(t) @ self._d))
         root = 1 + t * t * self._squares
         inside = self._function(root.rsqrt())
         slope = self._function(-t * self._squares * root.pow(-1.5))
         return self._d @ inside + (self._x + t * self._d) @ slope
 
+    def _turned(self, t: float) -> Tensor:
+        """Return φ(tΩ), which a point and its velocity share."""
+        if self._turn is None or self._turn[0] != t:
+            self._turn = (t, unitary_core(t * self._d, phi=self._phi, refine=False))
+        return self._turn[1]
+
     def _function(self, values: Tensor) -> Tensor:
-        return (self._axes * values.unsqueeze(-2)) @ self._axes.mH
+        """Return the function of DᴴD that has these values."""
+        found: Tensor = (self._axes * values.unsqueeze(-2)) @ self._axes.mH
+        return found

@@ -82,12 +82,16 @@ class Coordinates:
     Args:
         members: the tagged parameters.
         others: those without a tag.
+        phi: how square matrices move.
 
     Raises:
         ManifoldTypeError: one is stored in half precision, or they are on several devices.
     """
 
-    def __init__(self, members: list[TaggedParam], others: list[Tensor]) -> None:
+    def __init__(
+        self, members: list[TaggedParam], others: list[Tensor], *, phi: str = "cayley"
+    ) -> None:
+        self._phi = phi
         kinds: dict[int, list[TaggedParam]] = {}
         for member in members:
             kinds.setdefault(member.batch_key, []).append(member)
@@ -256,7 +260,7 @@ class Line:
         for kind, x, piece in zip(coordinates._kinds, place.matrices, pieces, strict=False):
             d = coordinates._unflat(piece, kind)[0]
             moves = (d != 0).flatten(1).any(dim=1)
-            self._curves.append((kind, x, Curve(x, d), moves))
+            self._curves.append((kind, x, Curve(x, d, phi=coordinates._phi), moves))
 
     @in_full_precision
     def point(self, t: float) -> Place:
@@ -279,12 +283,12 @@ class Line:
             some = moves.reshape(count, -1).any(dim=1).tolist()
             values += [n if moved else o for n, o, moved in zip(new, old, some, strict=True)]
         free = self._free
-        for old in self._place.values[at:]:
-            count = _numbers(old)
-            piece, free = free[:count].to(old.dtype.to_real()), free[count:]
-            if old.is_complex():
-                piece = torch.view_as_complex(piece.reshape(*old.shape, 2))
-            values.append(old + t * piece.reshape(old.shape))
+        for value in self._place.values[at:]:
+            count = _numbers(value)
+            piece, free = free[:count].to(value.dtype.to_real()), free[count:]
+            if value.is_complex():
+                piece = torch.view_as_complex(piece.reshape(*value.shape, 2))
+            values.append(value + t * piece.reshape(value.shape))
         return Place(matrices, values)
 
     @in_full_precision

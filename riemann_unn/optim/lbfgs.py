@@ -32,8 +32,8 @@ __all__ = ["LBFGS"]
 
 Closure = Callable[[], Any]
 _SEARCHES = ("strong_wolfe", None)
-# The first move turns by half a radian where nothing is known of curvature.
-_FIRST_TURN = 0.5
+# The first move is this share of the norm of the tagged parameters, which is a turn in radians.
+_FIRST_TURN = 0.6
 _COORDINATES, _EUCLIDEAN = "coordinates", "Euclidean"
 # What the state of the first parameter holds, of all of them.
 _LISTS = ("steps", "changes")
@@ -249,7 +249,7 @@ class LBFGS(Optimizer):
     profile_hook_step = staticmethod(hooked)  # type: ignore[assignment]
 
     @no_grad
-    def step(self, closure: Closure | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Any:
         """Take up to ``max_iter`` iterations.
 
         Args:
@@ -426,7 +426,9 @@ class _Walk:
         if is_curved(move, change):
             steps, changes = [*steps, move], [*changes, change]
         keep = slice(max(len(steps) - size, 0), None)
-        pairs = [(s, y) for s, y in zip(steps[keep], changes[keep], strict=True) if float(s @ y) > 0]
+        pairs = [
+            (s, y) for s, y in zip(steps[keep], changes[keep], strict=True) if float(s @ y) > 0
+        ]
         m.steps, m.changes = [s for s, _ in pairs], [y for _, y in pairs]
 
     def _first_step(self, here: _Visit) -> float:
