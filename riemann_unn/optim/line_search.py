@@ -37,11 +37,13 @@ class Trial(Generic[T]):
 class Found(Generic[T]):
     """Where a search ended.
 
-    ``trial`` is None where it failed, and ``nearest`` then the trial closest to the start.
+    ``trial`` is None where it failed, and ``nearest`` then the trial closest to the start;
+    ``risen`` is the closest of those at which the loss was higher by more than noise.
     """
 
     trial: Trial[T] | None
     nearest: Trial[T] | None
+    risen: Trial[T] | None = None
 
 
 def strong_wolfe(
@@ -79,12 +81,15 @@ def strong_wolfe(
     other: Trial[T] | None = None
     nearest: Trial[T] | None = None
     accepted: Trial[T] | None = None
+    risen: Trial[T] | None = None
     for _ in range(max_evals):
         if not math.isfinite(step) or step <= 0 or step == best.step:
             break
         trial = evaluate(step)
         if nearest is None or trial.step < nearest.step:
             nearest = trial
+        if trial.value > value + noise and (risen is None or trial.step < risen.step):
+            risen = trial
         ask = -DECREASE * step * slope
         low = trial.value <= (value - ask if ask > noise else value)
         if not trial.is_finite or not low or trial.value > best.value:
@@ -92,7 +97,8 @@ def strong_wolfe(
         elif abs(trial.slope) <= -_FLATTER * slope:
             return Found(trial, nearest)
         else:
-            accepted = trial
+            if trial.value < value - ask:
+                accepted = trial
             if trial.slope * (1 if other is None else other.step - best.step) >= 0:
                 other = best
             before, best = best, trial
@@ -101,7 +107,7 @@ def strong_wolfe(
         if other is not None and abs(best.slope * (other.step - best.step)) <= noise / ROUNDINGS:
             break
     # A step that lowers the loss is one, although its slope is steep still.
-    return Found(accepted, nearest)
+    return Found(accepted, nearest, risen)
 
 
 def _longer(before: Trial[T], last: Trial[T]) -> float:
