@@ -73,7 +73,10 @@ class Descent:
                 "them"
             ) from None
         grads = self._c.euclidean()
-        return loss, Visit(place, value, self._c.gradient(place, grads), grads)
+        gradient = self._c.gradient(place, grads)
+        # Looked at again after the first iteration only, when others have been written there.
+        grads = [g.clone() for g in grads] if self.memory.n_iter == 0 else []
+        return loss, Visit(place, value, gradient, grads)
 
     def _take(self, visit: Visit) -> None:
         # The place last: until then an interruption goes back to the one before.
@@ -138,10 +141,10 @@ class Descent:
         self._learn(there, move, there.gradient - old)
         m.length = float(torch.linalg.vector_norm(move))
         m.scale = max(m.scale, abs(there.value))
-        m.n_iter += 1
         self._take(there)
-        if m.n_iter == 1 and self._options["line_search_fn"] is not None:
+        if m.n_iter == 0 and self._options["line_search_fn"] is not None:
             self._jump(here, there)
+        m.n_iter += 1
         return float(move.abs().max()), self.visit.value - here.value
 
     def _direction(self, here: Visit) -> Tensor:
