@@ -141,6 +141,15 @@ class Coordinates:
             return kind.matrices(torch.view_as_complex(piece.reshape(*shape, 2)))
         return kind.matrices(piece.reshape(shape))
 
+    def vector(self, tensors: list[Tensor]) -> Tensor:
+        """Return one vector of tensors in the order of ``params``."""
+        return torch.cat([self._flat(t.unsqueeze(0))[0] for t in tensors])
+
+    def tensors(self, vector: Tensor) -> list[Tensor]:
+        """Undo :meth:`vector`."""
+        pieces = vector.split([_numbers(p) for p in self.params])
+        return [_shaped(piece, p) for piece, p in zip(pieces, self._memory, strict=True)]
+
     # Points ----------------------------------------------------------------
 
     @in_full_precision
@@ -285,10 +294,8 @@ class Line:
         free = self._free
         for value in self._place.values[at:]:
             count = _numbers(value)
-            piece, free = free[:count].to(value.dtype.to_real()), free[count:]
-            if value.is_complex():
-                piece = torch.view_as_complex(piece.reshape(*value.shape, 2))
-            values.append(value + t * piece.reshape(value.shape))
+            values.append(value + t * _shaped(free[:count], value))
+            free = free[count:]
         return Place(matrices, values)
 
     @in_full_precision
@@ -304,6 +311,13 @@ class Line:
 
 def _numbers(x: Tensor) -> int:
     return x.numel() * (2 if x.is_complex() else 1)
+
+
+def _shaped(piece: Tensor, like: Tensor) -> Tensor:
+    piece = piece.to(like.dtype.to_real())
+    if like.is_complex():
+        return torch.view_as_complex(piece.reshape(*like.shape, 2))
+    return piece.reshape(like.shape)
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ..linalg.quasi_newton import is_curved, quasi_newton_direction
 from .coordinates import Coordinates, Place
 from .line_search import DECREASE, ROUNDINGS, Trial, strong_wolfe
 
-__all__ = ["Closure", "Descent", "Memory", "Visit"]
+__all__ = ["Closure", "Descent", "Memory", "Visit", "loss_value"]
 
 Closure = Callable[[], Any]
 # The first move is this share of the norm of the tagged parameters, which is a turn in radians.
@@ -64,14 +64,7 @@ class Descent:
         with torch.enable_grad():
             loss = self._closure()
         self.evals += 1
-        try:
-            value = float(loss.detach() if isinstance(loss, Tensor) else loss)
-        except (TypeError, ValueError, RuntimeError):
-            raise ManifoldTypeError(
-                f"the closure returned {type(loss).__name__}, and LBFGS needs the loss, one real "
-                "number; end it with `return loss`. Parameters are where the last iteration left "
-                "them"
-            ) from None
+        value = loss_value(loss)
         grads = self._c.euclidean()
         gradient = self._c.gradient(place, grads)
         # Looked at again after the first iteration only, when others have been written there.
@@ -263,3 +256,18 @@ class Descent:
 
 def _inner(a: Tensor, b: Tensor) -> float:
     return float((a.conj() * b).sum().real) if a.is_complex() else float((a * b).sum())
+
+
+def loss_value(loss: object) -> float:
+    """Return the number that a closure returned.
+
+    Raises:
+        ManifoldTypeError: it is none.
+    """
+    try:
+        return float(loss.detach() if isinstance(loss, Tensor) else loss)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        raise ManifoldTypeError(
+            f"the closure returned {type(loss).__name__}, and L-BFGS needs the loss, one real "
+            "number; end it with `return loss`. Parameters are where the last iteration left them"
+        ) from None
