@@ -136,7 +136,7 @@ class Descent:
         m.scale = max(m.scale, abs(there.value))
         self._take(there)
         if m.n_iter == 0 and self._options["line_search_fn"] is not None:
-            self._jump(here, there)
+            self._try_concave(here, there)
         m.n_iter += 1
         return float(move.abs().max()), self.visit.value - here.value
 
@@ -229,7 +229,7 @@ class Descent:
             stacklevel=2,
         )
 
-    def _jump(self, before: Visit, here: Visit) -> None:
+    def _try_concave(self, before: Visit, here: Visit) -> None:
         """Try where the linear part of the loss is least, if it was concave so far."""
         bend = size = 0.0
         for x, y, g, h in zip(
