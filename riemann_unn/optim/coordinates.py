@@ -18,7 +18,7 @@ from ..linalg.precision import in_full_precision
 from ..linalg.step.polish import newton_schulz_
 from .tagged import TaggedParam
 
-__all__ = ["Coordinates", "Place"]
+__all__ = ["Coordinates", "Line", "Place"]
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ class Descent:
         assert there is not None
         t = trial.step
         move, old = c.project(there.place, [t * direction, here.gradient])[:2]
-        self._learn(there, move, there.gradient - old)
+        self._learn(move, there.gradient - old)
         m.length = float(torch.linalg.vector_norm(move))
         m.scale = max(m.scale, abs(there.value))
         self._take(there)
@@ -141,23 +141,19 @@ class Descent:
         return float(move.abs().max()), self.visit.value - here.value
 
     def _direction(self, here: Visit) -> Tensor:
+        """Return -P H g, of pairs that stay as they were found: on tangents P H P is definite."""
         m = self.memory
         found = quasi_newton_direction(here.gradient, m.steps, m.changes)
         (found,) = self._c.project(here.place, [found])
         return found
 
-    def _learn(self, there: Visit, move: Tensor, change: Tensor) -> None:
-        """Carry the pairs to the next point, and add one to them."""
+    def _learn(self, move: Tensor, change: Tensor) -> None:
+        """Add a pair to the memory, if the gradient has grown along the move."""
         m, size = self.memory, self._options["history_size"]
-        carried = self._c.project(there.place, [*m.steps, *m.changes])
-        steps, changes = carried[: len(m.steps)], carried[len(m.steps) :]
-        if is_curved(move, change):
-            steps, changes = [*steps, move], [*changes, change]
-        keep = slice(max(len(steps) - size, 0), None)
-        pairs = [
-            (s, y) for s, y in zip(steps[keep], changes[keep], strict=True) if float(s @ y) > 0
-        ]
-        m.steps, m.changes = [s for s, _ in pairs], [y for _, y in pairs]
+        if size > 0 and is_curved(move, change):
+            # New lists: what is saved already stays as it is.
+            m.steps = [*m.steps, move][-size:]
+            m.changes = [*m.changes, change][-size:]
 
     def _first_step(self, here: Visit) -> float:
         """Return the step along the negative gradient, where no curvature is known."""

@@ -21,7 +21,7 @@ from ..errors import ManifoldError, ManifoldTypeError, NonFiniteError
 from ..interruption import each, restoring, undoing, without_torch_function
 from ..linalg import Phi
 from .base import displace_
-from .coordinates import Coordinates, Place
+from .coordinates import Coordinates, Line, Place
 from .descent import loss_value
 from .entries import COORDINATES, STEP
 from .states import as_tensor, coordinates_of
@@ -34,8 +34,8 @@ __all__ = ["check_search", "search_"]
 
 _SET_VALUE = Tensor.data.__set__  # type: ignore[attr-defined]
 _SET_GRAD = Tensor.grad.__set__  # type: ignore[union-attr]
-# What torch's class keeps of directions and gradients, of all parameters.
-_VECTORS, _PAIRS = ("d", "prev_flat_grad"), ("old_dirs", "old_stps")
+# What torch's class makes the next pair of, of all parameters.
+_VECTORS = ("d", "prev_flat_grad")
 
 
 def check_search(base: type[Optimizer], phi: object, group: dict[str, Any], **options: Any) -> None:
@@ -221,7 +221,7 @@ class _Search:
 
     def _accept(self, moves: list[Tensor], found: _Asked | None) -> None:
         """Go to where torch's class has moved; the next iteration begins at zero there."""
-        place = found.place if found else self._c.curve(self._place, self._c.vector(moves)).point(1)
+        place = found.place if found else self._line(self._c.vector(moves)).point(1.0)
         self._carry(place)
         self._place, self._values = place, [p.clone() for p in self._free]
         torch._foreach_copy_(self._memory, place.values)
@@ -234,16 +234,11 @@ class _Search:
             self._asked = [replace(found, where=where, shown=shown)]
 
     def _carry(self, place: Place) -> None:
-        """Project what is remembered on the tangent spaces at the next point."""
+        """Project what the next pair is made of on the tangent spaces at the next point."""
         state = self._state
-        lists = [list(state.get(name) or []) for name in _PAIRS]
         names = [name for name in _VECTORS if isinstance(state.get(name), Tensor)]
-        vectors = [*lists[0], *lists[1], *(state[name] for name in names)]
-        moved = self._projected(place, vectors)
-        changes, steps = moved[: len(lists[0])], moved[len(lists[0]) : 2 * len(lists[0])]
-        carried = dict(zip(names, moved[2 * len(lists[0]) :], strict=True))
-        ro = [1.0 / (y @ s) for y, s in zip(changes, steps, strict=True)]
-        state.update(carried | dict(zip(_PAIRS, (changes, steps), strict=True)) | {"ro": ro})
+        moved = self._projected(place, [state[name] for name in names])
+        state.update(zip(names, moved, strict=True))
 
     def _projected(self, place: Place, vectors: list[Tensor]) -> list[Tensor]:
         """Project vectors of torch's class, in which parameters follow one another."""
@@ -274,6 +269,11 @@ class _Search:
         without_torch_function(put_in_place)
         return asked.loss
 
+    def _line(self, vector: Tensor) -> Line:
+        # Its memory is not of the tangent spaces here.
+        (tangent,) = self._c.project(self._place, [vector])
+        return self._c.curve(self._place, tangent)
+
     def _find(self, where: list[Tensor]) -> _Asked | None:
         return next((asked for asked in reversed(self._asked) if asked.is_at(where)), None)
 
@@ -281,7 +281,7 @@ class _Search:
         c, count = self._c, len(self._tagged)
         vector = c.vector(where[:count])
         is_away = bool(vector.any())
-        line = c.curve(self._place, vector)
+        line = self._line(vector)
         place = line.point(1.0) if is_away else self._place
         torch._foreach_copy_(self._memory, place.values)
 
