@@ -38,8 +38,8 @@ class LBFGS(Optimizer):
     parameters. Square X moves along :math:`X \operatorname{Cayley}(t\,\Omega)`, in the Lie algebra,
     where vectors mean the same at every point and T does nothing; tall X along the polar factor of
     :math:`X + t D`, with T the projection P on the tangent space at X⁺, and d is projected too;
-    pairs stay as they were found, for P H P is definite on the tangent space as H is; parameters
-    without a tag along a line. The step t meets the strong Wolfe conditions on the loss itself, whose
+    parameters without a tag along a line. Pairs stay as they were found: P H P is definite on the
+    tangent space as H is. The step t meets the strong Wolfe conditions on the loss itself, whose
     derivative along the curve is known exactly. A pair without positive curvature is left out, and
     the memory is dropped where no step along d lowers the loss. The loss never rises.
 
