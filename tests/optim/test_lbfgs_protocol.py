@@ -14,6 +14,7 @@ from torch import nn
 
 import riemann_unn as ru
 from riemann_unn.errors import LineSearchError, StateError
+from riemann_unn.optim import lbfgs
 from tests.interruptions import interrupt, lines, sample
 from tests.lbfgs_problems import F64, MADE, closure_of, fit, near, problem, tagged, weighted
 from tests.support import assert_on_manifold, gaussian, point
@@ -331,8 +332,8 @@ def trained():
     return optimizer, params, loss
 
 
-def test_ctrl_c_leaves_an_accepted_point():
-    """At any line: all weights are those of one iteration, and the next step works."""
+def left_by_interruptions(count):
+    """Interrupt a step at some lines; return those that leave a point between two iterations."""
     optimizer, params, loss = trained()
     points = [[p.detach().clone() for p in params]]
     reference, others, its_loss = trained()
@@ -340,15 +341,27 @@ def test_ctrl_c_leaves_an_accepted_point():
     for _ in range(4):
         reference.step(closure_of(reference, its_loss))
         points.append([p.detach().clone() for p in others])
-    call = partial(optimizer.step, closure_of(optimizer, loss))
-    total = lines(call)
-    for at in sample(total, 60):
+    found = []
+    for at in sample(lines(partial(optimizer.step, closure_of(optimizer, loss))), count):
         optimizer, params, loss = trained()
         assert interrupt(partial(optimizer.step, closure_of(optimizer, loss)), at)
-        assert any(
+        if not any(
             all(torch.allclose(p, q, rtol=0, atol=1e-12) for p, q in zip(params, x, strict=True))
             for x in points
-        ), f"line {at} leaves a trial"
+        ):
+            found.append(at)
         before = float(loss().detach())
         optimizer.step(closure_of(optimizer, loss))
         assert float(loss().detach()) < before
+    return found
+
+
+def test_ctrl_c_leaves_an_accepted_point():
+    """At any line: all weights are those of one iteration, and the next step works."""
+    assert left_by_interruptions(60) == []
+
+
+def test_trials_are_left_where_nothing_is_undone(monkeypatch):
+    """The control."""
+    monkeypatch.setattr(lbfgs, "undoing", lambda work, _: work())
+    assert left_by_interruptions(60) != []
