@@ -51,7 +51,8 @@ $-\mathrm{tr}(X^T C X)$; Brockett's $\mathrm{tr}(X^T A X N)$, which is harder th
 $N$ has; Procrustes, $-\mathrm{tr}(X^T M)$, and $\|A - BX\|^2$ with noise; eight symmetric matrices
 made diagonal at once; the quantum Fourier transform by the fidelity of its gate, and from pairs of
 states; the dominant subspace of a Hermitian matrix. `ProjUNNT` without a rank is `Expm`, and `Expm`
-with a rank is `ProjUNNT`. `LBFGS` has a {doc}`page of its own <lbfgs>`. "Sketch lsi" is the sketch of the Euclidean gradient, as published.
+with a rank is `ProjUNNT`. "Sketch lsi" is the sketch of the Euclidean gradient, as published.
+`LBFGS` has a {doc}`page of its own <lbfgs>`.
 """
 
 

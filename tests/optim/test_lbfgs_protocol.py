@@ -326,7 +326,8 @@ def test_autocast_is_the_closures_own_business():
 def trained():
     params = [*MADE["mixed"](0), tagged(4, 4, seed=9), tagged(4, 4, seed=10)]
     targets = [p.detach().clone() for p in [*MADE["mixed"](1), *MADE["many"](5)[:2]]]
-    optimizer = ru.optim.LBFGS(params, max_iter=4)
+    # A first trial that is too far, so that there are points that no iteration ends at.
+    optimizer = ru.optim.LBFGS(params, max_iter=4, max_eval=99, lr=30.0)
     loss = weighted(params, targets)
     optimizer.step(closure_of(optimizer, loss))
     return optimizer, params, loss
