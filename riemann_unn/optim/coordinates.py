@@ -94,7 +94,8 @@ class Coordinates:
         self._phi = phi
         kinds: dict[int, list[TaggedParam]] = {}
         for member in members:
-            kinds.setdefault(member.batch_key, []).append(member)
+            if member.memory.numel() > 0:  # what has no entries has nowhere to go
+                kinds.setdefault(member.batch_key, []).append(member)
         self._kinds = [_Kind(some) for some in kinds.values()]
         self._tagged = [member.param for kind in self._kinds for member in kind.members]
         self._others = others
@@ -113,7 +114,7 @@ class Coordinates:
                 "takes inner products over all of them; move them to one"
             )
         self._memory = [p.detach().as_subclass(Tensor) for p in self.params]
-        self.device = self._memory[0].device
+        self.device = next(iter(devices), torch.device("cpu"))
         self.dtype = torch.float32
         for p in self._memory:
             self.dtype = torch.promote_types(self.dtype, p.dtype.to_real())
@@ -167,7 +168,8 @@ class Coordinates:
 
     def write_(self, place: Place) -> None:
         """Move the parameters to a point, in one call."""
-        torch._foreach_copy_(self._memory, place.values)
+        if self._memory:
+            torch._foreach_copy_(self._memory, place.values)
 
     def settle(self) -> None:
         """Note that the tagged parameters are on their manifolds."""
@@ -200,7 +202,7 @@ class Coordinates:
             pieces.append(self._flat(kind.tensors(riemannian_gradient(x, g)).unsqueeze(0))[0])
             at += count
         pieces += [self._flat(_plain(g).unsqueeze(0))[0] for g in grads[at:]]
-        return torch.cat(pieces)
+        return torch.cat(pieces) if pieces else torch.zeros(0, dtype=self.dtype)
 
     @in_full_precision
     def project(self, place: Place, vectors: Sequence[Tensor]) -> list[Tensor]:

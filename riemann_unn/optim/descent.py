@@ -89,7 +89,7 @@ class Descent:
         m, options = self.memory, self._options
         m.scale = max(m.scale, abs(visit.value))
         begun = m.func_evals
-        for _ in range(options["max_iter"]):
+        for _ in range(options["max_iter"] if self._c.size else 0):
             if float(visit.gradient.abs().max()) <= options["tolerance_grad"]:
                 break
             found = self._iterate()
@@ -120,7 +120,7 @@ class Descent:
             slope = -float(here.gradient @ here.gradient)
             if not slope < 0:
                 return None
-        step = self._options["lr"] * (1.0 if m.steps else self._first_step(here))
+        step = float(self._options["lr"]) * (1.0 if m.steps else self._first_step(here))
         trial = self._search(here, direction, slope, step)
         if trial is None:
             if not m.steps or self._is_at_rounding:
@@ -191,11 +191,17 @@ class Descent:
         self._is_at_rounding = False
         if found.trial is None:
             nearest, risen = found.nearest, found.risen
+            # A loss that has risen a little while its slope says that it falls has another slope.
+            is_other = (
+                risen is not None
+                and risen.value - here.value <= ROUNDINGS * noise
+                and risen.slope < 0.5 * slope
+                and -risen.slope * risen.step > 0.5 * noise
+            )
             near = nearest is None or abs(nearest.value - here.value) <= noise
-            # A loss that has risen while its slope says that it falls is not that slope's.
-            self._is_at_rounding = near and not (risen is not None and risen.slope < 0.5 * slope)
+            self._is_at_rounding = near and not is_other
             if not self._is_at_rounding and not self.memory.steps and nearest is not None:
-                self._explain(here, nearest, noise)
+                self._explain(here, nearest, noise, is_other)
         return found.trial
 
     _is_at_rounding = False
@@ -203,8 +209,8 @@ class Descent:
     def _noise(self) -> float:
         return ROUNDINGS * torch.finfo(self._c.dtype).eps * self.memory.scale
 
-    def _explain(self, here: Visit, nearest: Trial[Visit], noise: float) -> None:
-        """Say why no step along the negative gradient lowers the loss."""
+    def _explain(self, here: Visit, nearest: Trial[Visit], noise: float, is_other: bool) -> None:
+        """Say why no step along the negative gradient lowers the loss, if not that it is least."""
         _, again = self._ask(here.place)
         if not nearest.is_finite:
             raise NonFiniteError(
@@ -219,11 +225,12 @@ class Descent:
                 "Use all data and eval mode, or a stochastic optimizer such as ProjUNNT. "
                 "Parameters are where the last iteration left them"
             )
-        warnings.warn(
-            "LBFGS: no step along the negative gradient lowers the loss: it is not smooth here, or "
-            "its gradient is not that of the loss that the closure returns",
-            stacklevel=2,
-        )
+        if is_other:
+            warnings.warn(
+                "LBFGS: the loss rises where its gradient says that it falls, so the gradient is "
+                "not that of the loss that the closure returns. Nothing was changed",
+                stacklevel=2,
+            )
 
     def _try_concave(self, before: Visit, here: Visit) -> None:
         """Try where the linear part of the loss is least, if it was concave so far."""

@@ -213,6 +213,18 @@ def test_parameters_without_gradients_stay():
     assert q.grad is None
 
 
+@pytest.mark.parametrize("shape", [(0, 0), (5, 0)])
+def test_parameters_without_entries_take_part(shape):
+    empty = ru.tag_(nn.Parameter(torch.zeros(shape)), ru.Stiefel())
+    p = tagged(4, 4)
+    m = gaussian(4, 4, seed=2)
+    optimizer = ru.optim.LBFGS([("empty", empty), ("p", p)])
+    first = optimizer.step(closure_of(optimizer, lambda: (p * m).sum() + empty.sum()))
+    assert float((p * m).sum().detach()) < float(first.detach())
+    optimizer = ru.optim.LBFGS([empty])
+    assert float(optimizer.step(closure_of(optimizer, lambda: empty.sum())).detach()) == 0
+
+
 # States --------------------------------------------------------------------------------------
 
 
