@@ -1,6 +1,7 @@
 # make demo and make test are the two commands. Each makes .venv on first use.
 PYTHON ?= python3
 VENV   ?= .venv
+ZOO    ?= .venv-zoo
 ARGS   ?=
 
 BIN      := $(VENV)/bin
@@ -9,7 +10,7 @@ MANIFEST := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format docs bench clean
+.PHONY: help demo test lint format docs bench zoo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -35,10 +36,19 @@ docs: $(STAMPS)/docs  ## build the documentation into docs/_build; a warning is 
 bench: $(STAMPS)/bench  ## time our optimizers beside their peers, 20 minutes (options: ARGS="--quick")
 	$(BIN)/python -m bench.suite $(ARGS)
 
+zoo: $(ZOO)/stamp  ## condition the models of torchvision, timm and transformers, 20 minutes (ARGS="--only resnet")
+	OMP_NUM_THREADS=1 $(ZOO)/bin/python bench/zoo.py $(ARGS)
+
 clean:  ## delete .venv and everything that was built
-	rm -rf $(VENV) build dist docs/_build bench/results.json .benchmarks .coverage htmlcov \
+	rm -rf $(VENV) $(ZOO) build dist docs/_build bench/results.json .benchmarks .coverage htmlcov \
 	  .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find riemann_unn tests bench docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The zoo has an environment of its own: torchvision asks for another torch than the one pinned.
+$(ZOO)/stamp: $(MANIFEST)
+	$(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install -q --disable-pip-version-check -e '.[zoo]'
+	touch $@
 
 # One environment; one stamp per extra says that the extra is installed in it.
 $(STAMPS)/venv:

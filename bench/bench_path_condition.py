@@ -59,10 +59,10 @@ def chain(model: nn.Sequential) -> tuple[list[EnergyBlock], int, list[Tensor], l
     for k, (g, b) in enumerate(zip(weights, biases, strict=True)):
         o, i = g.shape
         last = k == len(weights) - 1
-        gain = torch.full((1, o), channels) if last else torch.arange(first, first + o)[None]
-        loss = torch.arange(first - i, first)[None] if k else torch.full((1, i), channels)
-        blocks.append(EnergyBlock(g[None], gain, loss))
-        blocks.append(EnergyBlock(b[None, :, None], gain, torch.full((1, 1), channels)))
+        feeds = torch.full((1, o), channels) if last else torch.arange(first, first + o)[None]
+        reads = torch.arange(first - i, first)[None] if k else torch.full((1, i), channels)
+        blocks.append(EnergyBlock(g[None], feeds, reads))
+        blocks.append(EnergyBlock(b[None, :, None], feeds, torch.full((1, 1), channels)))
         first += o
     return blocks, channels, weights, biases
 

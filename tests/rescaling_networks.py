@@ -156,15 +156,15 @@ def blocks(
     found = []
     for x, weight, bias in logs:
         outputs, inputs = weight.shape
-        gain, loss = net.place(x.target, outputs), net.place(x.source, inputs)
+        feeds, reads = net.place(x.target, outputs), net.place(x.source, inputs)
         energy = (weight - peak).exp()
         if net.kind == "grouped" and x.source >= 0 and x.target >= 0:
             o, i = outputs // 2, inputs // 2
             energy = torch.stack([energy[:o, :i], energy[o:, i:]])
-            found.append(EnergyBlock(energy, gain.reshape(2, o), loss.reshape(2, i)))
+            found.append(EnergyBlock(energy, feeds.reshape(2, o), reads.reshape(2, i)))
         else:
-            found.append(EnergyBlock(energy[None], gain[None], loss[None]))
+            found.append(EnergyBlock(energy[None], feeds[None], reads[None]))
         if bias is not None:
             constant = torch.full((1, 1), net.channels)
-            found.append(EnergyBlock((bias - peak).exp()[None, :, None], gain[None], constant))
+            found.append(EnergyBlock((bias - peak).exp()[None, :, None], feeds[None], constant))
     return found, peak

@@ -15,32 +15,32 @@ def dense(blocks: list[EnergyBlock], channels: int) -> Sum:
     """Every term once: energy, channel fed, channel read, number of parameters."""
     parts = []
     for b in blocks:
-        gain = b.gain.unsqueeze(-1).expand(b.energy.shape)
-        loss = b.loss.unsqueeze(-2).expand(b.energy.shape)
+        feeds = b.feeds.unsqueeze(-1).expand(b.energy.shape)
+        reads = b.reads.unsqueeze(-2).expand(b.energy.shape)
         count = torch.full(b.energy.shape, float(b.count), dtype=torch.float64)
-        parts.append([x.reshape(-1) for x in (b.energy, gain, loss, count)])
-    energy, gain, loss, count = (torch.cat(column) for column in zip(*parts, strict=True))
-    return energy, gain, loss, count
+        parts.append([x.reshape(-1) for x in (b.energy, feeds, reads, count)])
+    energy, feeds, reads, count = (torch.cat(column) for column in zip(*parts, strict=True))
+    return energy, feeds, reads, count
 
 
 def objective(problem: Sum, z: Tensor, *, linear: bool = True) -> Tensor:
     """n log sum g exp(Bz) - sum Bz, as it is written."""
-    energy, gain, loss, count = problem
+    energy, feeds, reads, count = problem
     z = torch.cat([z, z.new_zeros(1)])
-    exponent = z[loss] - z[gain]
+    exponent = z[reads] - z[feeds]
     log = (energy * exponent.exp()).sum().log()
     return count.sum() * log - (count * exponent).sum() if linear else log
 
 
 def neuron_by_neuron(problem: Sum, channels: int, *, sweeps: int) -> Tensor:
     """Minimise over one channel after another: the root of a quadratic, as the paper does."""
-    energy, gain, loss, count = problem
+    energy, feeds, reads, count = problem
     n = float(count.sum())
     terms = energy.clone()  # g exp(Bz), kept up to date
     total = float(terms.sum())
     members = []
     for h in range(channels):
-        into, out = torch.nonzero(gain == h).squeeze(1), torch.nonzero(loss == h).squeeze(1)
+        into, out = torch.nonzero(feeds == h).squeeze(1), torch.nonzero(reads == h).squeeze(1)
         both = torch.isin(into, out)
         within = into[both]  # exp(z - z): no part in this neuron's equation
         into, out = into[~both], out[~torch.isin(out, within)]

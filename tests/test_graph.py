@@ -9,6 +9,7 @@ from torch import nn
 
 from riemann_unn.errors import GraphError
 from riemann_unn.graph import trace
+from riemann_unn.graph.lifting import path_energies
 
 from .rescaling_models import ZOO, UNet, build, mlp, output, resnet
 from .support import generator
@@ -225,6 +226,122 @@ def test_what_is_homogeneous_stays_open(between):
     assert int(view.free.sum()) == 4
     x = torch.randn(5, 4, generator=generator())
     assert relative(*(output(m, x, training=True) for m in (model, scaled(model, view)))) <= 1e-6
+
+
+class Constants(nn.Module):
+    """A map of a constant, with weights of its own, added to a map of the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.place, self.b = nn.Linear(4, 6), nn.Linear(2, 6), nn.Linear(6, 3)
+        self.conv, self.matrix = nn.Conv1d(1, 6, 1), nn.Parameter(torch.randn(2, 6))
+
+    def forward(self, x):
+        grid = torch.arange(2, dtype=x.dtype) / 2
+        place = self.place(grid) + grid @ self.matrix + self.conv(grid[None, None])[0, :, 1]
+        return self.b(F.relu(self.a(x) + place))
+
+
+def test_a_linear_map_of_a_constant_is_one_of_an_input():
+    model, x = Constants().double(), torch.randn(5, 4, generator=generator()).double()
+    view = trace(model, x)
+    assert int(view.free.sum()) == 6
+    fed = {n for n, s in view.scalings.items() if bool(view.free[s.feeds].any())}
+    names = ("a.weight", "a.bias", "place.weight", "place.bias", "conv.weight", "conv.bias")
+    assert fed == {*names, "matrix"}
+    a, b = (output(m, x, training=False) for m in (model, scaled(model, view)))
+    assert relative(a, b) <= 1e-12
+    with torch.no_grad():  # the negative control: were only the input's map scaled, it would show
+        other = scaled(model, view)
+        other.place.load_state_dict(model.place.state_dict())
+    assert relative(a, output(other, x, training=False)) > 1e-3
+    # The constant's square is what feeds its paths, 0 at its first place and 1/4 at the second.
+    energies = path_energies(view)
+    out = model.b.weight.detach().square().sum(0)
+    torch.testing.assert_close(energies["place.weight"], out[:, None] * torch.tensor([0.0, 0.25]))
+
+
+def test_operands_that_are_sampled_keep_their_scale_and_the_grid_is_no_factor():
+    class Sampled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            y = F.relu(self.a(x))
+            grid = (
+                torch.linspace(-1, 1, 18, dtype=y.dtype).reshape(1, 3, 3, 2).expand(len(y), 3, 3, 2)
+            )
+            return self.b(F.grid_sample(y, grid, align_corners=True))
+
+    model, x = Sampled(), torch.randn(2, 1, 5, 5, generator=generator())
+    view = trace(model, x)
+    assert int(view.free.sum()) == 4
+    assert all(bool((g > 0).all()) for g in path_energies(view).values())  # in double precision
+    a, b = (output(m, x, training=False) for m in (model, scaled(model, view)))
+    assert relative(a, b) <= 1e-6
+
+
+class Blur(nn.Module):
+    """Each channel by itself through a fixed kernel, then all of them through a fixed matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv1d(2, 4, 1), nn.Conv1d(4, 4, 1), nn.Linear(4, 3)
+        nn.init.ones_(self.b.bias)
+        self.register_buffer("kernel", torch.tensor([1.0, 2.0, 1.0]).expand(4, 1, 3).clone())
+        self.register_buffer("matrix", torch.randn(4, 4, generator=generator()))
+
+    def forward(self, x):
+        x = F.conv1d(F.relu(self.a(x)), self.kernel, groups=4)
+        return self.c(F.relu(F.relu(self.b(x)).mean(-1) @ self.matrix))
+
+
+def test_scales_pass_through_maps_that_are_buffers():
+    model, x = Blur().double(), torch.randn(3, 2, 7, generator=generator()).double()
+    view = trace(model, x)
+    assert int(view.free.sum()) == 4 + 1  # one for each channel, then one for all of them
+    other = scaled(model, view)
+    assert torch.equal(other.kernel, model.kernel) and torch.equal(other.matrix, model.matrix)
+    a = output(model, x, training=False)
+    assert relative(a, output(other, x, training=False)) <= 1e-12
+    with torch.no_grad():  # the negative control: other scales for single channels would show
+        other.b.weight.mul_(torch.arange(1.0, 5.0)[:, None, None])
+        other.b.bias.mul_(torch.arange(1.0, 5.0))
+    assert relative(a, output(other, x, training=False)) > 1e-3
+
+
+class Affine(nn.Module):
+    """``addcmul``, by weights of its own or by what is not to be scaled."""
+
+    def __init__(self, product):
+        super().__init__()
+        self.a, self.b, self.product = nn.Linear(4, 6), nn.Linear(6, 3), product
+        self.shift, self.factor = (nn.Parameter(torch.rand(1, 6) + 0.5) for _ in range(2))
+
+    def forward(self, x):
+        return self.b(F.relu(self.product(self, F.relu(self.a(x)))))
+
+
+@pytest.mark.parametrize(
+    ("product", "free"),
+    [
+        (lambda m, x: torch.addcmul(m.shift, m.factor, x), 12),
+        (lambda m, x: torch.addcmul(m.shift, x, m.factor, value=-0.5), 12),
+        (lambda m, x: torch.addcmul(x, x, torch.ones(6).to(x)), 6),
+        (lambda m, x: torch.addcmul(torch.ones(6).to(x), m.factor, x), 6),  # before the factor
+        (lambda m, x: torch.addcmul(x, x, x), 0),
+        (lambda m, x: torch.addcmul(x, m.factor, m.shift), 0),
+    ],
+    ids=["affine", "value", "constant factor", "constant", "square", "weights"],
+)
+def test_a_product_is_added(product, free):
+    model, x = Affine(product).double(), torch.randn(5, 4, generator=generator()).double()
+    view = trace(model, x)
+    assert int(view.free.sum()) == free
+    a, b = (output(m, x, training=False) for m in (model, scaled(model, view)))
+    assert relative(a, b) <= 1e-12
+    assert all(bool(torch.isfinite(g).all()) for g in path_energies(view).values())
 
 
 def test_a_branch_on_the_mode_is_followed_in_both_modes():

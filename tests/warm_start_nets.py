@@ -88,7 +88,7 @@ class Circular(nn.Module):
 
 
 class Branching(nn.Module):
-    """A forward that torch.fx cannot trace: it looks at the data."""
+    """A forward that cannot be read: it looks at the data."""
 
     def __init__(self) -> None:
         super().__init__()

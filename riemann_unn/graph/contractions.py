@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from string import ascii_lowercase
 from typing import Any
 
 from torch import Tensor
 
 from .layers import bias_role, note_layer
-from .walk import Activation, Call, Walk, Weight
+from .walk import Activation, Call, Rule, Walk, Weight
 
 __all__ = ["RULES"]
-
-Rule = Callable[[Walk, Call], Any]
 
 
 def contract(

@@ -71,6 +71,9 @@ def _run_without_values(model: nn.Module, x: Tensor) -> None:
         **dict(model.named_buffers(remove_duplicate=False)),
     }
     with quiet(), untouched(model), torch.no_grad(), mode:
+        for module in model.modules():  # hooks are not to see what has no values
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
         fakes: dict[str, Tensor] = {name: mode.from_tensor(t) for name, t in tensors.items()}
         torch.func.functional_call(model, fakes, (mode.from_tensor(x),))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,9 @@ from torch import Tensor
 
 from .program import module_of
 from .spaces import compact
-from .walk import Activation, Call, Layer, Walk, Weight
+from .walk import Activation, Call, Layer, Rule, Walk, Weight
 
 __all__ = ["RULES"]
-
-Rule = Callable[[Walk, Call], Any]
 
 
 def note_layer(

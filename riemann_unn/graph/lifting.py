@@ -60,16 +60,16 @@ def path_energies(
     """
     values = {**view.tensors, **(tensors or {})}
     squares = {name: _square(values[name]).requires_grad_() for name in view.scalings}
-    with torch.enable_grad():
-        total = _Lifted(view, squares, inputs).run()
-    found: Sequence[Tensor | None] = [None] * len(squares)
-    if total.requires_grad:
-        found = torch.autograd.grad(total, list(squares.values()), allow_unused=True)
     sources = view.program.sources.values()
     examples = [s.value for s in sources if s.kind == "input" and isinstance(s.value, Tensor)]
     batch = next((max(x.shape[0], 1) for x in examples if x.ndim), 1)
+    with torch.enable_grad():
+        total = _Lifted(view, squares, inputs).run() / batch
+    found: Sequence[Tensor | None] = [None] * len(squares)
+    if total.requires_grad:
+        found = torch.autograd.grad(total, list(squares.values()), allow_unused=True)
     return {
-        name: torch.zeros_like(squares[name]) if g is None else g.clamp_min_(0).div_(batch)
+        name: torch.zeros_like(squares[name]) if g is None else g.clamp_min_(0)
         for name, g in zip(squares, found, strict=True)
     }
 
@@ -158,7 +158,8 @@ class _Lifted:
             return own(self, node, args, kwargs)
         kwargs.pop("dtype", None)
         weights = [x for x in tree_leaves(args) if isinstance(x, _Squares) and x.weight is not None]
-        squares = _run(node, *tree_map(_value, (args, kwargs)))
+        lifted = tree_map(_factor if rule in _LINEAR else _value, (args, kwargs))
+        squares = _run(node, *lifted)
         if rule in _VIEWS and weights and args[0] is weights[0]:
             views = _run(node, *tree_map(_weight, (args, kwargs)))
             return tree_map(_Squares, squares, views)
@@ -187,7 +188,14 @@ def _is_ours(x: Any) -> bool:
 
 
 def _value(x: Any) -> Any:
-    return x.value if isinstance(x, _Squares) else x
+    if isinstance(x, _Squares):
+        return x.value
+    return x.double() if _is_number(x) and not x.is_complex() else x
+
+
+def _factor(x: Any) -> Any:
+    """A factor of a product: constants are squared too."""
+    return _squared(x) if _is_ours(x) or _is_number(x) else x
 
 
 def _weight(x: Any) -> Any:
@@ -203,7 +211,8 @@ def _memory(x: Tensor) -> tuple[int, ...]:
 
 
 def _square(x: Tensor) -> Tensor:
-    return (x.detach().abs() if x.is_complex() else x.detach()).double().square()
+    x = x.detach().abs() if x.is_complex() else x.detach()
+    return x.square() if x.dtype == torch.float64 else x.double().square_()
 
 
 def _squared(x: Any) -> Any:
@@ -260,6 +269,11 @@ def _where(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
 
 def _multiply(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
     return _Squares(_squared(args[0]) * _squared(args[1] if len(args) > 1 else kwargs["other"]))
+
+
+def _multiply_add(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
+    x, a, b = map(_squared, args[:3])
+    return _Squares(x + float(kwargs.get("value", 1)) ** 2 * a * b)
 
 
 def _divide(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
@@ -330,6 +344,7 @@ def _embedding(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squar
     return _Squares(weight.mean(0).expand(node.meta["val"].shape))
 
 
+_LINEAR = ("convolution", "linear", "matmul", "addmm", "einsum")
 _VIEWS = ("move", "same", "cast", "like", "getitem")
 _RULES: dict[str, Callable[[_Lifted, fx.Node, Any, Any], Any]] = {
     **dict.fromkeys(("same", "cast", "clamp", "threshold"), _same),
@@ -340,6 +355,7 @@ _RULES: dict[str, Callable[[_Lifted, fx.Node, Any, Any], Any]] = {
     "reduce": _reduce,
     "where": _where,
     "multiply": _multiply,
+    "multiply_add": _multiply_add,
     "divide": _divide,
     "compare": _signs,
     "constants": _constants,

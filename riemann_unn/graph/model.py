@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .guess import guessed_input
 from .program import Forward, Program, read, unwrapped
+from .rules import RULES
 from .spaces import ONE, Spaces, compact
 from .untouched import untouched
 from .walk import UNUSED, Layer, Role, Walk
@@ -226,7 +227,7 @@ def trace(
     walks: list[Walk] = []
     with untouched(model):
         for program in _programs(model, given, kwargs or {}, forward, blocks):
-            walks.append(Walk(program, names, spaces, buffers))
+            walks.append(Walk(RULES, program, names, spaces, buffers))
             walks[-1].run()
             blocks.update(program.closed)
             for path, why in program.closed.items():
@@ -252,6 +253,8 @@ def _programs(
     """The model in the mode that it is in, and in that of the two that it is not in."""
     first = read(model, args, kwargs, forward=forward, closed=blocks)
     found = [first]
+    if not first.depends_on_mode:
+        return found
     for mode in {True, False} - {m.training for m in model.modules()} or {True, False}:
         for module in model.modules():
             module.training = mode

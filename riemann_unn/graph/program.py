@@ -24,6 +24,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 from ..errors import GraphError
 from ..interruption import afterwards
 from .closed import ClosedBlocks, tensors_in
+from .modes import ModeNotes
 from .untouched import quiet, untouched
 
 __all__ = ["Called", "Forward", "Program", "Source", "module_of", "operation", "read", "unwrapped"]
@@ -57,6 +58,8 @@ class Program:
         closed: by path, why a submodule is one operation.
         classes: by path, the class of each submodule.
         tensors: by path, the parameters and buffers of each submodule itself.
+        depends_on_mode: whether it may be another graph in the other mode, apart from the mode
+            that normalisations and dropout are told.
     """
 
     graph: fx.Graph
@@ -64,6 +67,7 @@ class Program:
     closed: Mapping[str, str] = field(default_factory=dict)
     classes: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    depends_on_mode: bool = True
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -118,22 +122,32 @@ def read(
         stack.enter_context(untouched(model))
         called = Called(model, forward)
         blocks = ClosedBlocks(model, partial(called, *args, **kwargs))
+        is_watched = True
         while True:
+            notes = ModeNotes()
             try:
                 with untouched(model):
                     blocks.close_(reasons)
                     _note_failures_(model, reasons)
+                    if is_watched:
+                        notes.watch_(model)
                     exported = _export(called, args, kwargs)
                 place = _symbolic(exported.graph)
             except GraphError:
                 raise
             except _UnreadableError as error:
+                if is_watched and not isinstance(error.__cause__, GraphError):
+                    is_watched = False  # which may be why
+                    continue
                 assert isinstance(error.__cause__, Exception)
                 if not error.path or error.path in reasons:
                     raise _unreadable(model, error.__cause__) from error.__cause__
                 reasons[error.path] = _first_line(error.__cause__)
                 continue
             except Exception as error:
+                if is_watched:
+                    is_watched = False
+                    continue
                 raise _unreadable(model, error) from error
             if place is None:
                 break
@@ -152,9 +166,9 @@ def read(
         for path, m in modules.items()
     }
     classes = {path: type(m).__name__ for path, m in modules.items()}
-    return Program(
-        graph, _sources(exported, model, forward, args, kwargs), reasons, classes, tensors
-    )
+    sources = _sources(exported, model, forward, args, kwargs)
+    depends = notes.is_asked or not is_watched or bool(reasons)
+    return Program(graph, sources, reasons, classes, tensors, depends)
 
 
 def _is_impure(node: fx.Node) -> bool:
@@ -264,8 +278,8 @@ def _unreadable(model: nn.Module, error: Exception) -> GraphError:
     return GraphError(
         f"torch.export cannot read {type(model).__name__}.forward{place}: "
         f"{type(error).__name__}: {_first_line(error)}. Pass example inputs that the model runs "
-        "on; move a part whose control flow depends on data into a submodule, which then counts "
-        "as one closed operation"
+        "on; pass a submodule such as the backbone; or move a part whose control flow depends on "
+        "data into a submodule, which then counts as one closed operation"
     )
 
 

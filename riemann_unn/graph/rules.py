@@ -5,7 +5,8 @@ An operation that is in no table is taken for one that is not positively homogen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,11 +16,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from . import contractions, layers
 from .program import operation
 from .spaces import ZERO
-from .walk import Activation, Call, Walk, Weight
+from .walk import Activation, Call, Rule, Walk, Weight
 
 __all__ = ["RULES", "opaque"]
-
-Rule = Callable[[Walk, Call], Any]
 
 
 def opaque(walk: Walk, call: Call) -> Any:
@@ -244,6 +243,22 @@ def multiply(walk: Walk, call: Call) -> Any:
     return Activation(a.ids.expand(shape))
 
 
+def multiply_add(walk: Walk, call: Call) -> Any:
+    """A sum with a product: ``x + value * a * b``."""
+    product = replace(call, args=call.args[1:3], kwargs={})
+    shape = torch.broadcast_shapes(*(_shape(x) for x in product.args))
+    product = replace(product, result=torch.empty(shape, device="meta"))
+    if not any(isinstance(x, Activation) for x in product.args):
+        return opaque(walk, call)
+    made = multiply(walk, product)
+    return add(walk, replace(call, args=(call.args[0], made), kwargs={}))
+
+
+def _shape(x: Any) -> torch.Size:
+    value = x.ids if isinstance(x, Activation) else x.value if isinstance(x, Weight) else x
+    return torch.Size(getattr(value, "shape", ()))
+
+
 def divide(walk: Walk, call: Call) -> Any:
     """Quotients: homogeneous in the numerator when the denominator keeps its scale."""
     other = call.argument(1, "other")
@@ -360,6 +375,7 @@ RULES: dict[str, Rule] = dict(
         *_named("mean sum amax amin max min", reduce),
         *_named("add sub subtract rsub maximum minimum fmax fmin", add),
         *_named("mul multiply", multiply),
+        *_named("addcmul", multiply_add),
         *_named("div divide true_divide", divide),
         *_named(
             "new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from contextlib import ExitStack
 
 from torch import nn
@@ -43,7 +44,7 @@ _LOGGERS = (
 
 
 def quiet() -> ExitStack:
-    """Keep torch from logging what it cannot run without values; errors say it."""
+    """Keep torch from saying what it cannot run without values; errors do."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
 
@@ -53,4 +54,7 @@ def quiet() -> ExitStack:
 
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
-    return afterwards(restore)
+    stack = afterwards(restore)
+    stack.enter_context(warnings.catch_warnings())
+    warnings.simplefilter("ignore")
+    return stack

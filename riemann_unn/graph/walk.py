@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..errors import GraphError
 from .closed import closed_path
 from .program import Program, module_of, operation
 from .spaces import ONE, ZERO, Spaces, compact
 from .writes import Aliases, writes_to
 
-__all__ = ["UNUSED", "Activation", "Call", "Layer", "Role", "Walk", "Weight", "run_on_constants"]
+__all__ = [
+    "UNUSED",
+    "Activation",
+    "Call",
+    "Layer",
+    "Role",
+    "Rule",
+    "Walk",
+    "Weight",
+    "run_on_constants",
+]
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,7 @@ class Walk:
     """The state of one walk over a graph.
 
     Attributes:
+        table: the rule of each operation, by its name.
         program: the graph and where its placeholders come from.
         names: canonical name of each parameter and buffer, by identity of its memory.
         spaces: the union-find, which several walks may share.
@@ -129,6 +139,7 @@ class Walk:
         sources: the weights that the graph reads, by canonical name.
     """
 
+    table: Mapping[str, Rule]
     program: Program
     names: Callable[[Tensor], str | None]
     spaces: Spaces
@@ -148,16 +159,18 @@ class Walk:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             try:
                 values[node] = self._node(node, args, dict(kwargs))
-            except GraphError:
-                raise
             except Exception as error:
-                text = (str(error).splitlines() or [""])[0]
-                raise GraphError(
-                    f"node '{node.name}' ({node.format_node()}) cannot be followed: "
-                    f"{type(error).__name__}: {text}. Pass example inputs of the shapes that the "
-                    "model is used with"
-                ) from error
+                if node.op != "call_function":
+                    raise
+                values[node] = self._unfollowed(node, args, dict(kwargs), error)
             aliases.write_(node, values, self._overwritten)
+
+    def _unfollowed(self, node: fx.Node, args: Any, kwargs: Any, error: Exception) -> Any:
+        """Close what a rule did not expect, weights included, whatever it did before."""
+        text = (str(error).splitlines() or [""])[0]
+        call = Call(node, self._label(node), args, kwargs, node.meta.get("val"))
+        self.rules[node.name] = _opaque.__name__
+        return self.opaque(call, f"{call.label} is not followed: {type(error).__name__}: {text}")
 
     def _overwritten(self, node: fx.Node, values: list[Any]) -> Any:
         """What is known of a tensor of which a part was written, with what it held before."""
@@ -166,8 +179,6 @@ class Walk:
         return lambda shape: Activation(torch.tensor(self.spaces.closed(reason)).expand(shape))
 
     def _node(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        from .rules import RULES, opaque
-
         if node.op == "placeholder":
             return self._placeholder(node)
         if node.op == "output":
@@ -181,16 +192,19 @@ class Walk:
         if name.startswith("_assert"):
             return None
         leaves = tree_leaves((args, kwargs), is_leaf=_ours)
-        rule = RULES.get(name) or RULES.get(name.rstrip("_"), opaque)
+        rule = self.table.get(name) or self.table.get(name.rstrip("_"), _opaque)
         if not any(isinstance(x, Activation) for x in leaves):
             weights = any(isinstance(x, Weight) for x in leaves)
-            if not (weights and name in _ON_WEIGHTS):
+            if weights and name in _LINEAR and isinstance(args[0], Tensor):
+                first = self.constant(args[0], f"{call.label} reads a constant")
+                call = replace(call, args=(first, *args[1:]))
+            elif not (weights and name in _ON_WEIGHTS):
                 return self._without_activations(call)
         self.rules[node.name] = rule.__name__
         result = rule(self, call)
         if not _fits(result, call.result):
-            self.rules[node.name] = opaque.__name__
-            return opaque(self, call)
+            self.rules[node.name] = _opaque.__name__
+            return self.opaque(call)
         return result
 
     def _placeholder(self, node: fx.Node) -> Any:
@@ -207,7 +221,7 @@ class Walk:
         value = value.clone() if source.kind == "buffer" else value  # it may be written
         self.sources[name] = value
         if source.kind == "buffer" and not self.buffers:
-            self.closed.setdefault(name, f"'{name}' is a buffer")
+            self.closed.setdefault(name, _buffer(name))
         return Weight(name, value)
 
     def _block(self, call: Call, path: str) -> Any:
@@ -293,10 +307,21 @@ class Walk:
                 )
                 roles[i + 1] = first
             roles[:] = [first]
-        for name, roles in self.roles.items():
+        for name, roles in list(self.roles.items()):
             reason = reasons.get(name) or self.closed.get(name)
+            if reason == _buffer(name) and self._passes(roles[0]):
+                del self.roles[name]
+                continue
             for ids in map(compact, (roles[0].feeds, roles[0].reads)) if reason else ():
                 self.spaces.close(ids[ids != UNUSED], reason or "")
+
+    def _passes(self, role: Role) -> bool:
+        """Let scales pass through a fixed map: what it feeds scales as what it reads."""
+        feeds, reads = torch.broadcast_tensors(role.feeds, role.reads)
+        if any(bool(((compact(x) == UNUSED) | (compact(x) == ONE)).any()) for x in (feeds, reads)):
+            return False
+        self.spaces.union(feeds, reads)
+        return True
 
     def _joined(self, a: Tensor, b: Tensor) -> Tensor:
         """One scale for what both say; what one of them does not use is left to the other."""
@@ -308,6 +333,10 @@ class Walk:
         return torch.where(a == UNUSED, b, a)
 
 
+def _buffer(name: str) -> str:
+    return f"'{name}' is a buffer"
+
+
 def run_on_constants(node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Run an operation on numbers that depend on no input; what it would draw are ones."""
     assert callable(node.target)
@@ -317,6 +346,18 @@ def run_on_constants(node: fx.Node, args: Any, kwargs: Any) -> Any:
     with torch.no_grad():
         return node.target(*args, **kwargs)
 
+
+# Linear maps by a weight, also of what depends on no input.
+_LINEAR = frozenset(["conv1d", "conv2d", "conv3d", "linear", "matmul", "mm", "bmm"])
+
+
+def _opaque(walk: Walk, call: Call) -> Any:
+    """What becomes of an operation that is in no table."""
+    return walk.opaque(call)
+
+
+Rule = Callable[[Walk, Call], Any]
+"""What an operation does to spaces: it returns what is known of the result."""
 
 UNUSED = -1
 """Stands for the space of an entry that no operation reads."""

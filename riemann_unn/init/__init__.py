@@ -1,6 +1,6 @@
 """Initializers: passes over a model that run once, before training."""
 
-from .low_rank import Budget, LowRank, LowRankReport, low_rank_
+from .low_rank import Budget, LowRank, LowRankReport, low_rank_, low_rank_like_
 from .path_condition import PathConditioning, path_condition_
 from .warm_start import WarmStart, WarmStartReport, warm_start_
 
@@ -12,6 +12,7 @@ __all__ = [
     "WarmStart",
     "WarmStartReport",
     "low_rank_",
+    "low_rank_like_",
     "path_condition_",
     "warm_start_",
 ]

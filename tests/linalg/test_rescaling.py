@@ -22,14 +22,16 @@ def mlp_energies(widths: list[int], *, seed: int = 0, spread: float = 0.0) -> De
     for k, (i, o) in enumerate(pairwise(widths)):
         energy = torch.rand(o, i, dtype=torch.float64, generator=g).square() / i
         energy *= 10.0 ** float(spread * torch.randn((), generator=g))
-        gain = torch.arange(first, first + o) if k < len(widths) - 2 else torch.full((o,), channels)
+        feeds = (
+            torch.arange(first, first + o) if k < len(widths) - 2 else torch.full((o,), channels)
+        )
         start = first - i
-        loss = torch.arange(start, first) if k else torch.full((i,), channels)
-        blocks.append(EnergyBlock(energy[None], gain[None], loss[None]))
+        reads = torch.arange(start, first) if k else torch.full((i,), channels)
+        blocks.append(EnergyBlock(energy[None], feeds[None], reads[None]))
         blocks.append(
             EnergyBlock(
                 torch.rand(1, o, 1, dtype=torch.float64, generator=g),
-                gain[None],
+                feeds[None],
                 torch.full((1, 1), channels),
             )
         )
@@ -41,12 +43,12 @@ def grouped(seed: int = 0) -> Dense:
     """Grouped, depthwise and pointwise layers with several parameters in each entry."""
     g = generator(seed)
 
-    def block(batch: int, rows: int, columns: int, gain: int, loss: int | None) -> EnergyBlock:
-        into = gain + torch.arange(batch * rows).reshape(batch, rows)
-        if loss is None:
+    def block(batch: int, rows: int, columns: int, feeds: int, reads: int | None) -> EnergyBlock:
+        into = feeds + torch.arange(batch * rows).reshape(batch, rows)
+        if reads is None:
             read = torch.full((batch, columns), 20)
         else:
-            read = loss + torch.arange(batch * columns).reshape(batch, columns)
+            read = reads + torch.arange(batch * columns).reshape(batch, columns)
         energy = torch.rand(batch, rows, columns, dtype=torch.float64, generator=g) ** 4
         return EnergyBlock(energy, into.clamp_max(20), read, 9)
 
@@ -184,7 +186,7 @@ def test_no_energy_at_all_changes_nothing():
 def test_a_common_factor_of_the_energies_changes_nothing_but_the_objective():
     blocks, channels = CASES["wide"]()
     one = balance_energies(blocks, channels)
-    scaled = [EnergyBlock(1e30 * b.energy, b.gain, b.loss, b.count) for b in blocks]
+    scaled = [EnergyBlock(1e30 * b.energy, b.feeds, b.reads, b.count) for b in blocks]
     other = balance_energies(scaled, channels)
     assert torch.allclose(one.z, other.z, atol=1e-8)
 
@@ -197,9 +199,9 @@ def test_a_shift_of_the_solution_is_undone():
     )
     moved = [
         EnergyBlock(
-            b.energy * (shift[b.loss].unsqueeze(-2) - shift[b.gain].unsqueeze(-1)).exp(),
-            b.gain,
-            b.loss,
+            b.energy * (shift[b.reads].unsqueeze(-2) - shift[b.feeds].unsqueeze(-1)).exp(),
+            b.feeds,
+            b.reads,
             b.count,
         )
         for b in blocks

@@ -32,19 +32,19 @@ class LongSum:
             torch.stack(
                 [
                     b.energy.log().reshape(-1),
-                    b.gain.unsqueeze(-1).expand(b.energy.shape).reshape(-1).double(),
-                    b.loss.unsqueeze(-2).expand(b.energy.shape).reshape(-1).double(),
+                    b.feeds.unsqueeze(-1).expand(b.energy.shape).reshape(-1).double(),
+                    b.reads.unsqueeze(-2).expand(b.energy.shape).reshape(-1).double(),
                 ]
             )
             for b in energies
         ]
-        logs, gain, loss = torch.cat(found, 1)
-        self.logs, self.gain, self.loss = logs, gain.long(), loss.long()
+        logs, feeds, reads = torch.cat(found, 1)
+        self.logs, self.feeds, self.reads = logs, feeds.long(), reads.long()
         self.n, self.linear, self.channels = len(logs) if linear else 1, linear, channels
 
     def exponent(self, z):
         z = torch.cat([z, z.new_zeros(1)])
-        return z[self.loss] - z[self.gain]
+        return z[self.reads] - z[self.feeds]
 
     def value(self, z):
         b = self.exponent(z)
@@ -56,15 +56,15 @@ class LongSum:
         share = self.n * (terms - terms.logsumexp(0)).exp()
         fed, read = torch.zeros(2, self.channels + 1, dtype=torch.float64)
         if self.linear:
-            fed.index_add_(0, self.gain, share - 1)
-            read.index_add_(0, self.loss, share - 1)
-            size = torch.zeros_like(fed).index_add_(0, self.gain, share + 1)
-            size.index_add_(0, self.loss, share + 1)
+            fed.index_add_(0, self.feeds, share - 1)
+            read.index_add_(0, self.reads, share - 1)
+            size = torch.zeros_like(fed).index_add_(0, self.feeds, share + 1)
+            size.index_add_(0, self.reads, share + 1)
             return float(((read - fed) / size)[:-1].abs().max())
         # The energies of one channel may all be beyond the range of the sum of all.
         found = []
         for h in range(self.channels):
-            into, out = terms[self.gain == h], terms[self.loss == h]
+            into, out = terms[self.feeds == h], terms[self.reads == h]
             found.append(float((out.logsumexp(0) - into.logsumexp(0)).abs() / 2))
         return math.tanh(max(found))
 
@@ -176,7 +176,7 @@ def test_energies_that_are_not_finite_are_named(value):
 def test_a_sum_that_overflows_is_no_obstacle():
     net = network(3, decades=0.0)
     energies, _ = blocks(net, path_energies(net))
-    large = [EnergyBlock(1.7e308 * b.energy, b.gain, b.loss, b.count) for b in energies]
+    large = [EnergyBlock(1.7e308 * b.energy, b.feeds, b.reads, b.count) for b in energies]
     one, other = (balance_energies(e, net.channels) for e in (energies, large))
     assert other.converged and torch.allclose(one.z, other.z, atol=1e-7)
     assert other.after - other.before == pytest.approx(one.after - one.before, rel=1e-9)
@@ -210,7 +210,7 @@ def test_least_squares_leave_alone_what_has_no_energy_or_is_frozen():
     frozen = torch.arange(net.channels) % 2 == 0
     z = log_balanced(energies, net.channels, frozen=frozen)
     assert not z[frozen].any() and z[~frozen].any() and torch.isfinite(z).all()
-    nothing = [EnergyBlock(0 * b.energy, b.gain, b.loss, b.count) for b in energies]
+    nothing = [EnergyBlock(0 * b.energy, b.feeds, b.reads, b.count) for b in energies]
     assert not log_balanced(nothing, net.channels).any()
 
 
@@ -236,7 +236,7 @@ def test_dead_channels_keep_zero_whatever_the_origin():
     net = network(3, decades=0.0)
     energies, _ = blocks(net, path_energies(net))
     for b in energies:
-        b.energy[b.gain == 0] = 0
+        b.energy[b.feeds == 0] = 0
     origin = torch.randn(net.channels, dtype=torch.float64, generator=generator(9))
     found = balance_energies(energies, net.channels, origin=origin)
     assert found.converged and found.dead[0] and found.z[0] == 0

@@ -1,7 +1,8 @@
 """Low rank: layers replaced by low-rank ones that compute nearly the same function."""
 
+from .like import low_rank_like_
 from .low_rank import low_rank_
 from .plan import Budget
 from .report import LowRank, LowRankReport
 
-__all__ = ["Budget", "LowRank", "LowRankReport", "low_rank_"]
+__all__ = ["Budget", "LowRank", "LowRankReport", "low_rank_", "low_rank_like_"]

@@ -18,6 +18,7 @@ from ..progress import progress_bar
 from ..record import ModelRecord
 from .activations import ActivationLike, activations, program_of
 from .drawing import Draw, drawn
+from .effect import Effect
 from .followers import Follower
 from .plan import (
     Budget,
@@ -280,7 +281,15 @@ class _Job:
             for name, p in problems.items():
                 if useful[name] > 0:
                     curves[name] = p.curve(self.method, rank_grid(useful[name], 24))
-            spread_ranks = spread(self.rank, curves, shapes, kept=int(self.orthonormal))
+            weights = None
+            if self.data is not None and self.rank.parameters is not None:
+                run = Effect(self.model, self.found, self.data)
+                weights = {
+                    name: run.of(name, problems[name], self.method, curve)
+                    for name, curve in curves.items()
+                }
+            kept = int(self.orthonormal)
+            spread_ranks = spread(self.rank, curves, shapes, kept=kept, weights=weights)
         for name, (m, n) in shapes.items():
             if isinstance(self.rank, Budget):
                 r = spread_ranks.get(name)
@@ -303,7 +312,7 @@ class _Job:
         factors, spectral = p.solve(self.method, rank, self.refine), p.spectral(rank)
         layer = self.found.layers[name].empty(rank, orthonormal=self.orthonormal)
         layer.set_factors_(*p.own(factors))
-        self._put(name, layer)
+        self.found.put_(self.model, name, layer)
         m, n = p.matrix.shape
         before, after = p.held_out_error(spectral), p.held_out_error(factors)
         return LowRank(
@@ -317,11 +326,6 @@ class _Job:
             curve=curve,
             notes=_notes(self.follows[name], p),
         )
-
-    def _put(self, name: str, layer: nn.Module) -> None:
-        for alias in self.found.names[name]:
-            parent, _, own = alias.rpartition(".")
-            setattr(self.model.get_submodule(parent), own, layer)
 
 
 def _notes(follower: Follower, p: Problem) -> tuple[str, ...]:

@@ -26,7 +26,9 @@ class Budget:
 
     Exactly one of the two is given. Every layer starts at rank 1; the step of rank that lowers
     the error most for each parameter it adds is taken again and again, until the budget is used
-    up or met. A layer may end up dense.
+    up or met. A layer may end up dense. With calibration inputs, in a budget of parameters, the
+    error of a layer counts by what it does to the model's outputs, measured with that layer alone
+    replaced; otherwise all layers count alike.
 
     Attributes:
         parameters: of all matched weights together: a number, or a fraction in (0, 1] of what
@@ -64,6 +66,12 @@ class Candidates:
     layers: dict[str, Target]
     names: dict[str, list[str]]
     skipped: dict[str, str]
+
+    def put_(self, model: nn.Module, name: str, layer: nn.Module) -> None:
+        """Put another module in the place of a layer, wherever it is registered."""
+        for alias in self.names[name]:
+            parent, _, own = alias.rpartition(".")
+            setattr(model.get_submodule(parent), own, layer)
 
 
 def _matches(names: list[str], pattern: str) -> bool:
@@ -213,7 +221,12 @@ def rank_grid(most: int, points: int) -> list[int]:
 
 
 def spread(
-    budget: Budget, curves: dict[str, Curve], shapes: dict[str, tuple[int, int]], *, kept: int
+    budget: Budget,
+    curves: dict[str, Curve],
+    shapes: dict[str, tuple[int, int]],
+    *,
+    kept: int,
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, int | None]:
     """Return the rank of each layer that a budget leads to, None for a layer that stays dense.
 
@@ -223,6 +236,7 @@ def spread(
             dense.
         shapes: (m, n) of each layer's matrix.
         kept: parameters of each direction besides those in the two factors.
+        weights: how much the error of each layer counts in a budget of parameters; one if left out.
 
     Raises:
         ValueError: rank 1 everywhere takes more parameters than there may be.
@@ -232,8 +246,10 @@ def spread(
     points: dict[str, list[tuple[int | None, int, float]]] = {}
     for name, curve in curves.items():
         m, n = shapes[name]
+        weight = 1.0 if weights is None or budget.error is not None else weights[name]
         steps: list[tuple[int | None, int, float]] = [
-            (rank, rank * (m + n + kept), errors[1]) for rank, errors in sorted(curve.items())
+            (rank, rank * (m + n + kept), weight * errors[1])
+            for rank, errors in sorted(curve.items())
         ]
         points[name] = [s for s in steps if s[1] < m * n] + [(None, m * n, 0.0)]
     at = dict.fromkeys(points, 0)

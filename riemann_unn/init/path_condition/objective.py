@@ -71,6 +71,8 @@ def origin_of(view: ModelGraph, own: Mapping[str, Tensor]) -> Tensor | None:
 
     None if they do so at the weights as they are.
     """
+    if sum(_orders_of_magnitude(own[name]) for name in view.scalings) < _FAR:
+        return None
     squares = _squares(view, own)
     origin = torch.zeros(len(view.reasons), dtype=torch.float64)
     far = False
@@ -81,6 +83,18 @@ def origin_of(view: ModelGraph, own: Mapping[str, Tensor]) -> Tensor | None:
             origin[part.spaces] = -log_balanced(blocks, part.count)
             far = True
     return origin if far else None
+
+
+# Beyond so many orders of magnitude on the way through a net, one looks closer.
+_FAR = 100.0
+
+
+def _orders_of_magnitude(x: Tensor) -> float:
+    """How far the squared lengths of rows are from one, on a logarithmic scale."""
+    rows = x.detach().reshape(x.shape[0] if x.ndim else 1, -1)
+    lengths = torch.linalg.vector_norm(rows, dim=1).double()
+    lengths = lengths[lengths > 0]
+    return 2 * float(lengths.log10().abs().max()) if lengths.numel() else 0.0
 
 
 def _squares(view: ModelGraph, own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -226,7 +226,8 @@ def _path_condition(
             f"'{broken[0]}' overflows {own[broken[0]].dtype} when rescaled; use a wider type. "
             "No parameter was changed"
         )
-    lost = [k for k, (p, old) in original.items() if _zeros(p) > _zeros(old)]
+    far = 1 / float(scales.min()) * float(scales.max())
+    lost = [k for k, (p, old) in original.items() if _may_underflow(p, far) and _lost(p, old)]
     if lost:
         raise ValueError(
             f"entries of '{lost[0]}' underflow {own[lost[0]].dtype} when rescaled; use a wider "
@@ -306,12 +307,17 @@ def _closed_weights(model: nn.Module, scale_frozen: bool) -> dict[str, str]:
 
 
 def _finite(x: Tensor) -> bool:
-    largest = torch.linalg.vector_norm(x.detach(), ord=math.inf) if x.numel() else x.new_zeros(())
-    return bool(torch.isfinite(largest))
+    x = x.detach()
+    # The sum is the faster question; it overflows where numbers are large.
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
-def _zeros(x: Tensor) -> int:
-    return x.numel() - int(torch.count_nonzero(x))
+def _may_underflow(x: Tensor, factor: float) -> bool:
+    return bool(torch.finfo(x.dtype).tiny * factor > 1e-20)
+
+
+def _lost(new: Tensor, old: Tensor) -> bool:
+    return int(torch.count_nonzero(new)) < int(torch.count_nonzero(old))
 
 
 def _why_none(view: ModelGraph) -> str:

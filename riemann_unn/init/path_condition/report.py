@@ -64,10 +64,9 @@ class PathConditioning:
         median_scale: the median over channels of the same.
         groups: what was rescaled.
         closed: what was not, and why.
-        change: relative change of the model's output on ``data`` or on random inputs, in the mode
-            the model is in; NaN if the model could not be run.
-        scales: by canonical parameter name, what it was multiplied by, in a shape that broadcasts
-            with the ``view`` of its :class:`~riemann_unn.graph.Scaling`.
+        change: relative change of the model's output on the calibration data or on random inputs,
+            in the mode the model is in; NaN if the model could not be run.
+        scales: by canonical parameter name, what it was multiplied by, in its shape.
     """
 
     method: str

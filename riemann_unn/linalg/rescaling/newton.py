@@ -102,9 +102,9 @@ def _direct(problem: Problem, state: State, size: Tensor, right: Tensor) -> Tens
     flows = torch.zeros(len(size), len(size), dtype=torch.float64)
     scale = size.rsqrt()
     for block in problem.blocks:
-        rows = (-state.z[block.gain]).exp() * scale[block.gain]
-        columns = state.z[block.loss].exp() * scale[block.loss]
-        place = (block.gain.unsqueeze(-1), block.loss.unsqueeze(-2))
+        rows = (-state.z[block.feeds]).exp() * scale[block.feeds]
+        columns = state.z[block.reads].exp() * scale[block.reads]
+        place = (block.feeds.unsqueeze(-1), block.reads.unsqueeze(-2))
         flow = block.energy * rows.unsqueeze(-1) * columns.unsqueeze(-2)
         flows.index_put_(place, flow, accumulate=True)
     # Directions in which nothing but rounding is left are kept from taking the step over.
@@ -138,11 +138,11 @@ def _laplacian(problem: Problem, state: State) -> Callable[[Tensor], Tensor]:
     def product(v: Tensor) -> Tensor:
         result = (state.read + state.fed) * v
         for block in problem.blocks:
-            rows, columns = (-state.z[block.gain]).exp(), state.z[block.loss].exp()
-            into = torch.bmm(block.energy, (columns * v[block.loss]).unsqueeze(-1)).squeeze(-1)
-            out = torch.bmm((rows * v[block.gain]).unsqueeze(-2), block.energy).squeeze(-2)
-            result.index_add_(0, block.gain.reshape(-1), -(rows * into).reshape(-1))
-            result.index_add_(0, block.loss.reshape(-1), -(columns * out).reshape(-1))
+            rows, columns = (-state.z[block.feeds]).exp(), state.z[block.reads].exp()
+            into = torch.bmm(block.energy, (columns * v[block.reads]).unsqueeze(-1)).squeeze(-1)
+            out = torch.bmm((rows * v[block.feeds]).unsqueeze(-2), block.energy).squeeze(-2)
+            result.index_add_(0, block.feeds.reshape(-1), -(rows * into).reshape(-1))
+            result.index_add_(0, block.reads.reshape(-1), -(columns * out).reshape(-1))
         return result
 
     return product

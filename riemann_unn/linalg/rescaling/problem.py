@@ -19,15 +19,15 @@ class EnergyBlock:
     Attributes:
         energy: float64 ``(batch, rows, columns)``, nonnegative, for instance of a grouped
             convolution; summed over parameters that feed and read the same channels.
-        gain: int64 ``(batch, rows)``, the channel each row feeds; a fixed one has the number
+        feeds: int64 ``(batch, rows)``, the channel each row feeds; a fixed one has the number
             that follows the last channel.
-        loss: int64 ``(batch, columns)``, the channel each column reads, likewise.
+        reads: int64 ``(batch, columns)``, the channel each column reads, likewise.
         count: how many parameters are summed in each entry.
     """
 
     energy: Tensor
-    gain: Tensor
-    loss: Tensor
+    feeds: Tensor
+    reads: Tensor
     count: int = 1
 
 
@@ -73,7 +73,7 @@ class Problem:
         self.blocks, self.channels, self.linear = blocks, channels, linear
         slope, size = (torch.zeros(channels + 1, dtype=torch.float64) for _ in range(2))
         for block in blocks:
-            for index, sign in ((block.gain, -1.0), (block.loss, 1.0)):
+            for index, sign in ((block.feeds, -1.0), (block.reads, 1.0)):
                 per = block.energy[0].numel() / index.shape[1] * block.count
                 share = torch.full((index.numel(),), per, dtype=torch.float64)
                 slope.index_add_(0, index.reshape(-1), sign * share)
@@ -84,16 +84,16 @@ class Problem:
 
         label = torch.full((channels + 1,), -1, dtype=torch.int64)
         label[-1], self.layers = channels, 0
-        for index in [b.gain for b in blocks] + [b.loss for b in blocks]:
+        for index in [b.feeds for b in blocks] + [b.reads for b in blocks]:
             members = index[label[index] < 0]
             if len(members):
                 label[members], self.layers = self.layers, self.layers + 1
         label[-1] = self.layers
         self.label = label.where(label >= 0, self.layers)  # channels of no block count as fixed
-        self.gains = [b.gain.reshape(-1) for b in blocks]
-        self.losses = [b.loss.reshape(-1) for b in blocks]
-        self.feeds = [self._labels(index) for index in self.gains]
-        self.reads = [self._labels(index) for index in self.losses]
+        self.fed_indices = [b.feeds.reshape(-1) for b in blocks]
+        self.read_indices = [b.reads.reshape(-1) for b in blocks]
+        self.feeds = [self._labels(index) for index in self.fed_indices]
+        self.reads = [self._labels(index) for index in self.read_indices]
         self.members = [torch.nonzero(self.label[:-1] == k).squeeze(1) for k in range(self.layers)]
         self.layer_slope = torch.zeros(self.layers + 1, dtype=torch.float64)
         self.layer_slope.index_add_(0, self.label, self.slope)
@@ -111,18 +111,18 @@ class Problem:
         fed, read = torch.zeros_like(z), torch.zeros_like(z)
         between = torch.zeros(self.layers + 1, self.layers + 1, dtype=torch.float64)
         sums = []
-        for block, gain, loss, layers in zip(
-            self.blocks, self.gains, self.losses, self.feeds, strict=True
+        for block, feeds, reads, layers in zip(
+            self.blocks, self.fed_indices, self.read_indices, self.feeds, strict=True
         ):
-            rows = (-z[block.gain]).exp()
+            rows = (-z[block.feeds]).exp()
             by_row = rows * into(block, z)
-            fed.index_add_(0, gain, by_row.reshape(-1))
+            fed.index_add_(0, feeds, by_row.reshape(-1))
             sums.append(float(by_row.sum()))
             for k in layers:
-                part = rows if len(layers) == 1 else rows.where(self.label[block.gain] == k, 0.0)
+                part = rows if len(layers) == 1 else rows.where(self.label[block.feeds] == k, 0.0)
                 flow = out(block, z, part).reshape(-1)
-                read.index_add_(0, loss, flow)
-                between[k].index_add_(0, self.label[loss], flow)
+                read.index_add_(0, reads, flow)
+                between[k].index_add_(0, self.label[reads], flow)
         total = sum(sums)
         rate = self.n / total if total > 0 else 0.0
         gradient = rate * (read - fed) - self.slope
@@ -136,16 +136,16 @@ class Problem:
 
 def into(block: EnergyBlock, z: Tensor) -> Tensor:
     """The energies of each row, before the factor of the row itself."""
-    return torch.bmm(block.energy, z[block.loss].exp().unsqueeze(-1)).squeeze(-1)
+    return torch.bmm(block.energy, z[block.reads].exp().unsqueeze(-1)).squeeze(-1)
 
 
 def out(block: EnergyBlock, z: Tensor, rows: Tensor) -> Tensor:
     """The energies of each column, rows being scaled by ``rows``."""
-    return torch.bmm(rows.unsqueeze(-2), block.energy).squeeze(-2) * z[block.loss].exp()
+    return torch.bmm(rows.unsqueeze(-2), block.energy).squeeze(-2) * z[block.reads].exp()
 
 
 def fixing(blocks: Sequence[EnergyBlock], still: Tensor) -> list[EnergyBlock]:
     """The same blocks with some channels counted as fixed: those where ``still`` is True."""
     fixed = len(still)
     number = torch.cat([torch.where(still, fixed, torch.arange(fixed)), torch.tensor([fixed])])
-    return [EnergyBlock(b.energy, number[b.gain], number[b.loss], b.count) for b in blocks]
+    return [EnergyBlock(b.energy, number[b.feeds], number[b.reads], b.count) for b in blocks]

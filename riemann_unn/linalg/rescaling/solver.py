@@ -135,7 +135,7 @@ def _from_afar(frame: _Frame, tol: float) -> tuple[State, int]:
     temperature, iterations = spread(frame.problem.blocks) / _SPREAD, 0
     while temperature > 1:
         powers = [
-            EnergyBlock(b.energy ** (1 / temperature), b.gain, b.loss, b.count)
+            EnergyBlock(b.energy ** (1 / temperature), b.feeds, b.reads, b.count)
             for b in frame.problem.blocks
         ]
         smooth = Problem(powers, frame.problem.channels, frame.problem.linear)

@@ -53,7 +53,7 @@ def log_balanced(
         present = (block.energy > 0).double()
         full = bool(present.all())
         logs = block.energy.log() if full else block.energy.log().where(present > 0, 0.0)
-        for index, sign, dim in ((block.gain, -1.0, 2), (block.loss, 1.0, 1)):
+        for index, sign, dim in ((block.feeds, -1.0, 2), (block.reads, 1.0, 1)):
             flat, many = index.reshape(-1), present.sum(dim).reshape(-1)
             degree.index_add_(0, flat, many)
             slope.index_add_(0, flat, sign * many)
@@ -66,15 +66,15 @@ def log_balanced(
     def normal(v: Tensor) -> Tensor:
         result = degree * v - slope * (float(slope @ v) / number)
         for block, present in supports:
-            rows, columns = v[block.gain], v[block.loss]
+            rows, columns = v[block.feeds], v[block.reads]
             if present is None:
                 into = columns.sum(1, keepdim=True).expand_as(rows)
                 out = rows.sum(1, keepdim=True).expand_as(columns)
             else:
                 into = torch.bmm(present, columns.unsqueeze(-1)).squeeze(-1)
                 out = torch.bmm(rows.unsqueeze(-2), present).squeeze(-2)
-            result.index_add_(0, block.gain.reshape(-1), -into.reshape(-1))
-            result.index_add_(0, block.loss.reshape(-1), -out.reshape(-1))
+            result.index_add_(0, block.feeds.reshape(-1), -into.reshape(-1))
+            result.index_add_(0, block.reads.reshape(-1), -out.reshape(-1))
         result[-1] = 0.0
         return result
 
@@ -99,7 +99,7 @@ def log_balanced(
 
 
 def _logs(block: EnergyBlock, z: Tensor) -> Tensor:
-    return block.energy.log() + z[block.loss].unsqueeze(-2) - z[block.gain].unsqueeze(-1)
+    return block.energy.log() + z[block.reads].unsqueeze(-2) - z[block.feeds].unsqueeze(-1)
 
 
 def log_sum(blocks: Sequence[EnergyBlock], z: Tensor) -> float:
@@ -121,7 +121,7 @@ def rescaled(blocks: Sequence[EnergyBlock], z: Tensor) -> tuple[list[EnergyBlock
     if peak == -math.inf:
         return list(blocks), 0.0
     return [
-        EnergyBlock(x.sub_(peak).exp_(), b.gain, b.loss, b.count)
+        EnergyBlock(x.sub_(peak).exp_(), b.feeds, b.reads, b.count)
         for x, b in zip(logs, blocks, strict=True)
     ], peak
 

@@ -48,13 +48,13 @@ def _minimise_layer_(problem: Problem, z: Tensor, k: int, sums: list[float]) -> 
         if k not in feeds and k not in reads:
             rest += sums[number]
             continue
-        rows = (-z[block.gain]).exp()
+        rows = (-z[block.feeds]).exp()
         if k in feeds:
             flow = (rows * into(block, z)).reshape(-1)
-            fed.index_add_(0, problem.gains[number], flow)
+            fed.index_add_(0, problem.fed_indices[number], flow)
         if k in reads:
             flow = out(block, z, rows).reshape(-1)
-            read.index_add_(0, problem.losses[number], flow)
+            read.index_add_(0, problem.read_indices[number], flow)
         if k in feeds and k in reads:
             within.append(number)
             outer, half = _apart(problem, block, z, rows, k)
@@ -62,7 +62,7 @@ def _minimise_layer_(problem: Problem, z: Tensor, k: int, sums: list[float]) -> 
             continue
         flows.append((number, flow, k in feeds))
         if len(feeds if k in feeds else reads) > 1:
-            index = (problem.gains if k in feeds else problem.losses)[number]
+            index = (problem.fed_indices if k in feeds else problem.read_indices)[number]
             rest += float(flow.where(problem.label[index] != k, 0.0).sum())
     member = problem.members[k]
     i, o = fed[member], read[member]
@@ -73,7 +73,7 @@ def _minimise_layer_(problem: Problem, z: Tensor, k: int, sums: list[float]) -> 
     factor = torch.ones_like(z)
     if within:
         for number, flow, is_fed in flows:
-            index = (problem.gains if is_fed else problem.losses)[number]
+            index = (problem.fed_indices if is_fed else problem.read_indices)[number]
             one_sided += float(flow.where(problem.label[index] == k, 0.0).sum())
         x, _ = _quadratic(i, o, problem.slope[member] / problem.n, rest + one_sided / 2, 2)
         x = x.sqrt()
@@ -83,9 +83,9 @@ def _minimise_layer_(problem: Problem, z: Tensor, k: int, sums: list[float]) -> 
     z[member] += x.log()
     for number, flow, is_fed in flows:
         moved = (
-            flow / factor[problem.gains[number]]
+            flow / factor[problem.fed_indices[number]]
             if is_fed
-            else flow * factor[problem.losses[number]]
+            else flow * factor[problem.read_indices[number]]
         )
         sums[number] = float(moved.sum())
     for number in within:
@@ -96,17 +96,17 @@ def _apart(
     problem: Problem, block: EnergyBlock, z: Tensor, rows: Tensor, k: int
 ) -> tuple[float, float]:
     """Of a block from layer k to itself, and others: energies with no end there, and with one."""
-    gains, losses = problem.label[block.gain] == k, problem.label[block.loss] == k
-    if bool(gains.all()) and bool(losses.all()):
+    feeding, reading = problem.label[block.feeds] == k, problem.label[block.reads] == k
+    if bool(feeding.all()) and bool(reading.all()):
         return 0.0, 0.0
-    outer = out(block, z, rows.where(~gains, 0.0))
-    inner = out(block, z, rows.where(gains, 0.0))
-    one_sided = outer.where(losses, 0.0).sum() + inner.where(~losses, 0.0).sum()
-    return float(outer.where(~losses, 0.0).sum()), float(one_sided)
+    outer = out(block, z, rows.where(~feeding, 0.0))
+    inner = out(block, z, rows.where(feeding, 0.0))
+    one_sided = outer.where(reading, 0.0).sum() + inner.where(~reading, 0.0).sum()
+    return float(outer.where(~reading, 0.0).sum()), float(one_sided)
 
 
 def _sum(block: EnergyBlock, z: Tensor) -> float:
-    return float(out(block, z, (-z[block.gain]).exp()).sum())
+    return float(out(block, z, (-z[block.feeds]).exp()).sum())
 
 
 def _quadratic(
