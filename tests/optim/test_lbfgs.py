@@ -70,6 +70,18 @@ def test_complex_targets_are_reached(n, kind):
     assert float(ru.orthogonality_error(p)) <= 1e-14
 
 
+@pytest.mark.parametrize("name", ["square", "tall", "wide", "batch", "kernel", "flatten"])
+def test_points_that_are_rough_are_mended(name):
+    params, targets = near(name)
+    with torch.no_grad():
+        for p in params:
+            p.mul_(1 + 1e-8)
+    optimizer = ru.optim.LBFGS(params, max_iter=2)
+    optimizer.step(closure_of(optimizer, fit(params, targets)))
+    for p in params:
+        assert_on_manifold(p, p.manifold)
+
+
 def test_concave_losses_are_solved_on_the_whole_manifold():
     """Procrustes by few evaluations, in the component of the start; a convex one has no jump."""
     m = gaussian(20, 20, seed=1)
