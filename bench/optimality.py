@@ -52,6 +52,7 @@ $N$ has; Procrustes, $-\mathrm{tr}(X^T M)$, and $\|A - BX\|^2$ with noise; eight
 made diagonal at once; the quantum Fourier transform by the fidelity of its gate, and from pairs of
 states; the dominant subspace of a Hermitian matrix. `ProjUNNT` without a rank is `Expm`, and `Expm`
 with a rank is `ProjUNNT`. "Sketch lsi" is the sketch of the Euclidean gradient, as published.
+`LBFGS` has a {doc}`page of its own <lbfgs>`.
 """
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import riemann_unn as ru
 from bench.contenders import Column, Geoopt, Geotorch, Ours, Parametrization, Pogo
 from bench.problems import MiniBatch, Problem
 
@@ -23,6 +24,13 @@ RATES = {
     "SGD": (5.4, 1.8, 0.6, 0.2, 0.067),
     "momentum": (3.0, 1.0, 0.33, 0.11, 0.037),
     "Adam": (0.3, 0.1, 0.033, 0.011, 0.0037),
+}
+# As torch's L-BFGS is asked to go on to the end; ours does so without being asked.
+SEARCH: dict[str, Any] = {
+    "max_iter": 100,
+    "tolerance_grad": 0.0,
+    "tolerance_change": 0.0,
+    "line_search_fn": "strong_wolfe",
 }
 STAY_RATE = 1e-3
 TOLERANCES = (1e-6, 1e-10)
@@ -72,6 +80,12 @@ class Trace:
         return next((i for i, gap in enumerate(self.gaps) if gap <= tolerance), None)
 
 
+def searches(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether an optimizer evaluates a closure as often as it likes."""
+    base = getattr(optimizer, "base", optimizer)
+    return isinstance(base, torch.optim.LBFGS | ru.optim.LBFGS)
+
+
 def off_manifold(x: Tensor) -> float:
     gap = x.mH @ x - torch.eye(x.shape[-1], dtype=x.dtype)
     return float(torch.linalg.vector_norm(gap)) / x.shape[-1] ** 0.5
@@ -114,7 +128,7 @@ class Method:
             return loss
 
         while True:
-            if isinstance(optimizer, torch.optim.LBFGS):
+            if searches(optimizer):
                 optimizer.step(closure)
             else:
                 closure()
@@ -249,13 +263,7 @@ def _with_momentum(column: Column, base: str) -> Callable[..., torch.optim.Optim
 def _parametrized(column: Column) -> Iterator[Method]:
     adam, rates = _torch(torch.optim.Adam), RATES["Adam"]
     yield Method(f"{column.name}, Adam", "Adam", column, adam, rates)
-    search = _torch(
-        torch.optim.LBFGS,
-        max_iter=100,
-        tolerance_grad=0.0,
-        tolerance_change=0.0,
-        line_search_fn="strong_wolfe",
-    )
+    search = _torch(torch.optim.LBFGS, **SEARCH)
     yield Method(f"{column.name}, LBFGS", "other", column, search, (1.0,))
 
 
@@ -277,9 +285,17 @@ def methods() -> list[Method]:
         Geotorch("geotorch", "none"),
     ):
         found += _parametrized(column)
+    found += line_searches()
     found.append(Pymanopt("pymanopt conjugate gradient", "ConjugateGradient"))
     found.append(Pymanopt("pymanopt trust regions", "TrustRegions"))
     return found
+
+
+def line_searches() -> list[Method]:
+    """Return ours that search along lines: our own, and torch's class as a base."""
+    own = Ours("LBFGS", "`LBFGS`")
+    wrapped = Ours("Expm", "`Expm`, base LBFGS", base=torch.optim.LBFGS, history_size=10, **SEARCH)
+    return [Method(c.name, "other", c, c.optimizer, (1.0,)) for c in (own, wrapped)]
 
 
 def stayers() -> dict[str, list[Method]]:

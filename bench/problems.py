@@ -27,6 +27,7 @@ __all__ = [
     "brockett",
     "complex_subspace",
     "joint_diagonalisation",
+    "large_subspace",
     "mini_batch_pca",
     "noisy_procrustes",
     "pca_digits",
@@ -192,6 +193,13 @@ def complex_subspace(seed: int = 0, n: int = 24, p: int = 3) -> Problem:
     q = haar(n, n, dtype=torch.complex128, seed=seed)
     values = 1 / torch.arange(1, n + 1, dtype=torch.float64)
     return _subspace(f"complex subspace St({n},{p})", (q * values) @ q.mH, p)
+
+
+def large_subspace(seed: int = 0, n: int = 1000, p: int = 50) -> Problem:
+    """The dominant subspace of a large symmetric matrix whose eigenvalues fall as 1/j."""
+    q = haar(n, n, seed=seed)
+    values = 1 / torch.arange(1, n + 1, dtype=torch.float64)
+    return _subspace(f"top {p} of {n}×{n}", (q * values) @ q.mT, p)
 
 
 def brockett(seed: int = 0, n: int = 12, weights: int = 3) -> Problem:

@@ -2,6 +2,7 @@
 
 __all__ = [
     "GraphError",
+    "LineSearchError",
     "LostTagError",
     "ManifoldError",
     "ManifoldTypeError",
@@ -29,6 +30,10 @@ class LostTagError(ManifoldError):
 
 class NonFiniteError(ManifoldError):
     """A gradient, the displacement made from it or a learning rate holds NaN or infinity."""
+
+
+class LineSearchError(ManifoldError):
+    """No step lowers the loss, because the closure gives another loss at the same point."""
 
 
 class StateError(ManifoldError):

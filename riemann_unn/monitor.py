@@ -145,10 +145,11 @@ class Monitor:
     @torch.no_grad()
     def _remember(self, optimizer: Optimizer, *_: Any) -> None:
         if self._step % self.every == 0:
+            by_closure = getattr(optimizer, "needs_closure", False)
             self._before = {
                 name: as_whole(p).clone()
                 for name, p, _ in self._tagged(optimizer)
-                if p.grad is not None and p.numel() > 0
+                if (p.grad is not None or by_closure) and p.numel() > 0
             }
 
     @in_full_precision
@@ -176,7 +177,9 @@ def _measure(
     is_large = max(new.shape[-2:]) > _LARGE
     error = manifold.estimated_error if is_large else manifold.orthogonality_error
     numbers = {"error": float(torch.as_tensor(error(now)).max())}
-    if p.grad is not None:
+    if "gradient" in told:  # the last one of several
+        numbers["gradient"] = float(told["gradient"])
+    elif p.grad is not None:
         grad = _wide(manifold.displacement_matrices(_single(as_whole(p.grad))))
         v, z = (
             t.reshape(*old.shape[:-2], *t.shape[-2:]) if t is not None else None

@@ -1,6 +1,7 @@
 """Optimizers for tagged parameters: any ``torch.optim`` class composed with a retraction."""
 
 from .algorithms import Cayley, Expm, ProjUNND, ProjUNNT
+from .lbfgs import LBFGS
 from .optimizer import ManifoldOptimizer
 
-__all__ = ["Cayley", "Expm", "ManifoldOptimizer", "ProjUNND", "ProjUNNT"]
+__all__ = ["LBFGS", "Cayley", "Expm", "ManifoldOptimizer", "ProjUNND", "ProjUNNT"]

@@ -32,7 +32,6 @@ _VALUE, _GRAD = attrgetter("data"), attrgetter("grad")
 _SET_VALUE = Tensor.data.__set__  # type: ignore[attr-defined]
 _SET_GRAD = Tensor.grad.__set__  # type: ignore[union-attr]
 _REFUSED = {
-    "LBFGS": "it evaluates the loss several times in a step, away from the manifold",
     "SparseAdam": "it takes sparse gradients only, and a manifold step is dense",
 }
 
@@ -135,6 +134,7 @@ def displace_(
     base: Optimizer,
     shown: Iterable[tuple[Tensor, Tensor, Tensor]],
     hidden: Iterable[Tensor],
+    *arguments: Any,
 ) -> None:
     """Step a base that sees tangent coordinates in the place of tagged parameters, which stay.
 
@@ -142,6 +142,7 @@ def displace_(
         base: the optimizer; parameters that are neither shown nor hidden get its own step.
         shown: parameters, each with zeros that the base displaces, and the gradient to show.
         hidden: parameters whose gradient the base is not to see.
+        arguments: of the base's step.
     """
     shown = list(shown)
     members, zeros, gradients = zip(*shown, strict=True) if shown else ((), (), ())
@@ -162,12 +163,12 @@ def displace_(
 
     def step() -> None:
         without_torch_function(put_in_place)
-        _unhooked_step(base)
+        _unhooked_step(base, *arguments)
 
     restoring(step, restore)
 
 
-def _unhooked_step(base: Optimizer) -> None:
+def _unhooked_step(base: Optimizer, *arguments: Any) -> None:
     """Call the base's own step; torch's hooks and profiling belong to the outer optimizer."""
     known = len(base.state)
 
@@ -179,4 +180,5 @@ def _unhooked_step(base: Optimizer) -> None:
     step = type(base).step
     is_hooked = getattr(step, "hooked", False)
     own = partial(getattr(step, "__wrapped__", step), base) if is_hooked else base.step
+    own = partial(own, *arguments)
     undoing(own, forget)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import LBFGS, SGD, Optimizer
 
 from ..errors import ManifoldError
 from ..interruption import no_grad
@@ -34,6 +34,7 @@ from .eager import begin_
 from .hooks import hooked
 from .own_step import OwnPoints
 from .partition import untagged_rank
+from .searching import check_search, search_
 from .seeds import Seeds
 from .stand_ins import step_stand_ins
 from .states import BASE_CLASS, loading, with_every_parameter
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 __all__ = ["ManifoldOptimizer"]
 
 _RESERVED = {*("base", "phi", "seed", "nonfinite", "off_manifold", "polish", "process_group")}
+_KEPT = ("base", "_phi", "_options", "_seed", "_polish", "_nonfinite", "_off_manifold",
+         "_process_group", "_capturable")  # fmt: skip
 
 
 class ManifoldOptimizer(Optimizer):
@@ -153,6 +156,7 @@ class ManifoldOptimizer(Optimizer):
         self._seed, self._polish = int(seed), bool(polish)
         self._nonfinite, self._off_manifold = nonfinite, off_manifold
         self._process_group, self._capturable = process_group, bool(capturable)
+        check_search(base, phi, self._options, capturable=capturable, process_group=process_group)
         self._retraction(self._options)
         groups = as_groups(params)
         for group in groups:
@@ -223,11 +227,7 @@ class ManifoldOptimizer(Optimizer):
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        keys = (
-            "base", "_phi", "_options", "_seed", "_polish", "_nonfinite", "_off_manifold",
-            "_process_group", "_capturable",
-        )  # fmt: skip
-        return {key: self.__dict__[key] for key in keys}
+        return {key: self.__dict__[key] for key in _KEPT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "base" in state:
@@ -323,7 +323,7 @@ class ManifoldOptimizer(Optimizer):
         """Take one step.
 
         Args:
-            closure: reevaluates the model and returns the loss (optional).
+            closure: reevaluates the model and returns the loss (optional, but for LBFGS).
 
         Returns:
             The closure's loss, or None.
@@ -336,6 +336,8 @@ class ManifoldOptimizer(Optimizer):
             ManifoldError: parameters have come to share memory, or one has another dtype than its
                 state.
         """
+        if isinstance(self.base, LBFGS):
+            return search_(self, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():

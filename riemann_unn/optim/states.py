@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from ..errors import StateError
 from ..manifolds import MatrixManifold, Orthogonal, Stiefel, Unitary
@@ -220,7 +220,8 @@ def _check(
 
 def _is_torchs(base: Optimizer) -> bool:
     """Whether it is known what the base keeps: tensors as its parameter, or sums over it."""
-    return type(base).__module__.startswith("torch.optim.")
+    # L-BFGS keeps vectors of all parameters with the first.
+    return type(base).__module__.startswith("torch.optim.") and not isinstance(base, LBFGS)
 
 
 def _check_class(base: Optimizer, group: dict[str, Any], saved: dict[str, Any], name: str) -> None:

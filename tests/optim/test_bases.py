@@ -191,10 +191,9 @@ def test_maximize_climbs_where_the_default_descends(cls, base):
         assert (values[-1] > values[0]) == maximize
 
 
-@pytest.mark.parametrize("name", ["LBFGS", "SparseAdam"])
-def test_bases_that_cannot_work_are_refused(name):
-    with pytest.raises(ru.ManifoldTypeError, match=f"base={name} cannot be used"):
-        ru.optim.ProjUNNT([parameter(3, 3)], lr=0.1, base=getattr(torch.optim, name))
+def test_bases_that_cannot_work_are_refused():
+    with pytest.raises(ru.ManifoldTypeError, match="base=SparseAdam cannot be used"):
+        ru.optim.ProjUNNT([parameter(3, 3)], lr=0.1, base=torch.optim.SparseAdam)
 
 
 def test_bases_that_are_none_are_refused():

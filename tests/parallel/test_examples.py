@@ -54,7 +54,7 @@ def test_ddp_learns():
     assert all(error < 5e-7 for _, error in found)
 
 
-def test_the_page_shows_every_example():
-    page = (ROOT / "docs" / "distributed.md").read_text("utf-8")
+def test_the_pages_show_every_example():
+    pages = [(ROOT / "docs" / name).read_text("utf-8") for name in ("distributed.md", "lbfgs.md")]
     for example in EXAMPLES.glob("*.py"):
-        assert f"{{literalinclude}} examples/{example.name}" in page
+        assert sum(f"{{literalinclude}} examples/{example.name}" in page for page in pages) == 1
