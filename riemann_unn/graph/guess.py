@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ..errors import GraphError
+from .program import named_tensors
 from .untouched import quiet, untouched
 
 __all__ = ["guessed_input"]
@@ -66,15 +67,13 @@ def _random(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def _run_without_values(model: nn.Module, x: Tensor) -> None:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    tensors = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
     with quiet(), untouched(model), torch.no_grad(), mode:
         for module in model.modules():  # hooks are not to see what has no values
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
-        fakes: dict[str, Tensor] = {name: mode.from_tensor(t) for name, t in tensors.items()}
+        fakes: dict[str, Tensor] = {
+            name: mode.from_tensor(t) for name, t in named_tensors(model).items()
+        }
         torch.func.functional_call(model, fakes, (mode.from_tensor(x),))
 
 

@@ -82,7 +82,7 @@ class _Lifted:
     ) -> None:
         self.view, self.of_inputs = view, inputs is not None
         self.inputs = iter(inputs or ())
-        self.by_memory = {_memory(view.tensors[name]): squares[name] for name in squares}
+        self.squares = squares
         self.device = next((s.device for s in squares.values()), torch.device("cpu"))
         self.ends: list[Tensor] = []
 
@@ -118,7 +118,7 @@ class _Lifted:
         if source.kind == "input":
             return _Squares(_square(value)) if self.of_inputs else self._ones(value)
         own = value.detach()
-        squares = self.by_memory.get(_memory(own))
+        squares = self.squares.get(self.view.weights[node.name])
         return _Squares(_square(own) if squares is None else squares, own)
 
     def _ones(self, like: Any) -> Any:
@@ -204,10 +204,6 @@ def _weight(x: Any) -> Any:
 
 def _is_number(x: Any) -> bool:
     return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
-
-
-def _memory(x: Tensor) -> tuple[int, ...]:
-    return (x.data_ptr(), *x.shape)
 
 
 def _square(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .guess import guessed_input
-from .program import Forward, Program, read, unwrapped
+from .program import Forward, Program, named_tensors, read, unwrapped
 from .rules import RULES
 from .spaces import ONE, Spaces, compact
 from .untouched import forgotten, untouched
@@ -101,6 +101,7 @@ class ModelGraph:
         scalings: how each weight that touches a space scales, by canonical name.
         reasons: for each space why it is closed, or None where it is free.
         tensors: the weights named there.
+        weights: by placeholder of the program, the canonical name of the weight that it stands for.
         program: what the model computes in the mode it is in.
         blocks: by path, why a submodule is closed as a whole.
         rules: by node, the name of the rule that its operation went by.
@@ -114,6 +115,7 @@ class ModelGraph:
     scalings: Mapping[str, Scaling]
     reasons: tuple[str | None, ...]
     tensors: Mapping[str, Tensor]
+    weights: Mapping[str, str]
     program: Program
     blocks: Mapping[str, str]
     rules: Mapping[str, str]
@@ -203,15 +205,14 @@ def trace(
         The layers, the spaces and the scalings.
 
     Raises:
-        GraphError: the model cannot be read, or an operation cannot be followed; the message
-            names the place.
+        GraphError: the model cannot be read; the message names the place.
         TypeError: ``model`` is no module, or its parameters have no values yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"a torch.nn.Module is needed, got a {type(model).__name__}")
     model = unwrapped(model)
     _check_values(model)
-    named = _named_tensors(model)
+    named = named_tensors(model)
     canonical: dict[Any, str] = {}
     for name, p in named.items():
         canonical.setdefault(_memory(p), name)
@@ -232,7 +233,7 @@ def trace(
             walks[-1].run()
             blocks.update(program.closed)
             for path, why in program.closed.items():
-                for p in _named_tensors(model.get_submodule(path)).values():
+                for p in named_tensors(model.get_submodule(path)).values():
                     walks[-1].closed.setdefault(names(p) or "", f"'{path}' is closed: {why}")
     merged = walks[0]
     for part in walks[1:]:
@@ -294,13 +295,6 @@ def _whole_blocks(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-
-
 def _memory(p: Tensor) -> Any:
     """What two names of one parameter have in common."""
     if p.numel() == 0:
@@ -346,6 +340,7 @@ def _result(
         scalings,
         tuple(spaces.reason(root) for root in number),
         {name: named[name] for name in scalings},
+        walks[0].weights,
         walks[0].program,
         dict(blocks),
         walks[0].rules,

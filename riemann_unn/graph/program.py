@@ -27,7 +27,17 @@ from .closed import ClosedBlocks, tensors_in
 from .modes import ModeNotes
 from .untouched import quiet, untouched
 
-__all__ = ["Called", "Forward", "Program", "Source", "module_of", "operation", "read", "unwrapped"]
+__all__ = [
+    "Called",
+    "Forward",
+    "Program",
+    "Source",
+    "module_of",
+    "named_tensors",
+    "operation",
+    "read",
+    "unwrapped",
+]
 
 Forward = Callable[..., Any]
 Kind = Literal["parameter", "buffer", "constant", "input"]
@@ -79,6 +89,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a model by all their names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
 
 
 def module_of(node: fx.Node) -> str:
@@ -360,14 +378,13 @@ def _sources(
     found: dict[str, Source] = {}
     names = _positional(model, len(args)) if forward is None else ["batch"] * len(args)
     inputs = _named_inputs(names, args, kwargs)
-    tensors = {**dict(model.named_parameters(remove_duplicate=False))}
-    buffers = dict(model.named_buffers(remove_duplicate=False))
+    tensors = named_tensors(model)
     for spec in exported.graph_signature.input_specs:
         name = _own_path(spec.target) if spec.target else ""
         if spec.kind is InputKind.PARAMETER:
             found[spec.arg.name] = Source("parameter", name, tensors[name])
         elif spec.kind is InputKind.BUFFER:
-            found[spec.arg.name] = Source("buffer", name, buffers[name])
+            found[spec.arg.name] = Source("buffer", name, tensors[name])
         elif spec.kind is InputKind.USER_INPUT:
             found[spec.arg.name] = Source("input", *next(inputs))
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor, fx
+from torch import fx
 
 from .model import ModelGraph
 from .program import operation
@@ -67,18 +67,16 @@ def regions(view: ModelGraph) -> dict[str, int]:
     A region is a part of the model through which positive scalings pass: it begins and ends at
     inputs, at outputs, and where something reads an activation that is not homogeneous, such as an
     attention's softmax or a normalisation without fixed statistics. A weight that is used in
-    several regions makes one of them.
+    several regions, or a free space that is in several, makes one of them.
     """
     union, ends = _Union(), doors(view)
     weights: dict[fx.Node, str] = {}
     after: dict[fx.Node, int] = {}
     home: dict[str, int] = {}
-    by_memory = {_address(view.tensors[name]): name for name in view.scalings}
     for node in view.program.graph.nodes:
         if node.op == "placeholder":
-            value = view.program.sources[node.name].value
-            name = by_memory.get(_address(value)) if isinstance(value, Tensor) else None
-            if name is not None:
+            name = view.weights.get(node.name, "")
+            if name in view.scalings:
                 weights[node] = name
             continue
         if node.name not in view.rules or node.op == "output":
@@ -92,14 +90,13 @@ def regions(view: ModelGraph) -> dict[str, int]:
         here = union.join([*(after[x] for x in inputs), *(home[w] for w in used if w in home)])
         home.update(dict.fromkeys(used, here))
         after[node] = union.new() if node in ends or node.name in view.closings else here
+    for name in view.scalings:  # those of the other mode are in no graph here
+        home.setdefault(name, union.new())
+    owner: dict[int, int] = {}
+    for name, scaling in view.scalings.items():
+        for ids in (scaling.feeds, scaling.reads):
+            for i in ids.unique().tolist() if ids is not None else ():
+                if view.reasons[i] is None:
+                    union.join([owner.setdefault(i, home[name]), home[name]])
     number: dict[int, int] = {}
-    return {
-        name: number.setdefault(union.find(home[name]), len(number))
-        if name in home
-        else number.setdefault(-1 - i, len(number))
-        for i, name in enumerate(view.scalings)
-    }
-
-
-def _address(x: Tensor) -> tuple[int, ...]:
-    return (x.data_ptr(), *x.shape)
+    return {name: number.setdefault(union.find(home[name]), len(number)) for name in view.scalings}

@@ -93,7 +93,7 @@ def move(walk: Walk, call: Call) -> Any:
         return _view_of_weight(walk, call)
     if not isinstance(x, Activation) or any(map(_is_ours, others)):
         return opaque(walk, call)
-    if call.label.startswith(("view", "_unsafe_view")) and "dtype" in str(call.node.target):
+    if str(call.node.target).endswith("view.dtype"):
         return opaque(walk, call)
     return _moved(call, call.args, call.kwargs)
 

@@ -137,6 +137,7 @@ class Walk:
         rules: the name of the rule that each operation went by.
         closings: what came out of operations that are not homogeneous, without values.
         sources: the weights that the graph reads, by canonical name.
+        weights: that name, by placeholder.
     """
 
     table: Mapping[str, Rule]
@@ -150,6 +151,7 @@ class Walk:
     rules: dict[str, str] = field(default_factory=dict)
     closings: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> None:
         """Follow the graph from its inputs."""
@@ -217,7 +219,7 @@ class Walk:
         value: Tensor = source.value.detach()
         if source.kind == "constant" or not (value.is_floating_point() or value.is_complex()):
             return value.clone()
-        name = self.names(source.value) or source.name
+        name = self.weights[node.name] = self.names(source.value) or source.name
         value = value.clone() if source.kind == "buffer" else value  # it may be written
         self.sources[name] = value
         if source.kind == "buffer" and not self.buffers:
@@ -255,7 +257,7 @@ class Walk:
     # -- what rules use -------------------------------------------------------------------------
 
     def opaque(self, call: Call, why: str | None = None) -> Any:
-        """Close what goes in, and hand out activations whose scale is fixed."""
+        """Close what goes in, and hand out activations whose scale is one."""
         why = why or f"{call.label} is not positively homogeneous, or not known to be"
         self.close((call.args, call.kwargs), why)
         self.closings[call.node.name] = call.result

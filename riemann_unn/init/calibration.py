@@ -33,8 +33,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils.rnn import PackedSequence
+
+from ..graph.program import unwrapped
 
 __all__ = [
     "Batch",
@@ -134,15 +135,8 @@ def batches_of(
 
 def _signature(model: nn.Module) -> inspect.Signature | None:
     """Return the signature of the forward of the model that wrappers hold, if there is one."""
-    while True:
-        if isinstance(model, (DataParallel, DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner  # torch.compile
-        else:
-            break
     try:
-        return inspect.signature(model.forward)
+        return inspect.signature(unwrapped(model).forward)
     except (TypeError, ValueError):
         return None
 

@@ -11,7 +11,7 @@ from ...graph.program import unwrapped
 from ...interruption import undoing
 from ...nn.low_rank import LowRankFactors
 from ..record import ModelRecord
-from .targets import Target, has_counterpart, target_of
+from .targets import has_counterpart, target_of
 
 __all__ = ["low_rank_like_"]
 
@@ -85,17 +85,13 @@ def _counterpart(
     for split in ("channel", "spatial") if has_counterpart(dense) else ():
         target = target_of(dense, split=split)
         assert target is not None
-        if _shapes(target, rank) == (tuple(a.shape), tuple(b.shape)):
-            return target.empty(rank, orthonormal=orthonormal)
+        try:
+            layer = target.empty(rank, orthonormal=orthonormal)
+        except ValueError:  # the rank is above the full one of the layer
+            continue
+        if layer.A.shape == a.shape and layer.B.shape == b.shape:
+            return layer
     raise ValueError(
         f"the factors of {name!r}, {tuple(a.shape)} and {tuple(b.shape)}, do not fit its "
         f"{type(dense).__name__}. The model was not changed"
     )
-
-
-def _shapes(target: Target, rank: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    m, n = target.matrix().shape
-    if target.kernel is not None:
-        out, into, height, width = target.kernel
-        m, n = out * width, into * height
-    return ((m, rank), (rank, n)) if rank <= min(m, n) else None

@@ -158,27 +158,17 @@ def solve(
 
 
 def _parts(view: ModelGraph) -> list[list[str]]:
-    """The weights of each region with a free space; regions that share one are one."""
-    region = regions(view)
-    home: dict[int, int] = {}  # of each free space
-    joined = {r: r for r in region.values()}
+    """The weights of each region with a free space."""
+    parts: dict[int, list[str]] = {}
+    for name, region in regions(view).items():
+        parts.setdefault(region, []).append(name)
+    free = view.free
 
-    def root(r: int) -> int:
-        while joined[r] != r:
-            r = joined[r]
-        return r
+    def is_open(name: str) -> bool:
+        ids = view.scalings[name].feeds, view.scalings[name].reads
+        return any(x is not None and bool(free[x].any()) for x in ids)
 
-    for name, scaling in view.scalings.items():
-        for ids in (scaling.feeds, scaling.reads):
-            for i in ids.unique().tolist() if ids is not None else ():
-                if view.reasons[i] is None:
-                    joined[root(home.setdefault(i, region[name]))] = root(region[name])
-    open_regions = {root(r) for r in home.values()}
-    parts: dict[int, list[str]] = {r: [] for r in sorted(open_regions)}
-    for name, r in region.items():
-        if root(r) in parts:
-            parts[root(r)].append(name)
-    return list(parts.values())
+    return [names for names in parts.values() if any(map(is_open, names))]
 
 
 class _Part:

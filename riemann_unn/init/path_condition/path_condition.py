@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ...errors import GraphError
 from ...graph import ModelGraph, trace
 from ...graph.lifting import path_energies
-from ...graph.program import Called, unwrapped
+from ...graph.program import Called, named_tensors, unwrapped
 from ...graph.untouched import untouched
 from ...interruption import undoing
 from ...linalg.precision import in_full_precision
@@ -133,10 +133,7 @@ class _Read:
             closed=closed,
             buffers=scale_frozen,
         )
-        self.own: dict[str, Tensor] = {
-            **dict(model.named_parameters(remove_duplicate=False)),
-            **dict(model.named_buffers(remove_duplicate=False)),
-        }
+        self.own = named_tensors(model)
         self._data = [tree_leaves((b.args, b.kwargs)) for b in given]
         self._args, self._kwargs = first.args, first.kwargs
         if not given:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from ...errors import GraphError
 from ...graph import Layer, ModelGraph, trace
-from ...graph.program import operation
+from ...graph.program import named_tensors, operation
 from ...graph.untouched import forgotten
 from ..calibration import Batch
 from ..recording import same_buffers
@@ -255,10 +255,7 @@ class Folding:
         if self._graph is None or all(g == 1 for g in gains.values()):
             return {}
         scales = self._solve({n: math.log(gains.get(n, 1.0)) for n in self._order})
-        named = {
-            **dict(self._model.named_parameters(remove_duplicate=False)),
-            **dict(self._model.named_buffers(remove_duplicate=False)),
-        }
+        named = named_tensors(self._model)
         factors = {}
         for name, scaling in self._graph.scalings.items():
             factor = scaling.factor(scales)
