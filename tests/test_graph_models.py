@@ -365,6 +365,17 @@ def test_several_inputs_keywords_and_forward():
     assert path_condition_(model, calibration=pair, forward=forward).converged
 
 
+def test_a_keyword_may_be_called_input():
+    model, x = (
+        seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))),
+        normal(3, 4),
+    )
+    view = trace(model, kwargs={"input": x})
+    assert int(view.free.sum()) == 5
+    assert view.closed(view.layers[0].inputs) == "'input' is an input of the network"
+    assert path_condition_(model, calibration={"input": x}).converged
+
+
 def test_former_names_of_arguments_still_work():
     model = seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)))
     with pytest.warns(FutureWarning, match="data= of path_condition_ is called calibration="):

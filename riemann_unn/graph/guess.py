@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from ..errors import GraphError
 from .program import named_tensors
-from .untouched import quiet, untouched
+from .untouched import let_go, quiet, untouched
 
 __all__ = ["guessed_input"]
 
@@ -67,6 +67,13 @@ def _random(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def _run_without_values(model: nn.Module, x: Tensor) -> None:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        _run_on_stand_ins(model, x, mode)
+    finally:
+        let_go(mode)
+
+
+def _run_on_stand_ins(model: nn.Module, x: Tensor, mode: FakeTensorMode) -> None:
     with quiet(), untouched(model), torch.no_grad(), mode:
         for module in model.modules():  # hooks are not to see what has no values
             module._forward_hooks.clear()

@@ -25,7 +25,7 @@ from ..errors import GraphError
 from ..interruption import afterwards
 from .closed import ClosedBlocks, tensors_in
 from .modes import ModeNotes
-from .untouched import quiet, untouched
+from .untouched import let_go, quiet, untouched
 
 __all__ = [
     "Called",
@@ -184,9 +184,19 @@ def read(
         for path, m in modules.items()
     }
     classes = {path: type(m).__name__ for path, m in modules.items()}
-    sources = _sources(exported, model, forward, args, kwargs)
+    for node in exported.graph.nodes:
+        for value in tree_leaves(node.meta.get("val")):
+            let_go(getattr(value, "fake_mode", None))
+    # A copy may have another name, such as input_1 for input, in the same place.
+    places = zip(*(_placeholders(g) for g in (exported.graph, graph)), strict=True)
+    known = _sources(exported, model, forward, args, kwargs)
+    sources = {copied: known[name] for name, copied in places}
     depends = notes.is_asked or not is_watched or bool(reasons)
     return Program(graph, sources, reasons, classes, tensors, depends)
+
+
+def _placeholders(graph: fx.Graph) -> list[str]:
+    return [node.name for node in graph.nodes if node.op == "placeholder"]
 
 
 def _is_impure(node: fx.Node) -> bool:

@@ -6,6 +6,7 @@ import gc
 import logging
 import warnings
 from contextlib import ExitStack
+from typing import Any
 from weakref import getweakrefcount
 
 from torch import nn
@@ -13,7 +14,7 @@ from torch.fx.experimental import proxy_tensor
 
 from ..interruption import afterwards, random_states
 
-__all__ = ["forgotten", "quiet", "untouched"]
+__all__ = ["forgotten", "let_go", "quiet", "untouched"]
 
 
 def untouched(model: nn.Module) -> ExitStack:
@@ -61,6 +62,19 @@ def quiet() -> ExitStack:
     stack.enter_context(warnings.catch_warnings())
     warnings.simplefilter("ignore")
     return stack
+
+
+def let_go(mode: Any) -> None:
+    """Drop the weak references that a mode of stand-ins keeps to what these stand for.
+
+    What torch calls them may change; :func:`forgotten` collects what is left, which takes longer.
+    """
+    meta = getattr(getattr(mode, "fake_tensor_converter", None), "meta_converter", None)
+    describer = getattr(meta, "describer", None)
+    for name in ("lookup_tensor", "lookup_storage"):
+        known = getattr(describer, name, None)
+        if known is not None:
+            known.clear()
 
 
 # What one collection frees may hold the last reference to what the next one does.
