@@ -10,7 +10,7 @@ MANIFEST := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format docs bench zoo clean
+.PHONY: help demo test lint format docs bench papers zoo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -35,6 +35,9 @@ docs: $(STAMPS)/docs  ## build the documentation into docs/_build; a warning is 
 
 bench: $(STAMPS)/bench  ## time our optimizers beside their peers, 20 minutes (options: ARGS="--quick")
 	$(BIN)/python -m bench.suite $(ARGS)
+
+papers: $(STAMPS)/papers  ## rerun what the papers claim, 100 minutes (options: ARGS="--quick", ARGS="--only copy")
+	$(BIN)/python -m bench.papers $(ARGS)
 
 zoo: $(ZOO)/stamp  ## condition the models of torchvision, timm and transformers, 20 minutes (ARGS="--only resnet")
 	OMP_NUM_THREADS=1 $(ZOO)/bin/python bench/zoo.py $(ARGS)
