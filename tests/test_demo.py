@@ -13,7 +13,7 @@ import torch
 
 from riemann_unn.demo import __main__ as cli
 from riemann_unn.demo.models import Learner, lstm_learner, orthogonal_learner
-from riemann_unn.demo.tasks import TASKS, Adding, Copy, Digits, Task
+from riemann_unn.demo.tasks import TASKS, Adding, Copy, Digits, Pictures, Task
 from riemann_unn.demo.training import CheckpointError, train
 
 
@@ -117,11 +117,25 @@ def test_digits_validation_leaves_the_test_images_alone() -> None:
 
 
 def test_permuted_digits_are_the_same_pixels_in_another_order() -> None:
-    plain, permuted = Digits().test_batch()[0], Digits(permuted=True).test_batch()[0]
+    plain, permuted = Digits().test_batch()[0], Digits(order="permuted").test_batch()[0]
     assert not torch.equal(plain, permuted)
     assert torch.equal(plain.sort(0).values, permuted.sort(0).values)
-    assert torch.equal(permuted, Digits(permuted=True).test_batch()[0])
-    assert not torch.equal(permuted, Digits(permuted=True, seed=1).test_batch()[0])
+    assert torch.equal(permuted, Digits(order="permuted").test_batch()[0])
+    assert not torch.equal(permuted, Digits(order="permuted", seed=1).test_batch()[0])
+
+
+def test_pictures_are_read_by_pixels_or_by_rows() -> None:
+    pixels = Pictures("digits", validation=True)
+    rows = Pictures("digits", "rows", validation=True)
+    (inputs, classes), (lines, same) = pixels.test_batch(), rows.test_batch()
+    assert (pixels.features, rows.features, rows.outputs) == (1, 8, 10)
+    assert inputs.shape == (64, 288, 1) and lines.shape == (8, 288, 8)
+    assert torch.equal(lines.transpose(0, 1).flatten(1).T, inputs[..., 0])
+    assert torch.equal(classes, same)
+    batch, _ = next(rows.train_batches(generator()))
+    assert batch.shape == (8, rows.batch_size, 8)
+    with pytest.raises(ValueError, match="order must be one of pixels, permuted, rows"):
+        Pictures("digits", "columns")
 
 
 @pytest.mark.parametrize("task", [kind() for kind in TASKS], ids=lambda task: task.name)

@@ -177,7 +177,8 @@ def _task(options: argparse.Namespace) -> Task:
     if options.task == Digits.name:
         if options.length is not None:
             raise ValueError("--length concerns copy and adding: digits are 64 pixels long")
-        return Digits(options.permuted, options.validation, options.seed)
+        order = "permuted" if options.permuted else "pixels"
+        return Digits(order=order, validation=options.validation, seed=options.seed)
     if options.task == Copy.name:
         return Copy() if options.length is None else Copy(delay=options.length)
     if options.length == 1:
