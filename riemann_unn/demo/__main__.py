@@ -207,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "task",
         nargs="?",
-        choices=[task.name for task in [*TASKS, Sequences]],
+        choices=[*(task.name for task in TASKS), Sequences.name],
         default=TASKS[0].name,
         help="digits read pixel by pixel, copying memory, the adding problem, or sequences of your "
         "own from a CSV file (default: digits)",
