@@ -12,6 +12,7 @@ from .errors import (
 )
 from .manifolds import Orthogonal, OrthogonalConv, Stiefel, Unitary, UnitaryConv
 from .monitor import Monitor
+from .optim import param_groups
 from .tagging import manifold_of, tag_, tagged_parameters, untag_
 
 __version__ = "0.2.0"
@@ -36,6 +37,7 @@ __all__ = [
     "nn",
     "optim",
     "orthogonality_error",
+    "param_groups",
     "tag_",
     "tagged_parameters",
     "untag_",
