@@ -5,9 +5,8 @@ An orthogonal RNN, an LSTM or an unconstrained RNN reads a task of ``riemann_unn
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ import riemann_unn as ru
 from bench.contenders import reference_module
 from riemann_unn.demo.models import SequenceModel
 from riemann_unn.demo.tasks import Adding, Batch, Copy, Pictures, Task
-from riemann_unn.nn import OrthogonalRNN
+from riemann_unn.nn import OrthogonalRNN, gate_inputs_
 
 from .experiment import Options, Place, Result
 
@@ -34,6 +33,8 @@ DEFAULTS: Options = {
     "sketch": "tangent",
     "base": "RMSprop",
     "slowdown": 32,  # the recurrence's rate is the others' over this
+    "input_slowdown": 1,  # and so is that of the recurrent layer's other weights
+    "gates": None,  # scale of gated inputs, see riemann_unn.nn.gate_inputs_
     "decay": 1.0,  # factor on the rates after every epoch
     "weight_decay": 0.0,
     "clip": 0.0,  # largest norm of the gradient, 0: none
@@ -81,34 +82,35 @@ def build(options: Options) -> tuple[nn.Module, torch.optim.Optimizer]:
         nonlinearity=options["nonlinearity"],
         init=options["init"],
     )
+    if options["gates"] is not None:
+        gate_inputs_(rnn, options["gates"])
     model = SequenceModel(rnn, options["hidden"], task)
     return model, _optimizer(model, options)
 
 
 def _optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
-    lr, slowdown, rank = options["lr"], options["slowdown"], options["rank"]
-    tagged = [parameter for _, parameter in ru.tagged_parameters(model)]
-    ids = {id(parameter) for parameter in tagged}
-    free = [parameter for parameter in model.parameters() if id(parameter) not in ids]
     if options["algorithm"] == AUTHORS:
-        return _authors(tagged, free, options)
+        return _authors(model, options)
     kind = {"T": ru.optim.ProjUNNT, "D": ru.optim.ProjUNND}[options["algorithm"]]
+    lr, decay = options["lr"], {"weight_decay": options["weight_decay"]}
+    groups = ru.param_groups(
+        model, lr=lr, tagged_lr=lr / options["slowdown"], tagged_weight_decay=0.0, **decay
+    )
+    if options["input_slowdown"] != 1:
+        inputs = ru.param_groups(model.get_submodule("rnn"), lr=lr / options["input_slowdown"])[1:]
+        head = {"params": list(model.get_submodule("head").parameters())}
+        groups = [groups[0], *({**group, **decay} for group in [*inputs, head])]
     return kind(
-        [
-            {"params": tagged, "lr": lr / slowdown},
-            {"params": free, "weight_decay": options["weight_decay"]},
-        ],
+        groups,
         lr=lr,
-        rank=rank,
+        rank=options["rank"],
         sketch=options["sketch"],
         base=getattr(torch.optim, options["base"]),
         seed=options["seed"],
     )
 
 
-def _authors(
-    tagged: list[nn.Parameter], free: list[nn.Parameter], options: Options
-) -> torch.optim.Optimizer:
+def _authors(model: nn.Module, options: Options) -> torch.optim.Optimizer:
     """The authors' RMSprop with their projection, used as their scripts use it."""
     utils, optimizers = reference_module("utils"), reference_module("optimizers")
 
@@ -116,10 +118,10 @@ def _authors(
         a, b = utils.LSI_approximation(update / options["slowdown"], k=options["rank"])
         return cast("Tensor", utils.projUNN_T(x.data, a, b, project_on=False))
 
-    for parameter in tagged:
+    for _, parameter in ru.tagged_parameters(model):
         cast("Any", parameter).needs_projection = True
     found: torch.optim.Optimizer = optimizers.RMSprop(
-        [*tagged, *free], projector=projector, lr=options["lr"]
+        model.parameters(), projector=projector, lr=options["lr"]
     )
     return found
 
@@ -169,9 +171,11 @@ def train(options: Options, place: Place) -> Result:
     while not run.ended:
         for batch in run.epoch():
             run.step(batch)
-            place.save(run.state)
+            if run.batches < run.task.batches_per_epoch:
+                place.save(run.state)
             place.tell(run.share, run.words)
         run.check()
+        place.save(run.state)
     run.found["parameters"] = _count(run.model)
     return run.found
 
@@ -189,7 +193,11 @@ class _Training:
         self.batches = 0  # done in this epoch
         self.spent = 0.0
         self.found: Result = {
-            "train_loss": [], "loss": [], "score": [], "seconds_train": [], "off": 0.0
+            "train_loss": [],
+            "loss": [],
+            "score": [],
+            "seconds_train": [],
+            "off": 0.0,
         }
 
     @property
@@ -242,8 +250,9 @@ class _Training:
         self.found["loss"].append(self.task.loss(answers, targets).item())
         self.found["score"].append(self.task.accuracy(answers, targets))
         self.found["seconds_train"].append(self.spent)
-        errors = ru.orthogonality_error(self.model).values()
-        self.found["off"] = max([self.found["off"], *(error.item() for error in errors)])
+        if ru.tagged_parameters(self.model):
+            errors = ru.orthogonality_error(self.model).values()
+            self.found["off"] = max(self.found["off"], *(error.item() for error in errors))
         self.schedule.step()
         self.drawn, self.batches, self.spent = self.generator.get_state(), 0, 0.0
 
