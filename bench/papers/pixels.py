@@ -23,7 +23,7 @@ __all__ = ["FASHION", "PIXELS", "RANKS"]
 RECIPE: Options = {"lr": 2e-3, "decay": 0.9, "weight_decay": 1e-3, "head": 64}
 """Of the orthogonal RNN, as in the demo of digits."""
 
-LSTM: Options = {"model": "LSTM", "base": "Adam", "lr": 3e-3, "decay": 0.9, "head": 64}
+LSTM: Options = {"model": "LSTM", "base": "Adam", "lr": 1e-2, "decay": 0.9, "head": 64}
 RNN: Options = {"model": "RNN", "base": "RMSprop", "lr": 1e-4, "decay": 0.9, "head": 64}
 
 _SIZE = 64  # pictures in a batch
@@ -50,6 +50,19 @@ _LEARNERS: dict[str, Options] = {
     "LSTM": LSTM,
     "RNN, unconstrained": RNN,
 }
+
+
+_TEXT = """The authors'
+script has MNIST's 60,000 pictures, hidden 170, batches of 128, RMSprop at 1e-3 with a step after
+60 of 100 epochs. Here, in every epoch four in ten
+training pictures are moved by a pixel, for every learner, and all have a head with a hidden layer
+of 64. The orthogonal RNN has modReLU, Henaff's initial recurrence and ProjUNN-T of rank 1 over
+RMSprop, with the rates of the demo of 64 pixels: 2e-3, a 32nd of it for the recurrence, times 0.9
+after every epoch, and weight decay 1e-3 of the rest. The LSTM has as many parameters and Adam at
+1e-2, the best of 1e-3, 3e-3 and 1e-2 after three epochs on validation pictures.
+
+What was learned. The recipe of 64 pixels holds for 784: on validation pictures half the rate and
+clipped gradients were no better after two and three epochs."""
 
 
 def _pixel_runs(plan: Plan) -> list[Run]:
@@ -88,12 +101,7 @@ def _pixel_report(plan: Plan, results: Mapping[str, Result], images: Path) -> Re
     report.lines += [
         f"{source.name}: {len(source.train):,} pictures to train on, {len(source.test):,} to test, "
         f"{steps} pixels one after the other in one fixed random order; {epochs} epochs in batches "
-        f"of {_SIZE}. In every epoch four in ten training pictures are moved by a pixel, for every "
-        "learner. The orthogonal RNN has modReLU, Henaff's initial recurrence and ProjUNN-T of "
-        "rank 1 over RMSprop, with the rates of the demo of 64 pixels: 2e-3, a 32nd of it for the "
-        "recurrence, times 0.9 after every epoch, and weight decay 1e-3 of the rest. "
-        "All have a head with a hidden layer of 64. The accuracy is that of the last epoch, the "
-        "median over seeds.",
+        f"of {_SIZE}. The accuracy is that of the last epoch, the median over seeds. " + _TEXT,
         "",
         *table(head, rows),
     ]
@@ -129,7 +137,7 @@ def _pixel_report(plan: Plan, results: Mapping[str, Result], images: Path) -> Re
         report.claims.append(
             Claim(
                 f"Permuted pixels, {steps} steps: above an LSTM of equal size",
-                "as good as the best unitary RNNs at hidden 170, 60,000 pictures",
+                "closely matches or exceeds earlier unitary networks (abstract); hidden 170",
                 words,
                 f"≥ {least:.0%}, and {100 * lead:.0f} points above the LSTM",
                 ours >= least and ahead >= lead,
@@ -167,7 +175,7 @@ PIXELS = Experiment(
 
 DEBIAN = "/usr/share/datasets/fashion-mnist"
 _NAME = "Fashion-MNIST"
-_RATES = {"orthogonal": 1e-3, "LSTM": 3e-3}
+_RATES = {"orthogonal": 1e-3, "LSTM": 5e-3}
 
 
 def _folder(plan: Plan) -> str | None:
@@ -362,7 +370,7 @@ def _rank_report(plan: Plan, results: Mapping[str, Result], images: Path) -> Rep
         report.claims.append(
             Claim(
                 "Updates of rank 1 learn what whole ones learn",
-                "performance is kept at rank 1, at O(k n²) a step",
+                "comparable performance even at rank 1, O(k n²) a step (abstract)",
                 words,
             )
         )
