@@ -94,9 +94,25 @@ def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with _no_denormals():
+            yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _no_denormals() -> Iterator[None]:
+    """Round numbers below the smallest normal one to zero, where the processor can.
+
+    The gradients of an LSTM vanish over hundreds of steps into such numbers, on which a processor
+    computes many times more slowly: 2.5 s in the place of 0.4 s for 784 steps. There is no way to
+    ask for the setting before; afterwards it is torch's default.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -15,6 +15,7 @@ from ..manifolds import Orthogonal, Unitary
 from ..tagging import remember_tags_, tag_
 from .activations import ModReLU
 from .recurrence_init import RECURRENCES
+from .scan import can_scan, scan_
 
 __all__ = ["OrthogonalRNN"]
 
@@ -223,7 +224,7 @@ class OrthogonalRNN(nn.Module):
     ) -> Tensor:
         """The first state as ``(num_layers, batch, hidden_size)``, checked."""
         shape = (self.num_layers, batch, self.hidden_size)
-        dtype = self.get_parameter("weight_hh_l0").dtype
+        dtype = self._weight("hh", 0).dtype
         if hx is None:
             return torch.zeros(shape, dtype=dtype, device=device)
         expected = shape if batched else (self.num_layers, self.hidden_size)
@@ -233,7 +234,7 @@ class OrthogonalRNN(nn.Module):
 
     def _cast(self, tensor: Tensor, name: str) -> Tensor:
         """Real to complex where the layer is complex; any other mismatch is an error."""
-        dtype = self.get_parameter("weight_hh_l0").dtype
+        dtype = self._weight("hh", 0).dtype
         if tensor.is_complex() and not dtype.is_complex:
             raise ValueError(
                 f"{name} is {tensor.dtype} but the layer is {dtype}: "
@@ -261,10 +262,27 @@ class OrthogonalRNN(nn.Module):
         self, layer: int, data: Tensor, hidden: Tensor, sizes: list[int]
     ) -> tuple[Tensor, Tensor]:
         bias = cast("Tensor | None", getattr(self, f"bias_ih_l{layer}"))
-        projected = functional.linear(data, self.get_parameter(f"weight_ih_l{layer}"), bias)
+        projected = functional.linear(data, self._weight("ih", layer), bias)
+        weight, activation = self._weight("hh", layer), self.activations[layer]
+        if sizes[-1] == len(hidden) and can_scan(projected, hidden, weight, activation):
+            outputs = scan_(projected, hidden, weight, activation)
+            return outputs, outputs[-len(hidden) :]
+        return self._loop(projected, hidden, sizes, weight, activation)
+
+    def _weight(self, kind: str, layer: int) -> Tensor:
+        # No get_parameter: a parametrization or functional_call puts a plain tensor there.
+        return cast(Tensor, getattr(self, f"weight_{kind}_l{layer}"))
+
+    @staticmethod
+    def _loop(
+        projected: Tensor,
+        hidden: Tensor,
+        sizes: list[int],
+        weight: Tensor,
+        activation: nn.Module,
+    ) -> tuple[Tensor, Tensor]:
         # States are rows, so W h is written h W^T, which is no adjoint.
-        recurrence = self.get_parameter(f"weight_hh_l{layer}").t()
-        activation = self.activations[layer]
+        recurrence = weight.t()
         outputs: list[Tensor] = []
         ended: list[Tensor] = []
         for drive in projected.split(sizes):
@@ -284,7 +302,7 @@ class OrthogonalRNN(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the sizes and every setting that is not the default."""
-        dtype = self.get_parameter("weight_hh_l0").dtype
+        dtype = self._weight("hh", 0).dtype
         parts = [f"{self.input_size}, {self.hidden_size}"]
         settings = {
             "num_layers": (self.num_layers, 1),
