@@ -39,7 +39,7 @@ _OURS = {*OWN, _OLD_START}
 def coordinates_of(manifold: MatrixManifold) -> str:
     """Name the coordinates that bases see on a manifold: those of its matrix view."""
     same_view = isinstance(manifold, Orthogonal | Unitary)
-    return repr(Stiefel() if same_view else manifold)
+    return repr(Stiefel(blocks=manifold.blocks) if same_view else manifold)
 
 
 def as_tensor(name: str, device: torch.device) -> Tensor:
@@ -281,7 +281,8 @@ def _can_start(rows: Tensor, member: TaggedParam) -> bool:
     shape = list(rows.shape)
     if matrices.is_complex() and not member.param.is_complex() and shape.pop() != 2:
         return False
-    return [*shape[:-2], *shape[-1:]] == [*matrices.shape[:-2], matrices.shape[-2]]
+    batch = torch.Size(shape[:-2]).numel()  # sharded, all dimensions of the batch are one
+    return (batch, shape[-1]) == (matrices.shape[:-2].numel(), matrices.shape[-2])
 
 
 def _check_coordinates(

@@ -204,7 +204,8 @@ def test_float_determinant_is_refused_or_means_the_integer():
 
 def test_manifolds_are_values():
     every = [ru.Orthogonal(), ru.Orthogonal(det=1), ru.Orthogonal(det=-1), ru.Unitary()]
-    every += [ru.Stiefel(), ru.Stiefel(flatten=True)]
+    every += [ru.Stiefel(), ru.Stiefel(flatten=True), ru.Stiefel(flatten=True, blocks=2)]
+    every += [ru.Orthogonal(blocks=4), ru.Orthogonal(blocks=4, det=1), ru.Unitary(blocks=(1, 4))]
     for i, m in enumerate(every):
         for c in (copy.deepcopy(m), pickle.loads(pickle.dumps(m)), eval(repr(m), vars(ru))):
             assert c == m and hash(c) == hash(m) and repr(c) == repr(m) and c is not m
