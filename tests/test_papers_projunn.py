@@ -61,6 +61,8 @@ def test_a_run_that_was_interrupted_ends_with_the_same_numbers(
     with pytest.raises(StoppedError):
         train(options, stopping(tmp_path))
     torch.manual_seed(99)
+    other = train({**options, "epochs": 1}, place(tmp_path))  # whose state it is not
+    assert len(other["train_loss"]) == len(whole["train_loss"]) / 2
     resumed = train(options, place(tmp_path))
     for found in (whole, resumed):
         found.pop("seconds_train")

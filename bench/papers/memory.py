@@ -54,8 +54,14 @@ def _copy_baseline(plan: Plan) -> float:
     return 10 * math.log(8) / (delay + 20)
 
 
+def _copy_sizes(plan: Plan) -> tuple[int, int, int]:
+    """Hidden states, sequences in a batch, and iterations."""
+    found: tuple[int, int, int] = plan.pick((32, 32, 50), (190, 128, 300), (190, 128, 4000))
+    return found
+
+
 def _copy_runs(plan: Plan) -> list[Run]:
-    hidden, size, iterations = plan.pick((32, 32, 50), (190, 128, 300), (190, 128, 4000))
+    hidden, size, iterations = _copy_sizes(plan)
     task = {"name": "copy", "delay": _copy_delay(plan), "batch_size": size, "batches": _EVERY}
     runs = []
     recipes = dict(_COPY)
@@ -121,7 +127,7 @@ def _copy_report(plan: Plan, results: Mapping[str, Result], images: Path) -> Rep
     ]
     curves(
         images / "papers_copy.png",
-        f"Copying memory over {delay} steps, {'hidden 190' if delay == 1000 else 'small'}",
+        f"Copying memory over {delay:,} steps, hidden {_copy_sizes(plan)[0]}",
         [
             Panel(
                 "Loss on held-out sequences",
@@ -286,7 +292,7 @@ def _adding_report(plan: Plan, results: Mapping[str, Result], images: Path) -> R
     ]
     report.lines += table(head, rows)
     if panels:
-        curves(images / "papers_adding.png", "The adding problem, hidden 170", panels)
+        curves(images / "papers_adding.png", "The adding problem: two of T numbers summed", panels)
         report.lines += figure(
             "papers_adding.png", "Error of the adding problem against iterations"
         )

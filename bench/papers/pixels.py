@@ -65,8 +65,14 @@ What was learned. The recipe of 64 pixels holds for 784: on validation pictures 
 clipped gradients were no better after two and three epochs."""
 
 
+def _sizes(plan: Plan) -> tuple[int, int]:
+    """Hidden states, and epochs."""
+    found: tuple[int, int] = plan.pick((64, 2), (170, 12), (170, 60))
+    return found
+
+
 def _pixel_runs(plan: Plan) -> list[Run]:
-    hidden, epochs = plan.pick((64, 2), (170, 12), (170, 60))
+    hidden, epochs = _sizes(plan)
     return [
         Run(
             f"{name}, seed {seed}",
@@ -107,7 +113,7 @@ def _pixel_report(plan: Plan, results: Mapping[str, Result], images: Path) -> Re
     ]
     curves(
         images / "papers_pixels.png",
-        f"{source.name}, {steps} permuted pixels one by one, hidden {170 if steps > 64 else 64}",
+        f"{source.name}, {steps} permuted pixels one by one, hidden {_sizes(plan)[0]}",
         [
             Panel(
                 "Test accuracy",

@@ -166,7 +166,7 @@ def train(options: Options, place: Place) -> Result:
     options = DEFAULTS | options
     run = _Training(options)
     state = place.load()
-    if state is not None:
+    if state is not None and state["options"] == options:  # not of a run with other options
         run.load(state)
     while not run.ended:
         for batch in run.epoch():
@@ -261,6 +261,7 @@ class _Training:
         parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
         return {
             **{name: part.state_dict() for name, part in parts.items()},
+            "options": self.options,
             "drawn": self.drawn,
             "batches": self.batches,
             "spent": self.spent,
