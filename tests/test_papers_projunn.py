@@ -11,7 +11,7 @@ import torch
 
 from bench.papers import projunn
 from bench.papers.experiment import Experiment, Options, Place, Plan, Result
-from bench.papers.memory import first_below
+from bench.papers.histories import first_below
 from bench.papers.sequences import DEFAULTS, build, parameters, train
 
 EXPERIMENTS = {experiment.name: experiment for experiment in projunn.EXPERIMENTS}

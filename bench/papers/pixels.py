@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from bench.suite.page import figure, short, table
+from bench.suite.page import figure, table
 from riemann_unn.demo import data
 
-from .curves import Curve, Panel, curves
+from .curves import Panel, curves
 from .experiment import Claim, Experiment, Options, Place, Plan, Report, Result, Run, median
+from .histories import by_name, last, middle, off
 from .sequences import AUTHORS, DEFAULTS, build, task_of, train
 
 __all__ = ["FASHION", "PIXELS", "RANKS"]
@@ -86,7 +87,7 @@ def _pixel_runs(plan: Plan) -> list[Run]:
 
 def _pixel_report(plan: Plan, results: Mapping[str, Result], images: Path) -> Report:
     report = Report()
-    groups = _by_name(results)
+    groups = by_name(results)
     if not groups:
         return report
     source = data.images(_task(plan)["source"])
@@ -96,10 +97,10 @@ def _pixel_report(plan: Plan, results: Mapping[str, Result], images: Path) -> Re
         [
             name,
             f"{runs[0]['parameters']:,}",
-            f"{_final(runs):.1%}",
-            _spread(runs),
+            f"{last(runs, 'score'):.1%}",
+            ", ".join(f"{100 * run['score'][-1]:.1f}" for run in runs),
             f"{median(sum(run['seconds_train']) / len(run['score']) for run in runs):.0f}",
-            short(max(run["off"] for run in runs), 1) if max(r["off"] for r in runs) else "",
+            off(runs),
         ]
         for name, runs in groups.items()
     ]
@@ -119,14 +120,7 @@ def _pixel_report(plan: Plan, results: Mapping[str, Result], images: Path) -> Re
                 "Test accuracy",
                 "epochs",
                 "accuracy",
-                [
-                    Curve(
-                        name,
-                        range(1, 1 + min(len(run["score"]) for run in runs)),
-                        [median(s) for s in zip(*(r["score"] for r in runs), strict=False)],
-                    )
-                    for name, runs in groups.items()
-                ],
+                [middle(n, runs, "score", every=1) for n, runs in groups.items()],
                 limits=(0, 1),
                 percent=True,
             )
@@ -134,12 +128,12 @@ def _pixel_report(plan: Plan, results: Mapping[str, Result], images: Path) -> Re
     )
     report.lines += figure("papers_pixels.png", "Test accuracy on permuted pixels by epoch")
     if "orthogonal" in groups:
-        ours = _final(groups["orthogonal"])
+        ours = last(groups["orthogonal"], "score")
         least, lead, _ = _ASKED
         words, ahead = f"{ours:.1%}, {source.name}, {epochs} epochs", math.nan
         if "LSTM" in groups:
-            ahead = ours - _final(groups["LSTM"])
-            words += f"; LSTM of equal size {_final(groups['LSTM']):.1%}"
+            ahead = ours - last(groups["LSTM"], "score")
+            words += f"; LSTM of equal size {last(groups['LSTM'], 'score'):.1%}"
         report.claims.append(
             Claim(
                 f"Permuted pixels, {steps} steps: above an LSTM of equal size",
@@ -150,22 +144,6 @@ def _pixel_report(plan: Plan, results: Mapping[str, Result], images: Path) -> Re
             )
         )
     return report
-
-
-def _by_name(results: Mapping[str, Result]) -> dict[str, list[Result]]:
-    """Results of all seeds by the name before the comma of the seed."""
-    groups: dict[str, list[Result]] = {}
-    for name, result in results.items():
-        groups.setdefault(name.rpartition(", seed")[0], []).append(result)
-    return groups
-
-
-def _final(runs: list[Result]) -> float:
-    return median(run["score"][-1] for run in runs)
-
-
-def _spread(runs: list[Result]) -> str:
-    return ", ".join(f"{100 * run['score'][-1]:.1f}" for run in runs)
 
 
 PIXELS = Experiment(
@@ -220,7 +198,7 @@ def _fashion_report(plan: Plan, results: Mapping[str, Result], images: Path) -> 
             name,
             f"{result['parameters']:,}",
             *(f"{score:.1%}" for score in result["score"][-2:]),
-            short(result["off"], 1) if result["off"] else "",
+            off([result]),
         ]
         for name, result in results.items()
     ]
@@ -336,13 +314,18 @@ def _times(options: Options, place: Place) -> Result:
 def _rank_report(plan: Plan, results: Mapping[str, Result], images: Path) -> Report:
     report = Report()
     times = results.get(_TIMES)
-    groups = _by_name({name: r for name, r in results.items() if name != _TIMES})
+    groups = by_name({name: r for name, r in results.items() if name != _TIMES})
     if not groups:
         return report
     epochs = max(len(r["score"]) for runs in groups.values() for r in runs)
     rows = []
     for name, runs in groups.items():
-        row = [name, f"{_final(runs):.1%}", _spread(runs), short(max(r["off"] for r in runs), 1)]
+        row = [
+            name,
+            f"{last(runs, 'score'):.1%}",
+            ", ".join(f"{100 * run['score'][-1]:.1f}" for run in runs),
+            off(runs),
+        ]
         if times and name in times["step"]:
             step, passes, batches = times["step"][name], times["passes"], times["batches"]
             row += [f"{1e3 * step:.1f}", f"{batches * (step + passes):.0f}"]
@@ -369,7 +352,8 @@ def _rank_report(plan: Plan, results: Mapping[str, Result], images: Path) -> Rep
     ranks = {n: runs for n, runs in groups.items() if n.startswith("ProjUNN-T") and "i," not in n}
     one, whole = groups.get("ProjUNN-T, rank 1"), groups.get("ProjUNN-T, whole")
     if one and whole and ranks:
-        words = f"rank 1 {_final(one):.1%}, whole {_final(whole):.1%} after {epochs} epochs"
+        words = f"rank 1 {last(one, 'score'):.1%}, whole {last(whole, 'score'):.1%}"
+        words += f" after {epochs} epochs"
         if times:
             faster = times["step"]["ProjUNN-T, whole"] / times["step"]["ProjUNN-T, rank 1"]
             words += f"; a step of rank 1 takes {1 / faster:.2f} of the whole one's time"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .adding import ADDING
+from .copying import COPY
 from .experiment import Experiment
-from .memory import ADDING, COPY
 from .pixels import FASHION, PIXELS, RANKS
 
 __all__ = ["EXPERIMENTS"]

@@ -34,6 +34,8 @@ DEFAULTS: Options = {
     "base": "RMSprop",
     "slowdown": 32,  # the recurrence's rate is the others' over this
     "input_slowdown": 1,  # and so is that of the recurrent layer's other weights
+    "input_gain": 1.0,  # factor on the input weights as they are drawn
+    "thresholds": None,  # what modReLU's start at, None: as they are drawn
     "gates": None,  # scale of gated inputs, see riemann_unn.nn.gate_inputs_
     "decay": 1.0,  # factor on the rates after every epoch
     "weight_decay": 0.0,
@@ -82,6 +84,10 @@ def build(options: Options) -> tuple[nn.Module, torch.optim.Optimizer]:
         nonlinearity=options["nonlinearity"],
         init=options["init"],
     )
+    with torch.no_grad():
+        rnn.get_parameter("weight_ih_l0").mul_(options["input_gain"])
+    if options["thresholds"] is not None:
+        nn.init.constant_(rnn.get_parameter("activations.0.bias"), options["thresholds"])
     if options["gates"] is not None:
         gate_inputs_(rnn, options["gates"])
     model = SequenceModel(rnn, options["hidden"], task)
