@@ -51,7 +51,7 @@ _ASKED = (200, 0.95, 1500)  # iterations to the loss without memory, recall, ite
 def _sizes(plan: Plan) -> tuple[int, int, int, int]:
     """Delay, hidden states, sequences in a batch, and iterations."""
     found: tuple[int, int, int, int] = plan.pick(
-        (60, 32, 32, 50), (1000, 190, 128, 200), (1000, 190, 128, 4000)
+        (60, 32, 32, 50), (1000, 190, 128, 250), (1000, 190, 128, 4000)
     )
     return found
 
