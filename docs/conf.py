@@ -42,3 +42,12 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_custom_sections = [("Shapes", "Shape"), "Reference"]
 add_module_names = False
+
+# References within the package must lead somewhere; those to other projects would need the network.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(torch|collections|os|geoopt|numpy|pathlib|matplotlib|typing)\..*"),
+    (r"py:class", r"Tensor|Module|.*\.T|.*\._\w+|optional|callable|The report"),
+    # Named in signatures, and not for direct use.
+    (r"py:class", r"riemann_unn\..*\.(LowRankFactors|OutputSpace|Source)"),
+]
