@@ -54,8 +54,7 @@ class Monitor:
 
     The monitor is a pair of hooks on the optimizer and works on copies of the parameters: it
     changes nothing. Matrices above 512 by 512 cost products with a few dozen columns, O(n p), no
-    more.
-    Sharded parameters (DTensors) are gathered for it, so every process needs a monitor.
+    more. Sharded parameters (DTensors) are gathered for it, so every process needs a monitor.
 
     Args:
         optimizer: an optimizer of :mod:`riemann_unn.optim`, or any that trains

@@ -1,6 +1,5 @@
 """The code in the documentation runs as it stands there, and links within it lead somewhere."""
 
-import importlib.util
 import re
 import runpy
 from pathlib import Path
@@ -17,15 +16,12 @@ PAGES = [
     if "```python" in page.read_text("utf-8")
 ]
 WITHOUT_TAGS = ("docs/rescaling.md",)
-NEEDS = {"docs/coming_from.md": "geotorch", "docs/howto.md": "matplotlib"}
 
 
 # With no process group torch's checkpoints save in one process, as is meant, and warn that they do.
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("page", PAGES)
 def test_examples_run(page, tmp_path, monkeypatch):
-    if page in NEEDS and importlib.util.find_spec(NEEDS[page]) is None:
-        pytest.skip(f"{NEEDS[page]} is not installed")
     monkeypatch.chdir(tmp_path)  # for the files that examples write
     names = {}
     for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL):
