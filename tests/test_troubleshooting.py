@@ -48,6 +48,8 @@ def messages(tree: ast.AST) -> Iterator[str]:
 
 
 def fits(row: str, message: str) -> bool:
+    if not all(part in message for part in row.split("…")):  # much faster, and mostly enough
+        return False
     return re.search(".*".join(map(re.escape, row.split("…"))), message, re.DOTALL) is not None
 
 
