@@ -1,6 +1,7 @@
 """Imports inside the package point one way, and no file grows past a readable length."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -150,3 +151,10 @@ def test_files_stay_short():
     }
     too_long = {name: n for name, n in lengths.items() if n > MAX_LINES}
     assert not too_long
+
+
+def test_the_package_is_imported_where_warnings_are_errors():
+    code = "import riemann_unn, torch; riemann_unn.Orthogonal().random(3, 3)"
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
 from typing import Any, cast, overload
 
 import torch
@@ -200,7 +199,9 @@ class OrthogonalRNN(nn.Module):
             unexpected_keys,
             error_msgs,
         )
-        if is_other and self.nonlinearity == "modrelu":
+        if not is_other:
+            return
+        if self.nonlinearity == "modrelu":
             warnings.warn(
                 "the state is one of torch.nn.RNN, which has no modReLU: create the layer with its "
                 'nonlinearity, "tanh" or "relu", or load with strict=False, which keeps the '
@@ -208,7 +209,7 @@ class OrthogonalRNN(nn.Module):
                 UserWarning,
                 stacklevel=4,
             )
-        self._warn_of_weights(name for name in state_dict if name.startswith(prefix))
+        self._warn_of_weights()
 
     def _take_second_biases(self, state_dict: dict[str, Tensor], prefix: str) -> bool:
         """Add the second biases in a state of ``nn.RNN`` to its first; return if there are any."""
@@ -220,12 +221,11 @@ class OrthogonalRNN(nn.Module):
                 found = True
         return found
 
-    def _warn_of_weights(self, loaded: Iterable[str]) -> None:
-        """Warn of loaded recurrent weights that are no points."""
-        names = {name.rpartition(".")[2] for name in loaded}
+    def _warn_of_weights(self) -> None:
+        """Warn of recurrent weights that are no points."""
         off = []
         for name, p in self.named_parameters(recurse=False):
-            manifold = manifold_of(p) if name in names and not p.is_meta else None
+            manifold = None if p.is_meta else manifold_of(p)
             if manifold is not None and not hasattr(p, "device_mesh"):
                 error = manifold.estimated_error(p)
                 if not error <= acceptance_level(p.dtype):
