@@ -58,7 +58,10 @@ def hadamard_(target: T, *, pattern: str | None = None, seed: int = 0) -> T:
     """
     found = _tensors(target, pattern)
     shapes = [_matrices(name, x) for name, x in found]
-    generator = torch.Generator().manual_seed(plain_scalars(seed))
+    seed = plain_scalars(seed)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ManifoldTypeError(f"{seed=} must be an integer")
+    generator = torch.Generator().manual_seed(seed)
     memories, values = [], []
     for (_, x), shape in zip(found, shapes, strict=True):
         if x.numel() > 0:
