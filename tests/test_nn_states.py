@@ -43,6 +43,16 @@ def test_a_state_of_torchs_layer_gives_its_outputs(nonlinearity, assign):
     ru.optim.ProjUNNT(layer.parameters(), lr=0.1)
 
 
+@pytest.mark.parametrize("is_state", [False, True])
+def test_it_is_a_source_of_a_warm_start(is_state):
+    source, layer = nn.ModuleDict({"rnn": plain()}), nn.ModuleDict({"rnn": orthogonal()})
+    ru.init.warm_start_(layer, source=source.state_dict() if is_state else source)
+    nearest = ru.Orthogonal().projx(source["rnn"].weight_hh_l1.detach())
+    torch.testing.assert_close(layer["rnn"].weight_hh_l1.detach(), nearest)
+    biases = source["rnn"].bias_ih_l0 + source["rnn"].bias_hh_l0
+    assert torch.equal(layer["rnn"].bias_ih_l0, biases)
+
+
 def test_it_is_taken_inside_of_a_model_and_orthogonal_weights_give_no_warning():
     source = plain()
     for layer in (0, 1):

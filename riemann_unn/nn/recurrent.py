@@ -189,7 +189,7 @@ class OrthogonalRNN(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        is_other = self._take_second_biases(state_dict, prefix)
+        is_other = self.translate_state_(state_dict, prefix)
         super()._load_from_state_dict(
             state_dict,
             prefix,
@@ -211,8 +211,16 @@ class OrthogonalRNN(nn.Module):
             )
         self._warn_of_weights()
 
-    def _take_second_biases(self, state_dict: dict[str, Tensor], prefix: str) -> bool:
-        """Add the second biases in a state of ``nn.RNN`` to its first; return if there are any."""
+    def translate_state_(self, state_dict: dict[str, Tensor], prefix: str = "") -> bool:
+        """Add the second biases in a state of ``nn.RNN`` to its first ones, in the dict.
+
+        Args:
+            state_dict: a state, of which the caller has a copy of its own.
+            prefix: what the layer's names begin with there.
+
+        Returns:
+            Whether there were any.
+        """
         found = False
         for layer in range(self.num_layers if self.bias else 0):
             first, second = (f"{prefix}bias_{kind}_l{layer}" for kind in ("ih", "hh"))

@@ -42,6 +42,10 @@ def load_(model: nn.Module, source: Any, tagged: Iterable[str]) -> None:
             f"source is a {type(source).__name__}; give a state dict or a torch.nn.Module"
         )
     entries = {k: v for k, v in source.items() if isinstance(v, Tensor)}
+    for path, part in model.named_modules():
+        translate = getattr(part, "translate_state_", None)  # OrthogonalRNN takes one of nn.RNN
+        if translate is not None:
+            translate(entries, f"{path}." if path else "")
     problems, undetermined = _compute_(entries, own)
     missing = [name for name in tagged if name not in entries and name not in undetermined]
     if missing:
