@@ -7,7 +7,6 @@ import io
 import pickle
 
 import geoopt
-import geotorch
 import pytest
 import torch
 from torch import Tensor, nn
@@ -77,11 +76,15 @@ def pruned(module: nn.Module) -> None:
         prune.random_unstructured(module, "weight", 0.25)
 
 
+def of_geotorch(module: nn.Module) -> None:
+    pytest.importorskip("geotorch").orthogonal(module, "weight")
+
+
 NEWER = {
     "Orthogonal": parametrizations.orthogonal,
     "WeightNorm": parametrizations.weight_norm,
     "SpectralNorm": parametrizations.spectral_norm,
-    "Stiefel": lambda module: geotorch.orthogonal(module, "weight"),
+    "Stiefel": of_geotorch,
 }
 
 

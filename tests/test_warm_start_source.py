@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import geotorch
 import pytest
 import torch
 from torch import nn
@@ -12,10 +11,15 @@ from torch.nn.utils import parametrizations, parametrize
 
 import riemann_unn as ru
 
+
+def of_geotorch(module: nn.Module) -> None:
+    pytest.importorskip("geotorch").orthogonal(module, "weight")
+
+
 COMPUTED = {
     "orthogonal": parametrizations.orthogonal,
     "spectral_norm": parametrizations.spectral_norm,
-    "geotorch": lambda module: geotorch.orthogonal(module, "weight"),
+    "geotorch": of_geotorch,
 }
 NORMS = {f"dim={dim}": dim for dim in (0, 1, None)}
 
