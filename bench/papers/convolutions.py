@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn import functional
 
 import riemann_unn as ru
 from bench.suite.page import figure, short, table
@@ -13,6 +15,7 @@ from riemann_unn.demo.conv import look
 from riemann_unn.demo.conv_models import ResNet9
 from riemann_unn.demo.images import PictureImages
 from riemann_unn.demo.models import Learner
+from riemann_unn.demo.tasks import Batch
 from riemann_unn.demo.training import CheckpointError, train
 
 from .experiment import Claim, Experiment, Options, Place, Plan, Report, Result, Run, median
@@ -27,23 +30,32 @@ _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 _SETTING = """The paper's ResNet-9: eight convolutions, two pairs of them bypassed, with kernels as
 large as the picture. Theirs has 64, 128 and 256 channels, BatchNorm and maximum pooling, and trains
-on MNIST for 50 epochs (published code). Here: {ours}. The orthogonal network has no normalisation
-and no pooling: strides move sites into channels, so that a layer is an isometry or drops
+on MNIST for 50 epochs (published code). Here: {ours}. The orthogonal network has no
+normalisation: strides move sites into channels, so that a layer is an isometry or drops
 coordinates, nothing else, and its ReLU is multiplied by the square root of 2. It is trained by
 ProjUNN-T of rank {rank} on Adam at {lr}. Beside it, in turn on the same batches of {batch}, train
 the same network with ordinary 3x3 kernels (Adam at {plain_lr}) and that with BatchNorm (Adam at
-{norm_lr}). All rates fall along a cosine; four in ten pictures are moved by one pixel. Figures are
+{norm_lr}). All rates fall along a cosine; every picture is moved by up to
+{shift} pixels in every epoch. Figures are
 the {seeds}. The authors' own network was not run: their code does not import as published, and its
 layers take equal channels in and out only."""
-_LEARNED = ""
+_LEARNED = """What was learned, on validation pictures. The kernels take the same rate as everything
+else: a rate six times lower costs two points after five epochs, unlike in a recurrence, where 1/32
+is right. Adam is the base to take; SGD with momentum, the README's choice, learned several times
+slower at every rate tried between 0.03 and 3. Features of isometric layers do not grow with depth,
+so an average over quarters of the picture before the last layer, as in the published code, leaves
+it too little to see: without it five epochs give a point more. BatchNorm between orthogonal
+convolutions gains nothing more, and GroupSort in the place of ReLU is worse by two points. The
+ordinary networks had rates of 1e-3, 3e-3 and 1e-2 to choose from."""
 
 
 def runs(plan: Plan) -> list[Run]:
     options = {
         "data": plan.data,
         "width": plan.pick(4, 8, 64),
-        "epochs": plan.pick(1, 12, 50),
+        "epochs": plan.pick(1, 10, 50),
         "batch": 64,
+        "shift": 2,
         "lr": 3e-3,
         "rank": 8,
         "plain_lr": 3e-3,
@@ -52,6 +64,27 @@ def runs(plan: Plan) -> list[Run]:
     seeds = range(plan.pick(1, plan.seeds))
     minutes = plan.pick(0.2, 3.0, 2000.0)
     return [Run(f"seed {seed}", {**options, "seed": seed}, minutes) for seed in seeds]
+
+
+@dataclass(frozen=True)
+class Shifted(PictureImages):
+    """Every training picture is moved anew in every epoch.
+
+    Args:
+        reach: By at most so many pixels up, down, left and right.
+    """
+
+    reach: int = 2
+
+    def train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
+        pictures, classes = self.split[:2]
+        height, width = self.size
+        background, border = pictures.min().item(), (self.reach,) * 4
+        for rows in torch.randperm(len(classes), generator=generator).split(self.batch_size):
+            padded = functional.pad(pictures[rows], border, value=background)
+            windows = padded.unfold(1, height, 1).unfold(2, width, 1)
+            places = torch.randint(2 * self.reach + 1, (2, len(rows)), generator=generator)
+            yield windows[torch.arange(len(rows)), places[0], places[1]].unsqueeze(1), classes[rows]
 
 
 class _Unwatched(Learner):
@@ -97,7 +130,9 @@ def train_nets(options: Options, place: Place) -> Result:
         options: Of the run.
         place: Where it works.
     """
-    task = PictureImages(options["data"], batch_size=options["batch"], standardized=True)
+    task = Shifted(
+        options["data"], batch_size=options["batch"], standardized=True, reach=options["shift"]
+    )
     nets = learners(options, task.size[0])
 
     epochs = options["epochs"]
@@ -149,7 +184,9 @@ def report(plan: Plan, results: Mapping[str, Result], images: Path) -> Report:
     off = max(abs(v - 1) for run in found for layer in run[NETS[0]]["values"] for v in layer)
     width, epochs = options["width"], options["epochs"]
     seeds = f"median of {len(found)} seeds" if len(found) > 1 else "one seed"
-    ours = f"{width}-{2 * width}-{4 * width} channels, {epochs} epochs, {found[0]['pictures']}"
+    many = "epoch" if epochs == 1 else "epochs"
+    channels = f"{width}-{2 * width}-{4 * width} channels"
+    ours = f"{channels}, {epochs} {many}, {found[0]['pictures']}"
     save_nets(images / "papers_resnet.png", f"ResNet-9, {ours}", found, final)
     head = ["convolutions", "parameters", "test accuracy (%)", "by seed", "test loss"]
     head += ["singular values", "time per epoch"]

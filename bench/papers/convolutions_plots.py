@@ -33,28 +33,28 @@ def save_nets(path: Path, title: str, found: Sequence[Result], final: Mapping[st
 
 
 def _accuracy(axes: Axes, found: Sequence[Result], final: Mapping[str, float]) -> None:
-    heights = spread(list(final.values()), gap=1.3)
+    low = max(min(min(final.values()) - 8, 92), 0)
+    heights = spread(list(final.values()), gap=(100 - low) / 18)
     for (name, last), height, (colour, line) in zip(final.items(), heights, LINES, strict=True):
         runs = [[100 * share for share in run[name]["accuracy"]] for run in found]
         epochs = range(1, len(runs[0]) + 1)
         for run in runs:
             axes.plot(epochs, run, line, color=colour, lw=0.8, alpha=0.35)
         middle = [median(run[i] for run in runs) for i in range(len(epochs))]
-        axes.plot(epochs, middle, line, color=colour, lw=2.2)
+        axes.plot(epochs, middle, line, color=colour, lw=2.2, marker="o", ms=4, label=name)
         axes.annotate(
-            f"{name}\n{last:.1f} %" if len(name) > 12 else f"{name} {last:.1f} %",
+            f"{last:.1f} %",
             (len(epochs), height),
             xytext=(7, 0),
             textcoords="offset points",
             va="center",
             color=colour,
             fontweight="bold",
-            fontsize=9,
         )
-    low = min(final.values())
-    axes.set_ylim(min(max(low - 12, 0), 88), 100)
+    axes.set_ylim(low, 100)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    finish(axes, "Test accuracy", "epoch", "%")
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    finish(axes, "Test accuracy", "epoch", "accuracy (%)")
 
 
 def _values(axes: Axes, found: Sequence[Result], names: Sequence[str]) -> None:
@@ -69,5 +69,6 @@ def _values(axes: Axes, found: Sequence[Result], names: Sequence[str]) -> None:
             axes.plot(x, quantiles[len(quantiles) // 2], "o", color=colour, ms=4.5, label=label)
     axes.set_yscale("log")
     axes.set_xticks(range(1, len(found[0][names[0]]["values"]) + 1))
-    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    axes.set_ylim(axes.get_ylim()[0] / 3, None)
+    axes.legend(loc="lower center", frameon=False, fontsize=9, ncols=3)
     finish(axes, "Singular values of each convolution after training", "layer", "")

@@ -65,9 +65,10 @@ class ResNet9(nn.Module):
     """Eight convolutions, two pairs of them bypassed, and a linear layer.
 
     The network of the projUNN paper's experiment on images: ``width`` channels on all sites, twice
-    as many on a quarter of them and four times as many on a sixteenth. Ordinary kernels have the
-    factor that ReLU asks for in their initial values; orthogonal ones cannot, so there it stands
-    in the activation.
+    as many on a quarter of them and four times as many on a sixteenth, averaged over the quarters
+    of the image and multiplied by the root of the number of sites in each, so that features which
+    differ from site to site keep their size. Ordinary kernels have the factor that ReLU asks for in
+    their initial values; orthogonal ones cannot, so there it stands in the activation.
 
     Args:
         width: Channels of the first layer.
@@ -91,7 +92,8 @@ class ResNet9(nn.Module):
         self.first = nn.Sequential(conv(2 * w, 2 * w, half), conv(2 * w, 2 * w, half))
         self.middle = nn.Sequential(conv(2 * w, 4 * w, half, 2), conv(4 * w, 4 * w, quarter))
         self.second = nn.Sequential(conv(4 * w, 4 * w, quarter), conv(4 * w, 4 * w, quarter))
-        self.head = nn.Linear(4 * w * quarter**2, 10)
+        self.pool, self.root = nn.AdaptiveAvgPool2d(2), quarter / 2
+        self.head = nn.Linear(16 * w, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify.
@@ -102,7 +104,7 @@ class ResNet9(nn.Module):
         x = self.stem(images)
         x = self.middle(x + self.first(x))
         x = x + self.second(x)
-        logits: Tensor = self.head(x.flatten(1))
+        logits: Tensor = self.head(self.root * self.pool(x).flatten(1))
         return logits
 
 
