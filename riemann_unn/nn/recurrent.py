@@ -58,8 +58,8 @@ class OrthogonalRNN(nn.Module):
         batch_first: Whether batched input and output are ``(N, L, features)``. Does not concern
             ``hx``.
         dropout: Probability of dropping a feature between two layers while training.
-        init: Initial recurrence: ``"henaff"``, ``"cayley"``, ``"haar"`` or ``"identity"``; see
-            ``riemann_unn.nn.recurrence_init``.
+        init: Initial recurrence: ``"henaff"``, ``"cayley"``, ``"slow"``, ``"haar"`` or
+            ``"identity"``; see ``riemann_unn.nn.recurrence_init``.
         device: Where to create the parameters.
         dtype: Their type; a complex one makes the layer unitary.
 
