@@ -49,5 +49,5 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|collections|os|geoopt|numpy|pathlib|matplotlib|typing)\..*"),
     (r"py:class", r"Tensor|Module|.*\.T|.*\._\w+|optional|callable|The report"),
     # Named in signatures, and not for direct use.
-    (r"py:class", r"riemann_unn\..*\.(LowRankFactors|OutputSpace|Source)"),
+    (r"py:class", r"riemann_unn\..*\.(LowRankFactors|OutputSpace|Source|table\.Report|Report)"),
 ]
