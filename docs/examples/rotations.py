@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import riemann_unn as ru
 
-W, CONTEXT, LAYERS, BITS = 64, 64, 2, 3
+W, CONTEXT, LAYERS, BITS = 64, 32, 2, 3
 
 
 def rounded(x: Tensor) -> Tensor:
