@@ -9,6 +9,7 @@ linear readout, fitted in closed form on the training images, shows what can sti
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ import riemann_unn as ru
 from ..linalg import conv_singular_values
 from ..nn import ConvRNN
 from .cli import add_run_options, aligned, one_thread, positive, positive_float
-from .images import DigitImages
+from .images import DigitImages, PictureImages
 from .models import Learner
 from .tasks import Batch, Task
 from .training import train
@@ -31,6 +32,7 @@ __all__ = ["Keeper", "Trace", "add_arguments", "norms", "read_out", "report", "r
 _SHOWN = 4
 _RIDGE = 1e-3
 _CHUNK = 25
+_NUMBERS = 25_000_000  # at most so many in the states that are kept at once
 
 
 class Keeper(nn.Module):
@@ -42,6 +44,7 @@ class Keeper(nn.Module):
         nonlinearity: Of the recurrence; modReLU's thresholds start at zero.
         kernel: ``"unitary"``; ``"same"``, the same first kernel without its constraint; or
             ``"default"``, first values of ``nn.Conv2d`` on 3 by 3 sites without a constraint.
+        size: Sites of the lattice, as many as an image has pixels along each side.
         dtype: Of the state.
     """
 
@@ -52,11 +55,12 @@ class Keeper(nn.Module):
         steps: int,
         nonlinearity: str = "modrelu",
         kernel: str = "unitary",
+        size: tuple[int, int] = (8, 8),
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.steps = steps
-        self.rnn = ConvRNN(1, channels, (8, 8), nonlinearity, dtype=dtype)
+        self.rnn = ConvRNN(1, channels, size, nonlinearity, dtype=dtype)
         if nonlinearity == "modrelu":
             nn.init.zeros_(self.rnn.activation.get_parameter("bias"))
         if kernel != "unitary":
@@ -64,15 +68,17 @@ class Keeper(nn.Module):
         if kernel == "default":
             values = nn.Conv2d(channels, channels, 3, dtype=dtype).weight
             with torch.no_grad():
-                centred = functional.pad(values, (0, 5, 0, 5)).roll((-1, -1), (-2, -1))
-                self.rnn.kernel.copy_(centred)
-        self.head = nn.Linear(64 * channels * (2 if dtype.is_complex else 1), 10)
+                height, width = size
+                whole = functional.pad(values, (0, width - 3, 0, height - 3))
+                self.rnn.kernel.copy_(whole.roll((-1, -1), (-2, -1)))
+        numbers = math.prod(size) * channels * (2 if dtype.is_complex else 1)
+        self.head = nn.Linear(numbers, 10)
 
     def first(self, images: Tensor) -> Tensor:
         """The state that an image leaves.
 
         Args:
-            images: ``(N, 1, 8, 8)``.
+            images: ``(N, 1, height, width)``.
         """
         state: Tensor = self.rnn(images.unsqueeze(0))[1]
         return state
@@ -81,7 +87,7 @@ class Keeper(nn.Module):
         """Classify after ``steps`` steps.
 
         Args:
-            images: ``(N, 1, 8, 8)``.
+            images: ``(N, 1, height, width)``.
         """
         logits: Tensor = self.head(
             features(self.rnn.evolve(self.first(images), steps=self.steps)[-1])
@@ -165,12 +171,13 @@ def run(args: argparse.Namespace) -> None:
     print(f"\n{report(learners, after, traces)}\n\npicture: {args.out}")
 
 
-def build(kernel: str, args: argparse.Namespace) -> ClippedLearner:
+def build(kernel: str, args: argparse.Namespace, size: tuple[int, int] = (8, 8)) -> ClippedLearner:
     """One network and its optimizer; the three differ in the kernel and nothing else.
 
     Args:
         kernel: As for :class:`Keeper`.
         args: The options.
+        size: Of the lattice.
     """
     torch.manual_seed(args.seed)
     model = Keeper(
@@ -178,6 +185,7 @@ def build(kernel: str, args: argparse.Namespace) -> ClippedLearner:
         steps=args.train_steps,
         nonlinearity=args.nonlinearity,
         kernel=kernel,
+        size=size,
         dtype=torch.complex64 if args.complex else torch.float32,
     )
     # The recurrence is used at every step, so its gradient is that much larger, and a threshold
@@ -209,7 +217,7 @@ def features(states: Tensor) -> Tensor:
     """States as rows of real numbers.
 
     Args:
-        states: ``(N, channels, 8, 8)``, real or complex.
+        states: ``(N, channels, height, width)``, real or complex.
     """
     real = torch.view_as_real(states) if states.is_complex() else states
     return real.flatten(1)
@@ -221,7 +229,7 @@ def norms(model: nn.Module, images: Tensor, steps: int) -> Tensor:
 
     Args:
         model: A :class:`Keeper`.
-        images: ``(N, 1, 8, 8)``.
+        images: ``(N, 1, height, width)``.
         steps: The last step.
     """
     assert isinstance(model, Keeper)
@@ -240,7 +248,9 @@ def _norm(states: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def read_out(model: nn.Module, task: DigitImages, marks: Sequence[int]) -> Trace:
+def read_out(
+    model: nn.Module, task: PictureImages, marks: Sequence[int], *, limit: int | None = None
+) -> Trace:
     """Fit a linear readout of the state at each of some steps, and see what it recovers.
 
     Ridge regression from the states of the training images onto their pixels and classes. States
@@ -251,28 +261,31 @@ def read_out(model: nn.Module, task: DigitImages, marks: Sequence[int]) -> Trace
         model: A :class:`Keeper`.
         task: Gives the images.
         marks: Steps to look at, ascending.
+        limit: At most so many images to fit on, and so many held-out ones; all by default.
     """
     assert isinstance(model, Keeper)
     batches: list[Batch] = list(task.train_batches(torch.Generator().manual_seed(0)))
-    images = torch.cat([inputs for inputs, _ in batches])
-    classes = torch.cat([targets for _, targets in batches])
-    held, held_classes = task.test_batch()
+    images = torch.cat([inputs for inputs, _ in batches])[:limit]
+    classes = torch.cat([targets for _, targets in batches])[:limit]
+    held, held_classes = (part[:limit] for part in task.test_batch())
     count = len(images)
     state = model.first(torch.cat([images, held]))
     wanted = torch.cat([images.flatten(1), functional.one_hot(classes, 10)], dim=1).double()
     trace = Trace({}, {}, {})
+    chunk = max(1, min(_CHUNK, _NUMBERS // state.numel()))
     step = 0
     for mark in marks:
         while step < mark:
-            state = model.rnn.evolve(state, steps=min(_CHUNK, mark - step))[-1]
-            step += min(_CHUNK, mark - step)
+            steps = min(chunk, mark - step)
+            state = model.rnn.evolve(state, steps=steps)[-1].clone()
+            step += steps
         told = _ridge(features(state).double(), count, wanted)
-        pixels, scores = told[:, :64], told[:, 64:]
+        pixels, scores = told.split([held[0].numel(), 10], dim=1)
         trace.accuracy[mark] = task.accuracy(scores, held_classes)
         truth = held.flatten(1).double()
         wrong = (pixels - truth).square().sum() / (truth - truth.mean(0)).square().sum()
         trace.explained[mark] = 1 - wrong.item()
-        trace.pictures[mark] = pixels[:_SHOWN].reshape(-1, 8, 8)
+        trace.pictures[mark] = pixels[:_SHOWN].reshape(-1, *held.shape[2:])
     return trace
 
 
@@ -289,9 +302,14 @@ def _ridge(x: Tensor, count: int, wanted: Tensor) -> Tensor:
     if spread == 0:
         return mean.expand(len(x) - count, -1)
     x = x / spread
-    rows = x[:count]
-    gram = rows.mT @ rows + _RIDGE * count * torch.eye(x.shape[1], dtype=x.dtype)
-    told: Tensor = x[count:] @ torch.linalg.solve(gram, rows.mT @ (wanted - mean)) + mean
+    rows, wanted = x[:count], wanted - mean
+    if x.shape[1] < count:
+        gram = rows.mT @ rows + _RIDGE * count * torch.eye(x.shape[1], dtype=x.dtype)
+        weights = torch.linalg.solve(gram, rows.mT @ wanted)
+    else:  # the same by a smaller system
+        gram = rows @ rows.mT + _RIDGE * count * torch.eye(count, dtype=x.dtype)
+        weights = rows.mT @ torch.linalg.solve(gram, wanted)
+    told: Tensor = x[count:] @ weights + mean
     return told
 
 

@@ -15,7 +15,7 @@ from .images import DigitImages
 from .models import Learner
 from .style import GREY, LINES, finish, new_figure
 
-__all__ = ["save_traces"]
+__all__ = ["mosaic", "save_traces"]
 
 _FLOOR, _CEILING = 1e-12, 1e12
 
@@ -73,26 +73,38 @@ def _images(
     marks = [0, *sorted(traces[0].pictures)[-3::2]]
     truth = task.test_batch()[0][: len(traces[0].pictures[0]), 0]
     low, high = truth.min().item(), truth.max().item()
-    _mosaic(axes[0], [truth], ["seen"], (low, high), "held-out images")
+    mosaic(axes[0], [truth], ["seen"], (low, high), "held-out images")
     for place, learner, trace in zip(axes[1:], learners, traces, strict=True):
         rows = [trace.pictures[mark] for mark in marks]
         labels = [f"step {mark}" for mark in marks]
-        _mosaic(place, rows, labels, (low, high), learner.name.replace(", ", ",\n"))
+        mosaic(place, rows, labels, (low, high), learner.name.replace(", ", ",\n"))
 
 
-def _mosaic(
+def mosaic(
     axes: Axes,
     rows: Sequence[Tensor],
     labels: Sequence[str],
     limits: tuple[float, float],
     title: str,
 ) -> None:
-    canvas = torch.full((9 * len(rows) - 1, 9 * len(rows[0]) - 1), torch.nan)
+    """Show rows of images, each with a label.
+
+    Args:
+        axes: Where to draw.
+        rows: Images ``(N, height, width)``.
+        labels: One for each row.
+        limits: Values that are white and black.
+        title: Of the axes.
+    """
+    height, width = rows[0].shape[1:]
+    tall, wide = height + 1, width + 1
+    canvas = torch.full((tall * len(rows) - 1, wide * len(rows[0]) - 1), torch.nan)
     for i, images in enumerate(rows):
         for j, image in enumerate(images):
-            canvas[9 * i : 9 * i + 8, 9 * j : 9 * j + 8] = image
+            canvas[tall * i : tall * i + height, wide * j : wide * j + width] = image
     axes.imshow(canvas.numpy(), cmap="gray_r", vmin=limits[0], vmax=limits[1])
-    axes.set_yticks([9 * i + 3.5 for i in range(len(rows))], labels)
+    middle = (height - 1) / 2
+    axes.set_yticks([tall * i + middle for i in range(len(rows))], labels)
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -14,6 +14,7 @@ from ..linalg import hadamard, hadamard_factors, nearest_hadamard_orders
 from ..linalg.precision import in_full_precision
 from ..manifolds import MatrixManifold, Stiefel
 from ..parallel import local_part, scattered
+from ..scalars import plain_scalars
 from ..tagging import manifold_of, tagged_parameters
 
 __all__ = ["hadamard_"]
@@ -57,6 +58,9 @@ def hadamard_(target: T, *, pattern: str | None = None, seed: int = 0) -> T:
     """
     found = _tensors(target, pattern)
     shapes = [_matrices(name, x) for name, x in found]
+    seed = plain_scalars(seed)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ManifoldTypeError(f"{seed=} must be an integer")
     generator = torch.Generator().manual_seed(seed)
     memories, values = [], []
     for (_, x), shape in zip(found, shapes, strict=True):

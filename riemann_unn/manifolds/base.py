@@ -210,6 +210,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         """Tell whether every matrix has the determinant asked for (always, if none was)."""
         if self.det is None or x.numel() == 0:
             return True
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # LAPACK has no halves
         return bool((torch.linalg.slogdet(self.to_matrices(x))[0] * self.det > 0).all())
 
     # Geometry -------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ManifoldError
+from ..scalars import plain_scalars
 from .base import MatrixManifold
 
 __all__ = ["Orthogonal", "Stiefel", "Unitary"]
@@ -175,6 +176,7 @@ class Orthogonal(_BlockedManifold):
 
     def __init__(self, *, det: int | None = None, blocks: int | tuple[int, int] = 1) -> None:
         super().__init__(blocks=blocks)
+        det = plain_scalars(det)
         if det is not None and not (isinstance(det, int) and det in (1, -1)):
             raise ManifoldError(f"{det=} must be +1, -1 or None")
         self.det = det

@@ -15,6 +15,7 @@ from torch.optim import LBFGS, Optimizer
 from ..errors import StateError
 from ..manifolds import MatrixManifold, Orthogonal, Stiefel, Unitary
 from ..parallel import placed_like
+from ..scalars import plain_scalars
 from .entries import COORDINATES, MASTER, OWN, START, STEP
 from .tagged import TaggedParam
 
@@ -54,6 +55,7 @@ def _as_name(tensor: Tensor) -> str:
 def with_every_parameter(state_dict: StateDict, groups: list[dict[str, Any]]) -> StateDict:
     """Return a state with an entry, maybe empty, for every parameter that is trained.
 
+    Its groups hold plain values, also where a schedule has put numbers of numpy.
     torch's strict checkpoints refuse a state that has entries for some parameters only, as plain
     SGD's is, which keeps nothing of those without a tag.
     """
@@ -62,7 +64,11 @@ def with_every_parameter(state_dict: StateDict, groups: list[dict[str, Any]]) ->
         for p, key in zip(group["params"], saved["params"], strict=False):
             if p.requires_grad:
                 state.setdefault(key, {})
-    return {**state_dict, "state": state}
+    plain = [
+        {k: v if k == "params" else plain_scalars(v) for k, v in group.items()}
+        for group in state_dict["param_groups"]
+    ]
+    return {**state_dict, "state": state, "param_groups": plain}
 
 
 @contextmanager
