@@ -109,5 +109,6 @@ def test_every_experiment_can_be_called_by_another_process():
         assert experiment.train.__qualname__ == experiment.train.__name__
         for scale in ("quick", "usual", "full"):
             planned = experiment.runs(Plan(scale, 2))
-            assert len({run.name for run in planned}) == len(planned) > 0
+            assert len({run.name for run in planned}) == len(planned)
+            assert planned or name == "fashion"  # left out where its files are not
             json.dumps([run.options for run in planned])
