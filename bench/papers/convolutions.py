@@ -40,25 +40,28 @@ the same batches of {batch}; parameters that are not orthogonal kernels take a r
 networks with BatchNorm, 0.003 in both without. Rates fall along a cosine; every picture is moved by
 up to {shift} pixels in every epoch. The authors' own network was not run: their code does not
 import as published, and its layers take equal channels in and out only."""
-_LEARNED = """What was learned, on validation pictures unless said otherwise; accuracies are those
-after five epochs with 8-16-32 channels.
+_LEARNED = """What was learned, on validation pictures unless said otherwise, after five or six
+epochs with 8-16-32 channels:
 
-- **Move the pictures.** Kernels as large as the picture know nothing of locality and have twelve
-  times as many numbers. A first recipe, four in ten pictures moved by one pixel and all features
-  read without an average, came out 1.0 and 1.2 points below the ordinary networks on the test
-  pictures (one seed, 12 epochs: 96.9 against 97.9 and 98.1 %). The present one was then chosen on
-  validation pictures.
+- **What an orthogonal network lacks is locality.** A kernel as large as the picture has twelve
+  times as many numbers as one of 3x3 sites and learns what not to look at from the pictures alone.
+  With BatchNorm the orthogonal network fits the training pictures sooner (loss 0.07 against 0.15
+  without) and generalises less well (96.5 against 97.3 %). Cutting the kernels to 5x5 sites every
+  ten steps (`conv_truncate`, then `conv_polar`) is cheap and slows training down more than it
+  helps.
+- **Move the pictures.** A first recipe, four in ten pictures moved by one pixel, came out 1.0 and
+  1.2 points below the ordinary networks on the test pictures after 12 epochs (one seed: 96.9
+  against 97.9 and, with BatchNorm, 98.1 %); the present one was then chosen on validation pictures.
 - **Average and keep the size.** Features of isometric layers do not grow with depth, and their
   average over many sites is small. Multiplied by the root of the number of sites it is as large as
-  before: a point more at half the size of pictures.
-- **Rate.** The kernels take the rate of everything else, 3e-3: 96.5 %; a sixth of it gives 94.3 %,
-  three times as much does not start. In a recurrence 1/32 is right; in a layer that is used once it
-  is not. Batches half as large cost more and give nothing.
+  before: a point more on pictures of half the size.
+- **Rate.** The kernels take 3e-3: 96.5 %; a sixth of it gives 94.3 %, three times as much does not
+  start. In a recurrence 1/32 of the usual rate is right; in a layer that is used once it is not.
+  Accuracy comes late, when the rate falls, so the schedule has to end near zero. Batches half as
+  large cost more and give nothing.
 - **Base and rank.** SGD with momentum, the choice of the authors' README, learned several times
   slower at every rate from 0.03 to 3. Rank 2 in the place of 8 saves a quarter of the time and
-  loses five points.
-- **Not needed.** BatchNorm between orthogonal convolutions gains nothing; GroupSort in the place of
-  ReLU is two points worse.
+  loses five points. GroupSort in the place of ReLU loses two.
 
 The ordinary networks had rates of 1e-3, 3e-3 and 1e-2 to choose from."""
 
@@ -223,32 +226,37 @@ def report(plan: Plan, results: Mapping[str, Result], images: Path) -> Report:
 def _claims(
     nets: Mapping[str, Sequence[Result]], final: Mapping[str, float], ours: str
 ) -> list[Claim]:
-    best = {
-        kind: max(value for name, value in final.items() if name.startswith(kind)) for kind in KINDS
-    }
-    counts = {len(own) for own in nets.values()}
-    seeds = f"medians of {max(counts)} seeds" if counts != {1} else "one seed"
-    own = [net for name, nets_ in nets.items() if name.startswith("orthogonal") for net in nets_]
+    claims = []
+    for norm, words in ((", BatchNorm", "with BatchNorm"), ("", "without normalisation")):
+        names = [f"{kind}{norm}" for kind in KINDS]
+        if names[0] not in nets:
+            continue
+        count = len(nets[names[0]])
+        seeds = f"median of {count} seeds" if count > 1 else "one seed"
+        orthogonal, ordinary = (final[name] for name in names)
+        claims.append(
+            Claim(
+                f"A ResNet-9 trains with convolutions that stay orthogonal, {words}",
+                "64-128-256 channels, MNIST for 50 epochs in the published code, with BatchNorm; "
+                "in words: so far unable to outperform the state of the art",
+                f"{orthogonal:.1f} %, ordinary {ordinary:.1f} % ({ours}; {seeds})",
+                "at most 1 point below the ordinary one",
+                # Shares of some hundred pictures: the difference needs no more digits.
+                round(ordinary - orthogonal, 6) <= _POINTS,
+            )
+        )
+    own = [net for name, found in nets.items() if name.startswith("orthogonal") for net in found]
     off = max(abs(value - 1) for net in own for layer in net["values"] for value in layer)
-    told = "; ".join(f"{name} {value:.1f} %" for name, value in final.items())
-    return [
-        Claim(
-            "A ResNet-9 trains with convolutions that stay orthogonal",
-            "64-128-256 channels, BatchNorm, MNIST for 50 epochs in the published code; in words: "
-            "unable to outperform the state of the art so far",
-            f"{told} ({ours}; {seeds})",
-            "the better orthogonal one at most 1 point below the better ordinary one",
-            # Accuracies are shares of some hundred pictures: their difference needs no more digits.
-            round(best["ordinary"] - best["orthogonal"], 6) <= _POINTS,
-        ),
+    claims.append(
         Claim(
             "Every convolution stays orthogonal",
             "exactly, at every frequency, by construction",
             f"singular values of all 8 layers at all frequencies within {short(off)} of 1",
             f"within {short(_EXACT, 1)} of 1",
             off <= _EXACT,
-        ),
-    ]
+        )
+    )
+    return claims
 
 
 def _row(name: str, own: Sequence[Result], accuracy: float) -> list[str]:
