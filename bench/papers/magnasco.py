@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,13 @@ kernel at 1/32 of it, gradients clipped to norm 1, ProjUNN-T for the unitary ker
 differ in the kernel alone. Ridge regressions from the states of {read} training pictures read class
 and pixels of {read} test pictures at some of the steps, with penalties of {class_ridge:g} (chosen
 on validation pictures) and 0.001; states of any size are read, since they are scaled first."""
-_LEARNED = """What was learned. A nonlinearity that is used a thousand times must have nothing to wear
-down the state with: with modReLU, its thresholds trained over 50 steps at a thousandth of the rate,
-the unitary network still kept 98 % of the pixels at step 100, but at step 1000 the thresholds had
-eaten the state to 6 % of its norm and no pixel could be read. The sigmoid has no parameters, and
-its state falls with one over the root of time whatever the kernel learns. A small penalty of the
-readout, right for pixels, is wrong for classes with so few pictures (50 against 79 % at step 0).
-Rounding makes a norm that should be kept drift in proportion to the steps."""
+_LEARNED = """What was learned. A nonlinearity that is used a thousand times must have nothing to
+wear down the state with: with modReLU, its thresholds trained over 50 steps at a thousandth of the
+rate, the unitary network still kept 98 % of the pixels at step 100, but at step 1000 the thresholds
+had eaten the state to 6 % of its norm and no pixel could be read. The sigmoid has no parameters,
+and its state falls with one over the root of time whatever the kernel learns. A small penalty of
+the readout, right for pixels, is wrong for classes with so few pictures (50 against 79 % at step
+0). Rounding makes a norm that should be kept drift in proportion to the steps."""
 
 
 def runs(plan: Plan) -> list[Run]:
@@ -274,7 +275,7 @@ def _memory_table(found: Mapping[str, Sequence[Result]]) -> list[str]:
     rows = []
     for kernel, own in found.items():
         low, high = min(run["singular"][0] for run in own), max(run["singular"][1] for run in own)
-        off = max(1 - low, high - 1)
+        off, drift = max(1 - low, high - 1), max(run["drift"] for run in own)
         trained = [100 * run["trained"] for run in own if "trained" in run]
         told = [100 * median(run["accuracy"][i] for run in own) for i in range(len(marks))]
         rows.append(
@@ -285,7 +286,7 @@ def _memory_table(found: Mapping[str, Sequence[Result]]) -> list[str]:
                 f"{100 * median(run['explained'][-1] for run in own):.1f}",
                 short(median(run["norm"] for run in own)),
                 f"within {short(off)} of 1" if off < _DRIFT else f"{short(low)} to {short(high)}",
-                short(max(run["drift"] for run in own)),
+                short(drift) if math.isfinite(drift) else "overflows",
             ]
         )
     return table(head, rows)
