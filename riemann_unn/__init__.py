@@ -1,5 +1,11 @@
 """Training for neural networks whose weights stay orthogonal or unitary, exactly."""
 
+import warnings
+
+with warnings.catch_warnings():  # geoopt compiles by torch.jit.script, of which new torch warns
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import geoopt as _geoopt  # noqa: F401
+
 from . import errors, init, linalg, nn, optim
 from .data_parallel import exclude_from_ddp_
 from .diagnostics import orthogonality_error

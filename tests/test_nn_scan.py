@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import checkpoint
 
-import riemann_unn as ru
 from riemann_unn.nn import ModReLU, OrthogonalRNN, recurrent, scan
 
 NONLINEARITIES = ["modrelu", "tanh", "relu", "identity"]
@@ -438,22 +436,3 @@ def test_compile_export_and_trace_read_the_loop(scans: list[int]) -> None:
         assert sum("addmm" in name for name in names) == LENGTH
     assert_same(torch.jit.trace(rnn, (inputs,), check_trace=False)(inputs), expected)
     assert not scans
-
-
-def test_training_takes_the_same_steps() -> None:
-    rnn = make()
-    other = copy.deepcopy(rnn)
-    inputs = torch.randn(LENGTH, BATCH, INPUTS)
-
-    def train(net: OrthogonalRNN) -> list[float]:
-        optimizer = ru.optim.ProjUNNT(net.parameters(), lr=1e-2, seed=0)
-        losses = []
-        for _ in range(10):
-            loss = (net(inputs)[0] - 0.1).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        return losses
-
-    assert train(rnn) == pytest.approx(by_loop(lambda: train(other)), rel=1e-4)

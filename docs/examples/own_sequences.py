@@ -18,11 +18,10 @@ import riemann_unn as ru
 
 def make(path: Path) -> None:
     torch.manual_seed(1)
-    tones = {"low": 0.2, "middle": 0.4, "high": 0.8}
     lines = [",".join(["label", *map(str, range(200))])]
-    for label in list(tones) * 134:
+    for label, frequency in [("low", 0.2), ("middle", 0.4), ("high", 0.8)] * 134:
         values = 0.2 * torch.randn(200)
-        values[:40] += (tones[label] * torch.arange(40) + 6 * torch.rand(1)).sin()
+        values[:40] += (frequency * torch.arange(40) + 6 * torch.rand(1)).sin()
         lines.append(",".join([label, *map(str, values.tolist())]))
     path.write_text("\n".join(lines))
 
@@ -31,8 +30,8 @@ def read(path: Path) -> tuple[Tensor, Tensor, list[str]]:
     rows = list(csv.reader(path.read_text().splitlines()))[1:]
     labels = sorted({row[0] for row in rows})
     values = torch.tensor([[float(v) for v in row[1:]] for row in rows])
-    classes = torch.tensor([labels.index(row[0]) for row in rows])
-    return values.T.unsqueeze(-1), classes, labels  # (steps, sequences, features)
+    # Steps, sequences, features; the number of each sequence's label; the labels.
+    return values.T.unsqueeze(-1), torch.tensor([labels.index(row[0]) for row in rows]), labels
 
 
 def main(path: Path) -> None:
@@ -55,7 +54,7 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    path = Path(*sys.argv[1:2] or ["tones.csv"])
+    path = Path(*sys.argv[1:] or ["tones.csv"])
     if not path.exists():
         make(path)
     main(path)

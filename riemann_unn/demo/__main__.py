@@ -1,7 +1,7 @@
 """The demos: ``python -m riemann_unn.demo TASK``.
 
-The tasks digits, copy and adding train an orthogonal RNN beside an LSTM and are run here; each of
-the others is a module of its name with ``add_arguments`` and ``run``.
+The tasks digits, copy, adding and sequences train an orthogonal RNN beside an LSTM and are run
+here; each of the others is a module of its name with ``add_arguments`` and ``run``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pathlib import Path
 from riemann_unn import Monitor
 
 from .cli import aligned, one_thread, positive, positive_float
+from .data import HELP
 from .models import Learner, lstm_learner, orthogonal_learner
-from .tasks import TASKS, Adding, Copy, Digits, Task
+from .sequences import Sequences
+from .tasks import ORDERS, TASKS, Adding, Copy, Digits, Pictures, Task
 from .training import CheckpointError, Settings, train
 
 EXPERIMENTS = {
@@ -50,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--out {options.out} is not a .png file")
     try:
         task = _task(options)
+        print(f"{task.title[0].upper()}{task.title[1:]}")  # reads the data, and may find it damaged
     except ValueError as error:
         parser.error(str(error))
     hidden = task.hidden if options.hidden is None else options.hidden
@@ -68,7 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "complex": options.complex,
         "seed": options.seed,
     }
-    print(f"{task.title[0].upper()}{task.title[1:]}")
     monitor = Monitor(orthogonal.optimizer, every=task.batches_per_epoch)
     try:
         with one_thread():
@@ -172,13 +174,20 @@ def _below_baseline(task: Task, learners: Sequence[Learner]) -> str:
 
 def _task(options: argparse.Namespace) -> Task:
     """The task the options describe; options that do not concern it are an error."""
-    if options.task != Digits.name and (options.permuted or options.validation):
-        raise ValueError("--permuted and --validation concern digits only")
+    if options.task != Digits.name and (options.order or options.validation):
+        raise ValueError("--order, --permuted and --validation concern digits only")
+    if options.task not in (Copy.name, Adding.name) and options.length is not None:
+        raise ValueError("--length concerns copy and adding: other sequences have their own")
+    if options.task == Sequences.name:
+        if options.data is None:
+            raise ValueError("sequences needs --data FILE.csv")
+        return Sequences(Path(options.data))
     if options.task == Digits.name:
-        if options.length is not None:
-            raise ValueError("--length concerns copy and adding: digits are 64 pixels long")
-        order = "permuted" if options.permuted else "pixels"
-        return Digits(order=order, validation=options.validation, seed=options.seed)
+        order = options.order or "pixels"
+        more = {"order": order, "validation": options.validation, "seed": options.seed}
+        return Digits(**more) if options.data is None else Pictures(options.data, **more)
+    if options.data is not None:
+        raise ValueError(f"--data concerns digits and sequences: {options.task} makes its own data")
     if options.task == Copy.name:
         return Copy() if options.length is None else Copy(delay=options.length)
     if options.length == 1:
@@ -198,9 +207,10 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "task",
         nargs="?",
-        choices=[task.name for task in TASKS],
+        choices=[*(task.name for task in TASKS), Sequences.name],
         default=TASKS[0].name,
-        help="digits read pixel by pixel, copying memory, or the adding problem (default: digits)",
+        help="digits read pixel by pixel, copying memory, the adding problem, or sequences of your "
+        "own from a CSV file (default: digits)",
     )
     add("--rank", type=positive, default=1, help="rank of the recurrence's updates (default: 1)")
     add("--hidden", type=positive, help="size of the state (default: by task)")
@@ -208,7 +218,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--lr", type=positive_float, help="learning rate of the orthogonal RNN (default: by task)")
     add("--seed", type=int, default=0, help="seed of weights and batches (default: 0)")
     add("--complex", action="store_true", help="complex states and a unitary recurrence")
-    add("--permuted", action="store_true", help="digits: pixels in one fixed random order")
+    add("--data", metavar="SOURCE", help=f"digits: {HELP}; sequences: a CSV file")
+    add(
+        "--order",
+        choices=list(ORDERS),
+        help="digits: " + ", ".join(f"{word} ({what})" for word, what in ORDERS.items()),
+    )
+    add("--permuted", action="store_const", const="permuted", dest="order", help="--order permuted")
     add(
         "--validation",
         action="store_true",

@@ -101,8 +101,6 @@ class Sequences(Task):
     """
 
     name: ClassVar[str] = "sequences"
-    features: ClassVar[int]
-    outputs: ClassVar[int]
     hidden: ClassVar[int] = 128
     head_width: ClassVar[int] = 64
     lr: ClassVar[float] = 2e-3
@@ -113,12 +111,13 @@ class Sequences(Task):
     path: Path
     batch_size: int = 32
 
-    def __post_init__(self) -> None:
-        inputs, targets, _, held = self.split
-        if len(inputs[0]) == 0 or len(held) == 0:
-            raise DataError(f"{self.path} has too few sequences to hold out a fifth of each label")
-        object.__setattr__(self, "features", inputs.shape[-1])
-        object.__setattr__(self, "outputs", int(targets.max()) + 1)
+    @property
+    def features(self) -> int:
+        return self.split[0].shape[-1]
+
+    @property
+    def outputs(self) -> int:
+        return int(self.split[1].max()) + 1
 
     @property
     def title(self) -> str:

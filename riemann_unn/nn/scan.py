@@ -193,6 +193,7 @@ def can_scan(drive: Tensor, first: Tensor, weight: Tensor, activation: nn.Module
         tensors.append(activation.bias)
     return (
         drive.is_floating_point()
+        and drive.device.type in ("cpu", "cuda")  # others need not have these kernels
         and len(first) > 0
         and len({(tensor.dtype, tensor.device) for tensor in tensors}) == 1
         and all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
