@@ -39,6 +39,8 @@ def save_nets(
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     _accuracy(left, nets, final)
     _values(right, nets)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(nets), frameon=False)
     figure.savefig(path)
 
 
@@ -64,7 +66,6 @@ def _accuracy(axes: Axes, nets: Mapping[str, Sequence[Result]], final: Mapping[s
         )
     axes.set_ylim(low, 100)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower right", frameon=False, fontsize=9)
     finish(axes, "Test accuracy", "epoch", "accuracy (%)")
 
 
@@ -81,6 +82,4 @@ def _values(axes: Axes, nets: Mapping[str, Sequence[Result]]) -> None:
             axes.plot(x, quantiles[len(quantiles) // 2], "o", color=colour, ms=4.5, label=label)
     axes.set_yscale("log")
     axes.set_xticks(range(1, 9))
-    axes.set_ylim(axes.get_ylim()[0] / 4, None)
-    axes.legend(loc="lower center", frameon=False, fontsize=9, ncols=2)
     finish(axes, "Singular values of each convolution after training", "layer", "")
