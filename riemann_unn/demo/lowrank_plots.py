@@ -8,31 +8,30 @@ from statistics import median
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .images import DigitImages
 from .lowrank import METHODS, RANKS, STARTS, Results
 from .style import BLUE, GREEN, GREY, INK, VERMILION, finish, new_figure
 
-__all__ = ["save_low_rank"]
+__all__ = ["draw"]
 
 _METHOD_LINES = ((GREY, "--"), (VERMILION, ":"), (GREEN, "-."), (BLUE, "-"))
 _START_LINES = ((VERMILION, "-."), (GREY, "--"), (BLUE, "-"))
 
 
-def save_low_rank(path: Path, task: DigitImages, results: Results, rank: int) -> None:
+def draw(path: Path, results: Results) -> None:
     """Draw accuracy and error by rank, and accuracy by epoch from every start, into a PNG.
 
     Args:
         path: File to write.
-        task: The task, for the title.
         results: What was measured.
-        rank: Of training from scratch.
     """
-    figure = new_figure(f"Low rank that keeps the function of a layer, {task.title}")
+    figure = new_figure(f"Low rank that keeps the function of a layer, {results.title}")
     axes = figure.subplots(2, 2)
     _by_rank(axes[0, 0], axes[0, 1], results)
     for place, factors in zip(axes[1], ("plain", "orthonormal"), strict=True):
         by = "Adam" if factors == "plain" else "ProjUNN-T"
-        _by_epoch(place, results, factors, f"Trained at rank {rank}: {factors} factors, {by}")
+        _by_epoch(
+            place, results, factors, f"Trained at rank {results.rank}: {factors} factors, {by}"
+        )
     low = min(place.get_ylim()[0] for place in axes[1])
     for place in axes[1]:
         place.set_ylim(low, 102)

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from .images import DigitImages
 from .style import BLUE, GREEN, GREY, INK, VERMILION, finish, new_figure
+from .warmstart import Results, Trial
 
-if TYPE_CHECKING:
-    from .warmstart import Trial
-
-__all__ = ["save_starts"]
+__all__ = ["draw"]
 
 _STYLES = ((GREY, ":", "s"), (BLUE, "-", "o"), (VERMILION, "--", "x"), (GREEN, "-.", "D"))
 _TICKS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
-def save_starts(path: Path, task: DigitImages, trials: Sequence[Trial]) -> None:
+def draw(path: Path, results: Results) -> None:
     """Draw one panel for each net: the median and the range over seeds from every start.
 
     Args:
         path: PNG file to write.
-        task: gives the title.
-        trials: the finished trials.
+        results: What came of the run.
     """
+    trials = results.trials
     nets = list(dict.fromkeys(trial.net.title for trial in trials))
-    figure = new_figure(f"Warm start on {task.title}", width=5.6 * len(nets), height=5.4)
+    figure = new_figure(f"Warm start on {results.task.title}", width=5.6 * len(nets), height=5.4)
     panels = figure.subplots(1, len(nets), squeeze=False, sharey=True)[0]
     for panel, net in zip(panels, nets, strict=True):
         _panel(panel, [trial for trial in trials if trial.net.title == net])
