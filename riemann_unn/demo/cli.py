@@ -55,6 +55,7 @@ class Number:
         least: The smallest.
         most: The largest; must be finite.
         above: The smallest is not itself allowed.
+        multiple_of: What it is a multiple of.
     """
 
     wanted: str
@@ -62,19 +63,21 @@ class Number:
     least: float
     most: float
     above: bool = False
+    multiple_of: int | None = None
 
     def __call__(self, text: str) -> float:
         try:
             value = self.kind(text)
         except ValueError:
             value = float("nan")
-        if not self.least <= value <= self.most or (self.above and value == self.least):
+        inside = self.least <= value <= self.most and not (self.above and value == self.least)
+        if not inside or (self.multiple_of is not None and value % self.multiple_of):
             raise argparse.ArgumentTypeError(f"wanted {self.wanted}, got {text!r}")
         return value
 
 
 positive = Number("a whole number of at least 1", int, 1, 2**62)
-positive_float = Number("a positive number", float, 0, sys.float_info.max, above=True)
+positive_float = Number("a positive number of at most 1e6", float, 0, 1e6, above=True)
 _seed = Number("a whole number from 0 to 4294967295", int, 0, 2**32 - 1)
 
 

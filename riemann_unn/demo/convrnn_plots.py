@@ -35,11 +35,15 @@ def draw(path: Path, results: Results) -> None:
     axes = top.subplots(1, 3)
     _norms(axes[0], learners, results.before, "Norm of the state, before training")
     _norms(axes[1], learners, results.after, "Norm of the state, after training")
+    limits = [limit for panel in axes[:2] for limit in panel.get_ylim()]
+    for panel in axes[:2]:
+        panel.set_ylim(max(min(limits), _FLOOR), min(max(limits), _CEILING))
     for learner, trace, (colour, line) in zip(learners, traces, LINES, strict=False):
         told = [100 * value for value in trace.accuracy.values()]
         style = {"color": colour, "lw": 2, "marker": "o", "ms": 4, "label": learner.name}
         axes[2].plot(list(trace.accuracy), told, line, **style)
     axes[2].axhline(10, color=GREY, lw=1.2, ls=":")
+    axes[2].annotate("guessing", (0, 10), xytext=(2, 3), textcoords="offset points", color=GREY)
     axes[2].set_ylim(-2, 103)
     finish(axes[2], "Told by a linear readout", "step", "accuracy (%)")
     handles, labels = axes[2].get_legend_handles_labels()
@@ -53,7 +57,6 @@ def _norms(axes: Axes, learners: Sequence[Learner], norms: Sequence[Tensor], tit
         shown = values.nan_to_num(_CEILING, posinf=_CEILING).clamp(_FLOOR / 10, _CEILING * 10)
         axes.plot(shown, line, color=colour, lw=2, label=learner.name)
     axes.set_yscale("log")
-    axes.set_ylim(_FLOOR, _CEILING)
     finish(axes, title, "step", "")
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ..nn import certified_radius
 from .checkpoint import settings_of
-from .cli import Parser, add_common_options, add_validation, positive, positive_float
+from .cli import Number, Parser, add_common_options, add_validation, positive, positive_float
 from .conv_models import adam, lipschitz_bound, lipschitz_net, projunn, singular_values
 from .experiment import aligned, one_thread
 from .images import DigitImages
@@ -32,6 +32,7 @@ __all__ = [
 
 EPSILONS = (0.1, 0.25, 0.5, 0.75, 1.0)
 _PLAIN_LR = 3e-3
+_WIDTH = Number("an even whole number of at least 2", int, 2, 2**20, multiple_of=2)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def add_arguments(parser: Parser, task: str) -> None:
     add_common_options(parser, epochs=15)
     add_validation(parser)
     add = parser.add_argument
-    add("--width", type=positive, default=8, help="channels of the first layer (default: 8)")
+    add("--width", type=_WIDTH, default=8, help="channels of the first layer (default: 8)")
     add("--rank", type=positive, default=8, help="rank of the updates (default: 8)")
     add(
         "--lr", type=positive_float, default=1e-2, help="rate of the orthogonal net (default: 0.01)"

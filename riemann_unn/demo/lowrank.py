@@ -171,6 +171,7 @@ def _learner(seed: int, rank: int, start: str, factors: str, epochs: int) -> Lea
             draw="kaiming_normal",
             orthonormal=orthonormal,
             seed=seed,
+            progress=False,
         )
     if orthonormal:
         return projunn(start, net, lr=_LR, rank=rank, epochs=epochs)
@@ -195,6 +196,7 @@ def _compress(results: Results, task: DigitImages, net: nn.Module) -> Iterator[s
                 layers="middle",
                 method=method,
                 calibration=calibration if calibrated else None,
+                progress=False,
             )
             off = (low[3:5](inputs) - target).square().sum() / target.square().sum()
             results.error.setdefault((name, rank), []).append(off.item())

@@ -81,7 +81,8 @@ def _orthogonality(axes: Axes, task: Task, learner: Learner) -> None:
         color=GREY,
     )
     axes.set_yscale("log")
-    axes.set_ylim(min(1e-8, *errors) / 1.5, max(1e-5, *errors) * 1.5)
+    low = min([1e-8, *(error for error in errors if error > 0)])
+    axes.set_ylim(low / 1.5, max(1e-5, *errors) * 1.5)
     epoch_axis(axes, learner)
     title = f"Off the manifold after every step: at most {max(errors):.1e}"
     finish(axes, title, "epoch", r"$\|W^{H}W - I\|_F\,/\,\sqrt{n}$")

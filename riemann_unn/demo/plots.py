@@ -46,8 +46,10 @@ def label_ends(
     low, high = axes.get_ylim()
     if axes.get_yscale() == "log":
         low, high = math.log10(low), math.log10(high)
-        heights = [math.log10(height) for height in heights]
-    shares = spread([(height - low) / (high - low) for height in heights], gap=gap)
+        heights = [math.log10(height) if height > 0 else low for height in heights]
+    shares = [(height - low) / (high - low) for height in heights]
+    # A run that has diverged is labelled at the top.
+    shares = spread([min(x, 1.0) if math.isfinite(x) else 1.0 for x in shares], gap=gap)
     for share, label, (colour, _) in zip(shares, labels, LINES, strict=False):
         axes.annotate(
             label,

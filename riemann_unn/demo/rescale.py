@@ -20,7 +20,7 @@ import riemann_unn as ru
 
 from ..graph import trace
 from .checkpoint import Parts, settings_of
-from .cli import Parser, add_common_options, positive, positive_float
+from .cli import Number, Parser, add_common_options, positive
 from .experiment import aligned, one_thread
 from .progress import Progress
 from .tasks import Digits
@@ -29,6 +29,7 @@ __all__ = ["Case", "Results", "Run", "add_arguments", "badly_scale_", "cnn", "ml
 
 _GOAL = 0.9
 _BATCH = 32
+_SPREAD = Number("a positive number of at most 10", float, 0, 10, above=True)
 _TESTS = 5  # times an epoch
 _RATES = {"SGD": 0.1, "Adam": 3e-3}
 _INITIALISATIONS = ("default", "badly scaled")
@@ -207,7 +208,7 @@ def add_arguments(parser: Parser, task: str) -> None:
     add("--seeds", type=positive, default=5, help="runs of each case, from --seed on (default: 5)")
     add(
         "--spread",
-        type=positive_float,
+        type=_SPREAD,
         default=1.5,
         help="of the bad scales, in powers of ten (default: 1.5)",
     )
@@ -220,7 +221,10 @@ def run(args: argparse.Namespace) -> Results:
         args: As parsed with the options of :func:`add_arguments`.
     """
     task = Digits()
-    print(f"The same functions in weights that train well and badly: {task.title}")
+    count = len(task.split[3])
+    print(
+        f"The same functions of digits in weights that train well and badly ({count} test images)"
+    )
     runs = [
         Run(model, start, optimizer, conditioned, seed)
         for model in _MODELS

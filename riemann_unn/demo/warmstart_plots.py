@@ -14,7 +14,13 @@ from .warmstart import Results, Trial
 
 __all__ = ["draw"]
 
-_STYLES = ((GREY, ":", "s"), (BLUE, "-", "o"), (VERMILION, "--", "x"), (GREEN, "-.", "D"))
+# The third lies on the second, which is drawn wider for it.
+_STYLES = (
+    (GREY, ":", "s", 2),
+    (BLUE, "-", "o", 6),
+    (VERMILION, "--", "x", 2),
+    (GREEN, "-.", "D", 2),
+)
 _TICKS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
@@ -39,7 +45,7 @@ def draw(path: Path, results: Results) -> None:
 
 
 def _panel(panel: Axes, trials: Sequence[Trial]) -> None:
-    for i, (colour, line, marker) in enumerate(_STYLES):
+    for i, (colour, line, marker, width) in enumerate(_STYLES):
         starts = [trial.starts[i] for trial in trials]
         curves = torch.tensor([start.accuracy for start in starts], dtype=torch.float64)
         curves = curves.clamp(0.02, 0.995)  # a logit scale has no ends
@@ -50,8 +56,8 @@ def _panel(panel: Axes, trials: Sequence[Trial]) -> None:
             line,
             color=colour,
             marker=marker,
-            lw=2,
-            ms=5,
+            lw=width,
+            ms=3 + width,
             label=starts[0].name,
         )
         if len(starts) > 1:
