@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from riemann_unn.demo.__main__ import EXPERIMENTS, main
+from riemann_unn.demo.__main__ import main
 from riemann_unn.demo.conv_models import lipschitz_net
 from riemann_unn.demo.lipschitz import Robustness, attack, robustness
 from riemann_unn.demo.plots import spread
@@ -22,18 +22,6 @@ def test_orthogonal_resnet_beside_an_ordinary_one(tmp_path, capsys):
     assert rows["orthogonal"].count("1 ± ") == 2  # singular values before and after training
     assert " to " in rows["ordinary"] and rows["orthogonal"].rstrip().endswith("real")
     assert picture.read_bytes()[:4] == b"\x89PNG"
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_demo_explains_its_options(name, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([name, "--help"])
-    assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    assert "--epochs" in shown and EXPERIMENTS[name].split()[0] in shown
-    with pytest.raises(SystemExit) as stop:
-        main([name, "--out", "no/such/folder/x.png"])
-    assert stop.value.code == 2
 
 
 def test_a_pattern_is_kept_on_a_lattice(tmp_path, capsys):

@@ -111,4 +111,7 @@ def _interrupted(options: Namespace, argv: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before the task began
+        sys.exit(130)

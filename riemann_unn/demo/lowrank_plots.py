@@ -14,7 +14,7 @@ from .style import BLUE, GREEN, GREY, INK, VERMILION, finish, new_figure
 __all__ = ["draw"]
 
 # The third lies under the fourth: it is drawn wider, and seen on both sides of it.
-_METHOD_LINES = ((GREY, "--", 2), (VERMILION, ":", 2), (GREEN, "-", 7), (BLUE, "-", 2))
+_METHOD_LINES = ((GREY, "--", 2), (VERMILION, ":", 2), (GREEN, "-", 5), (BLUE, "-", 2))
 _START_LINES = ((VERMILION, "-."), (GREY, "--"), (BLUE, "-"))
 
 
