@@ -235,16 +235,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="write nothing; status 1 if any differs"
     )
     args = parser.parse_args(arguments)
-    page, changed = Page(README.read_text(encoding="utf-8")), 0
+    changed = 0
     for name in args.only:
         print(f"--- {name}", file=sys.stderr)
-        said, words = page.cell(name), CELLS[name]()
-        if said != words:
+        words = CELLS[name]()
+        page = Page(README.read_text(encoding="utf-8"))  # it may have been edited meanwhile
+        if page.cell(name) != words:
             changed += 1
-            print(f"{name}:\n  README {said}\n  now    {words}")
-            page = page.with_cell(name, words)
+            print(f"{name}:\n  README {page.cell(name)}\n  now    {words}", flush=True)
             if not args.check:
-                README.write_text(page.text, encoding="utf-8")
+                README.write_text(page.with_cell(name, words).text, encoding="utf-8")
         if name == "digits":
             with TemporaryDirectory() as folder:
                 drawn = Path(folder) / PICTURE.name
