@@ -12,6 +12,7 @@ import torch
 from bench.papers import projunn
 from bench.papers.experiment import Experiment, Options, Place, Plan, Result
 from bench.papers.histories import first_below
+from bench.papers.readout import readout
 from bench.papers.sequences import DEFAULTS, build, parameters, train
 
 EXPERIMENTS = {experiment.name: experiment for experiment in projunn.EXPERIMENTS}
@@ -118,7 +119,7 @@ def results(experiment: Experiment, plan: Plan, ours: float, others: float) -> d
     return {
         run.name: result(ours if run.name.startswith("orthogonal") else others)
         for run in experiment.runs(plan)
-        if "task" in run.options
+        if "epochs" in run.options
     }
 
 
@@ -144,11 +145,15 @@ def test_claims_are_judged_by_the_results(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FASHION_MNIST", str(tmp_path))
-    plan = Plan(seeds=2)
+    drawn: list[Path] = []
+    for module in ("copying", "adding", "pixels"):
+        monkeypatch.setattr(f"bench.papers.{module}.curves", lambda file, *_: drawn.append(file))
+    plan = Plan(seeds=2, data="digits")
     experiment = EXPERIMENTS[name]
     found = results(experiment, plan, ours, others)
     report = experiment.report(plan, found, tmp_path)
     assert [claim.met for claim in report.claims] == met
+    assert all(f"images/{file.name}" in "".join(report.lines) for file in drawn)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -156,9 +161,9 @@ def test_a_report_is_made_of_whatever_is_there(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASHION_MNIST", str(tmp_path))
-    experiment, plan = EXPERIMENTS[name], Plan(seeds=1)
+    experiment, plan = EXPERIMENTS[name], Plan(seeds=1, data="digits")
     found = results(experiment, plan, 0.5, 0.4)
-    for run in found:
+    for run in list(found)[-2:]:  # baselines, without ours
         report = experiment.report(plan, {run: found[run]}, tmp_path)
         assert any(line.startswith("| ") for line in report.lines)
 
@@ -167,6 +172,16 @@ def test_fashion_is_left_out_where_its_files_are_not(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("FASHION_MNIST", "nowhere")
     monkeypatch.setattr("bench.papers.pixels.DEBIAN", "nowhere")
     assert not EXPERIMENTS["fashion"].runs(Plan())
+
+
+def test_a_readout_of_an_untrained_recurrence_recalls_what_it_keeps() -> None:
+    task = {"name": "copy", "delay": 20, "batch_size": 200, "batches": 2}
+    options = {"task": task, "hidden": 190, "lr": 1.0, "thresholds": 0.0}
+    assert readout(options)["score"] > 0.95
+    assert readout({**options, "hidden": 10})["score"] < 0.6
+    task = {"name": "adding", "length": 30, "batch_size": 400, "batches": 2}
+    options = {"task": task, "hidden": 100, "lr": 1.0, "nonlinearity": "relu", "init": "slow"}
+    assert readout({**options, "gates": 8.0})["loss"] < 0.5 * readout(options)["loss"]
 
 
 def test_ranks_are_timed_in_turn(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from bench.suite.page import figure, short, table
 
 from .curves import Panel, curves
 from .experiment import Claim, Experiment, Options, Plan, Report, Result, Run
-from .histories import ABSTRACT, EVERY, by_name, first_below, iterations, last, middle, off
-from .sequences import train
+from .histories import ABSTRACT, EVERY, by_name, first_below, iterations, judged, last, middle, off
+from .readout import READOUT, readout_runs, readout_table, train_or_read
 
 __all__ = ["ADDING"]
 
@@ -69,6 +69,11 @@ def _runs(plan: Plan) -> list[Run]:
                 options |= {"base": "Adam", "clip": 1.0, "decay": 0.95, "seed": seed, **recipe}
                 minutes = count * length / 750 * 0.15 / 60
                 runs.append(Run(f"{name}, T = {length}, seed {seed}", options, minutes))
+        starts = {n: r for n, r in _RECIPES.items() if n.startswith("orthogonal")}
+        runs += [
+            Run(f"{run.name}, T = {length}", run.options, run.minutes)
+            for run in readout_runs(plan, task, hidden, starts, count=600)
+        ]
     return runs
 
 
@@ -76,7 +81,7 @@ def _report(plan: Plan, results: Mapping[str, Result], images: Path) -> Report:
     lengths, hidden, *_ = _sizes(plan)
     report = Report([_TEXT, ""])
     rows, panels = [], []
-    groups = by_name(results)
+    groups = by_name({n: r for n, r in results.items() if not n.startswith(READOUT)})
     for length in lengths:
         end = f", T = {length}"
         found = {n.removesuffix(end): runs for n, runs in groups.items() if n.endswith(end)}
@@ -99,7 +104,7 @@ def _report(plan: Plan, results: Mapping[str, Result], images: Path) -> Report:
                 ]
             )
         if _OURS in found:
-            report.claims.append(_claim(length, asked, found))
+            report.claims.append(judged(plan, _claim(length, asked, found)))
         panels.append(
             Panel(
                 f"T = {length}",
@@ -122,6 +127,9 @@ def _report(plan: Plan, results: Mapping[str, Result], images: Path) -> Report:
         "orthogonality error",
     ]
     report.lines += table(head, rows)
+    report.lines += readout_table(results, "squared error", lambda run: short(run["loss"]))
+    if not panels:
+        return report
     title = f"The adding problem: the sum of two marked numbers out of T, hidden {hidden}"
     curves(images / "papers_adding.png", title, panels)
     report.lines += figure("papers_adding.png", "Error of the adding problem by iterations")
@@ -143,5 +151,10 @@ def _claim(length: int, asked: float, found: Mapping[str, list[Result]]) -> Clai
 
 
 ADDING = Experiment(
-    "adding", "projunn", "projUNN: the adding problem over 200 and 750 steps", _runs, train, _report
+    "adding",
+    "projunn",
+    "projUNN: the adding problem over 200 and 750 steps",
+    _runs,
+    train_or_read,
+    _report,
 )

@@ -11,8 +11,9 @@ from bench.suite.page import figure, short, table
 
 from .curves import Panel, curves
 from .experiment import Claim, Experiment, Options, Plan, Report, Result, Run, median
-from .histories import ABSTRACT, EVERY, by_name, first_below, iterations, last, middle, off
-from .sequences import AUTHORS, train
+from .histories import ABSTRACT, EVERY, by_name, first_below, iterations, judged, last, middle, off
+from .readout import READOUT, readout_runs, readout_table, train_or_read
+from .sequences import AUTHORS
 
 __all__ = ["COPY"]
 
@@ -69,13 +70,14 @@ def _runs(plan: Plan) -> list[Run]:
             options = {"task": task, "hidden": hidden, "epochs": epochs, "seed": seed, **recipe}
             minutes = epochs * plan.pick(0.01, 0.25)
             runs.append(Run(f"{name}, seed {seed}", options, minutes))
-    return runs
+    starts = {n: r for n, r in _RECIPES.items() if n.startswith("orthogonal")}
+    return runs + readout_runs(plan, task, hidden, starts, count=300)
 
 
 def _report(plan: Plan, results: Mapping[str, Result], images: Path) -> Report:
     delay, hidden, *_ = _sizes(plan)
     baseline = 10 * math.log(8) / (delay + 20)
-    groups = by_name(results)
+    groups = by_name({n: r for n, r in results.items() if not n.startswith(READOUT)})
     rows = []
     for name, runs in groups.items():
         below = [first_below(run["loss"], baseline) for run in runs]
@@ -113,8 +115,11 @@ def _report(plan: Plan, results: Mapping[str, Result], images: Path) -> Report:
             _TEXT,
             "",
             *table(head, rows),
+            *readout_table(results, "symbols recalled", lambda run: f"{run['score']:.1%}"),
         ]
     )
+    if not groups:
+        return report
     panels = [
         Panel(
             "Loss on held-out sequences",
@@ -138,7 +143,7 @@ def _report(plan: Plan, results: Mapping[str, Result], images: Path) -> Report:
     curves(images / "papers_copy.png", title, panels)
     report.lines += figure("papers_copy.png", "Loss and recall of copying against iterations")
     if _OURS in groups:
-        report.claims += _claims(delay, baseline, groups)
+        report.claims += [judged(plan, claim) for claim in _claims(delay, baseline, groups)]
     return report
 
 
@@ -151,7 +156,7 @@ def _claims(delay: int, baseline: float, groups: Mapping[str, list[Result]]) -> 
     ours, (most, least, within) = groups[_OURS], _ASKED
     below = [first_below(run["loss"], baseline) for run in ours]
     lstm = groups.get("LSTM", [])
-    first = f"from iteration {iterations(below)}"
+    first = f"first at iteration: {iterations(below)}"
     if lstm:
         others = [first_below(run["loss"], baseline) for run in lstm]
         first += f"; LSTM of equal size {iterations(others)}"
@@ -179,5 +184,5 @@ def _claims(delay: int, baseline: float, groups: Mapping[str, list[Result]]) -> 
 
 
 COPY = Experiment(
-    "copy", "projunn", "projUNN: copying memory over 1,000 steps", _runs, train, _report
+    "copy", "projunn", "projUNN: copying memory over 1,000 steps", _runs, train_or_read, _report
 )

@@ -13,7 +13,14 @@ from riemann_unn.demo.style import BLUE, GREEN, GREY, INK, VERMILION, finish, ne
 __all__ = ["Curve", "Panel", "curves"]
 
 # Okabe and Ito's, with line styles that differ in grey too.
-LOOKS = ((BLUE, "-"), (VERMILION, "--"), (GREEN, "-."), ("#CC79A7", (0, (1, 1))), (GREY, "-"))
+LOOKS = (
+    (BLUE, "-"),
+    (VERMILION, "--"),
+    (GREEN, "-."),
+    ("#CC79A7", (0, (1, 1))),
+    (GREY, "-"),
+    ("#E69F00", (0, (5, 1, 1, 1, 1, 1))),
+)
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,14 @@ def curves(file: Path, title: str, panels: Sequence[Panel]) -> None:
         title: Above all.
         panels: One or two.
     """
-    figure = new_figure(title, width=5.6 * len(panels), height=4.4)
+    figure = new_figure(title, width=5.6 * len(panels) if len(panels) > 1 else 7.6, height=4.4)
+    named: set[str] = set()
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axes, panel)
+        labels = {curve.label for curve in panel.lines}
+        if not labels <= named:
+            axes.legend(frameon=False, fontsize=9)
+        named |= labels
     figure.savefig(file)
 
 
@@ -80,9 +92,10 @@ def _draw(axes: Axes, panel: Panel) -> None:
             name,
             (0.99, value),
             xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
+            xytext=(0, -3),
             textcoords="offset points",
             ha="right",
+            va="top",
             fontsize=9,
             color=INK,
         )
@@ -93,4 +106,3 @@ def _draw(axes: Axes, panel: Panel) -> None:
     if panel.percent:
         axes.yaxis.set_major_formatter("{x:.0%}")
     finish(axes, panel.title, panel.x, panel.y)
-    axes.legend(frameon=False, fontsize=9)

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from .curves import Curve
-from .experiment import Result, median
+from .experiment import Claim, Plan, Result, median
 
-__all__ = ["ABSTRACT", "EVERY", "by_name", "first_below", "iterations", "last", "middle", "off"]
+__all__ = [
+    "ABSTRACT",
+    "EVERY",
+    "by_name",
+    "first_below",
+    "iterations",
+    "judged",
+    "last",
+    "middle",
+    "off",
+]
 
 ABSTRACT = "closely matches or exceeds earlier unitary networks (abstract)"
 EVERY = 25  # iterations between two checks on held-out sequences
@@ -42,6 +53,16 @@ def iterations(counts: Sequence[int | None]) -> str:
     """The middle count in words; runs that are not there yet are the latest."""
     found = statistics.median_high([float("inf") if n is None else n for n in counts])
     return "not yet" if found == float("inf") else f"{found:,.0f}"
+
+
+def judged(plan: Plan, claim: Claim) -> Claim:
+    """The claim, without what is asked where sizes are not those that it is asked of.
+
+    Args:
+        plan: Says how large the runs are.
+        claim: With what is asked of it.
+    """
+    return replace(claim, asked="", met=None) if plan.scale == "quick" else claim
 
 
 def last(runs: Sequence[Result], key: str) -> float:

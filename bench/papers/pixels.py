@@ -16,7 +16,7 @@ from riemann_unn.demo import data
 
 from .curves import Panel, curves
 from .experiment import Claim, Experiment, Options, Place, Plan, Report, Result, Run, median
-from .histories import by_name, last, middle, off
+from .histories import by_name, judged, last, middle, off
 from .sequences import AUTHORS, DEFAULTS, build, task_of, train
 
 __all__ = ["FASHION", "PIXELS", "RANKS"]
@@ -134,15 +134,14 @@ def _pixel_report(plan: Plan, results: Mapping[str, Result], images: Path) -> Re
         if "LSTM" in groups:
             ahead = ours - last(groups["LSTM"], "score")
             words += f"; LSTM of equal size {last(groups['LSTM'], 'score'):.1%}"
-        report.claims.append(
-            Claim(
-                f"Permuted pixels, {steps} steps: above an LSTM of equal size",
-                "closely matches or exceeds earlier unitary networks (abstract); hidden 170",
-                words,
-                f"≥ {least:.0%}, and {100 * lead:.0f} points above the LSTM",
-                ours >= least and ahead >= lead,
-            )
+        claim = Claim(
+            f"Permuted pixels, {steps} steps: above an LSTM of equal size",
+            "closely matches or exceeds earlier unitary networks (abstract); hidden 170",
+            words,
+            f"≥ {least:.0%}, and {100 * lead:.0f} points above the LSTM",
+            ours >= least and ahead >= lead,
         )
+        report.claims.append(judged(plan, claim))
     return report
 
 

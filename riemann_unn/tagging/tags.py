@@ -121,7 +121,7 @@ def _match(module: nn.Module, patterns: object) -> list[tuple[str, nn.Parameter,
 
 
 def tag_(target: T, manifold: MatrixManifold | Mapping[str, MatrixManifold]) -> T:
-    """Tag parameters in place as points of a manifold.
+    """Tag parameters in place: say which manifold each is to stay on.
 
     The parameter stays the same object with the same values: put it on its
     manifold with :func:`riemann_unn.init.warm_start_`, and train it with an
@@ -131,7 +131,7 @@ def tag_(target: T, manifold: MatrixManifold | Mapping[str, MatrixManifold]) -> 
     afterwards. ``fully_shard``, ``parallelize_module``, ``to_empty`` and whatever else replaces
     parameters loses their tags: tag again after it. A module tagged by patterns remembers them, so
     that an optimizer, :func:`tagged_parameters`, :func:`riemann_unn.orthogonality_error` or a
-    :class:`riemann_unn.Monitor` that meets a parameter without its tag raises.
+    :class:`riemann_unn.Monitor` that finds a parameter without its tag raises.
 
     A weight that a parametrization computes, of torch or geotorch, is no parameter: it is named in
     an error, or in a warning where a pattern matches others too, with the call that makes it one.
