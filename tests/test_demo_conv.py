@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from riemann_unn.demo.__main__ import EXPERIMENTS, main
+from riemann_unn.demo.__main__ import main
 from riemann_unn.demo.conv_models import ResNet9, lipschitz_net
 from riemann_unn.demo.lipschitz import Robustness, attack, robustness
 from riemann_unn.demo.plots import spread
@@ -31,18 +31,6 @@ def test_the_resnet_takes_images_of_any_size_that_can_be_halved_twice(plain, nor
         net = ResNet9(2, size=size, plain=plain, norm=norm)
         assert net(torch.randn(3, 1, size, size)).shape == (3, 10)
         assert net.head.in_features == 32
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_demo_explains_its_options(name, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([name, "--help"])
-    assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    assert "--epochs" in shown and EXPERIMENTS[name].split()[0] in shown
-    with pytest.raises(SystemExit) as stop:
-        main([name, "--out", "no/such/folder/x.png"])
-    assert stop.value.code == 2
 
 
 def test_a_pattern_is_kept_on_a_lattice(tmp_path, capsys):

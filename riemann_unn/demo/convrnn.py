@@ -21,14 +21,17 @@ import riemann_unn as ru
 
 from ..linalg import conv_singular_values
 from ..nn import ConvRNN
-from .cli import add_run_options, aligned, one_thread, positive, positive_float
+from .checkpoint import settings_of
+from .cli import Choice, Parser, add_common_options, add_validation, positive, positive_float
+from .experiment import aligned, one_thread
 from .images import DigitImages, PictureImages
 from .models import Learner
 from .tasks import Batch, Task
 from .training import train
 
-__all__ = ["Keeper", "Trace", "add_arguments", "norms", "read_out", "report", "run"]
+__all__ = ["Keeper", "Results", "Trace", "add_arguments", "norms", "read_out", "run", "table"]
 
+_NONLINEARITIES = ("modrelu", "phase_sigmoid", "identity")
 _SHOWN = 4
 _RIDGE = 1e-3
 _CHUNK = 25
@@ -123,13 +126,34 @@ class Trace:
     explained: dict[int, float]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True)
+class Results:
+    """What came of a run.
+
+    Attributes:
+        task: What was trained on.
+        learners: The three networks.
+        before: Norm of the state at every step before training.
+        after: And after it.
+        traces: What can be read from the states after training.
+    """
+
+    task: DigitImages
+    learners: Sequence[Learner]
+    before: Sequence[Tensor]
+    after: Sequence[Tensor]
+    traces: Sequence[Trace]
+
+
+def add_arguments(parser: Parser, task: str) -> None:
     """Add the options of this experiment.
 
     Args:
         parser: Takes them.
+        task: Its name.
     """
-    add_run_options(parser, name="convrnn", epochs=2)
+    add_common_options(parser, epochs=2)
+    add_validation(parser)
     add = parser.add_argument
     add("--channels", type=positive, default=4, help="channels of the state (default: 4)")
     add("--steps", type=positive, default=500, help="steps to keep the picture (default: 500)")
@@ -137,16 +161,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--complex", action="store_true", help="complex states and a unitary kernel")
     add(
         "--nonlinearity",
-        choices=("modrelu", "phase_sigmoid", "identity"),
+        type=Choice(_NONLINEARITIES),
         default="modrelu",
+        metavar="|".join(_NONLINEARITIES),
         help="of the recurrence (default: modrelu)",
     )
     add("--rank", type=positive, default=4, help="rank of the updates (default: 4)")
     add("--lr", type=positive_float, default=1e-2, help="learning rate (default: 0.01)")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train the networks on the same batches, let them run on, print a table, draw a picture.
+def run(args: argparse.Namespace) -> Results:
+    """Train the networks on the same batches, and let them run on.
 
     Args:
         args: As parsed with the options of :func:`add_arguments`.
@@ -160,15 +185,19 @@ def run(args: argparse.Namespace) -> None:
     images, _ = task.test_batch()
     with one_thread():
         before = [norms(learner.model, images[:64], args.steps) for learner in learners]
-        train(task, learners, epochs=args.epochs, seed=args.seed, quiet=args.quiet)
+        train(
+            task,
+            learners,
+            epochs=args.epochs,
+            seed=args.seed,
+            checkpoint=args.checkpoint,
+            settings=settings_of(args),
+            quiet=args.quiet,
+        )
         after = [norms(learner.model, images[:64], args.steps) for learner in learners]
         marks = sorted({0, args.steps // 20, args.steps // 5, args.steps // 2, args.steps})
         traces = [read_out(learner.model, task, marks) for learner in learners]
-
-    from .convrnn_plots import save_traces  # matplotlib takes a second to import
-
-    save_traces(args.out, task, learners, before, after, traces)
-    print(f"\n{report(learners, after, traces)}\n\npicture: {args.out}")
+    return Results(task, learners, before, after, traces)
 
 
 def build(kernel: str, args: argparse.Namespace, size: tuple[int, int] = (8, 8)) -> ClippedLearner:
@@ -322,19 +351,17 @@ def _ridge(x: Tensor, count: int, wanted: Tensor, penalty: float = _RIDGE) -> Te
     return told
 
 
-def report(learners: Sequence[Learner], after: Sequence[Tensor], traces: Sequence[Trace]) -> str:
-    """The final numbers as two tables.
+def table(results: Results) -> str:
+    """The final numbers.
 
     Args:
-        learners: The trained learners.
-        after: Norms of their states over time.
-        traces: What can be read from them.
+        results: What came of the run.
     """
-    last = max(traces[0].accuracy)
+    last = max(results.traces[0].accuracy)
     nets = [["", "parameters", "accuracy, trained", "singular values", "orthogonality error"]]
     nets[0].append("seconds")
     states = [["", f"read at step {last}", "pixels recovered", f"norm at step {last} / 0"]]
-    for learner, norm, trace in zip(learners, after, traces, strict=True):
+    for learner, norm, trace in zip(results.learners, results.after, results.traces, strict=True):
         history = learner.history
         values = conv_singular_values(learner.model.get_parameter("rnn.kernel").detach(), ndim=2)
         errors = history.orthogonality
