@@ -48,8 +48,8 @@ epochs with 8-16-32 channels:
   With BatchNorm the orthogonal network fits the training pictures sooner (loss 0.07 against 0.15
   without) and generalises less well (96.5 against 97.3 %). Cutting the kernels to 5x5 sites every
   ten steps (`conv_truncate`, then `conv_polar`) is cheap and slows training down more than it
-  helps, so this is not proven. The distance to the ordinary network is about a point where that one has BatchNorm, at
-  the edge of what is asked, and less where neither has.
+  helps, so this is not proven. The distance to the ordinary network is about a point where that
+  one has BatchNorm, at the edge of what is asked, and less where neither has.
 - **Move the pictures.** A first recipe, four in ten pictures moved by one pixel, came out 1.0 and
   1.2 points below the ordinary networks on the test pictures after 12 epochs (one seed: 96.9
   against 97.9 and, with BatchNorm, 98.1 %); the present one was then chosen on validation pictures.
