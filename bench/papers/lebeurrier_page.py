@@ -117,7 +117,7 @@ def report_conditioning(plan: Plan, results: Mapping[str, Result], images: Path)
         f"and a constant learning rate, as in the authors' scripts (there CIFAR-10, MLPs of "
         "3 to 8 hidden layers of 500 with BatchNorm and PyTorch's initialisation at 1e-3; Kaiming "
         f"normal on two moons). Epochs until {goal} % of the training pictures are right, {cap} at "
-        f"most; median of {count} seeds, with the range.",
+        f"most; median of {count} seeds, with the range over seeds, which is the noise.",
         "",
         *_rates_table(cells),
     ]
@@ -147,7 +147,7 @@ def report_conditioning(plan: Plan, results: Mapping[str, Result], images: Path)
     claims.append(
         Claim(
             "path conditioning does no harm",
-            "no claim",
+            "no figure quoted",
             f"worse by more than the range over seeds in {len(worse)} of {len(cells)} cells "
             f"({places})",
             "nowhere worse by more than noise",
@@ -246,10 +246,10 @@ def _learned(worse: Sequence[Cell]) -> list[str]:
         "hidden layers small and fast. Where that helps it helps as a larger learning rate of the "
         "hidden layers would, most in shallow nets, whose few layers share what the readout gives "
         "up, and most at small learning rates; the largest rate that trains becomes smaller, by "
-        "about three. Once is enough: training hardly moves the scales. With BatchNorm the rescaled "
-        "numbers are the affine parts and the weights behind them, and those weights do not "
-        "change the function by their size, but train faster when they are small: it pays in deep "
-        "nets at small learning rates and costs epochs in shallow ones. Statistics of real data "
+        "about three. Once is enough: training hardly moves the scales. With BatchNorm the "
+        "rescaled numbers are the affine parts and the weights behind them, and those weights do not "
+        "change the function by their size, but train faster when they are small: it pays in "
+        "deep nets at small learning rates and costs epochs in shallow ones. Statistics of real data "
         "before rescaling, squares of the data in place of ones, and `enorm` were tried, and all "
         "were slower or the same."
     )
@@ -333,7 +333,7 @@ def report_moons(plan: Plan, results: Mapping[str, Result], images: Path) -> Rep
     ]
     claim = Claim(
         "path conditioning fits two moons in fewer steps",
-        "faster at several widths (in words)",
+        "no figure quoted",
         f"median ratio of steps {middle:.2f}, fewer in {fewer} of {len(ratios)} cells",
     )
     return Report(lines, [claim])

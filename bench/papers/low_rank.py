@@ -1,4 +1,4 @@
-"""Low-rank layers on pictures: trained from scratch from several starts, and made from trained ones."""
+"""Low-rank layers on pictures: trained from scratch, and made from trained ones."""
 
 from __future__ import annotations
 
