@@ -55,7 +55,8 @@ def _low(pictures: Tensor, side: int) -> Tensor:
     """From 0 up along the columns, where the rest is conjugate, and around 0 along the rows."""
     rows = torch.arange(side) - side // 2
     spectrum = torch.fft.fft2(pictures)
-    return spectrum[:, rows][:, :, :side].flatten(1)
+    low: Tensor = spectrum[:, rows][:, :, :side]
+    return low.flatten(1)
 
 
 class DeepNet(nn.Module):
@@ -80,7 +81,8 @@ class DeepNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores of complex features ``(batch, width)``."""
-        return self.readout(self.layers(x).abs())
+        scores: Tensor = self.readout(self.layers(x).abs())
+        return scores
 
 
 def train(options: Options, place: Place) -> Result:

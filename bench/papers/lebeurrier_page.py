@@ -247,11 +247,11 @@ def _learned(worse: Sequence[Cell]) -> list[str]:
         "hidden layers would, most in shallow nets, whose few layers share what the readout gives "
         "up, and most at small learning rates; the largest rate that trains becomes smaller, by "
         "about three. Once is enough: training hardly moves the scales. With BatchNorm the "
-        "rescaled numbers are the affine parts and the weights behind them, and those weights do not "
-        "change the function by their size, but train faster when they are small: it pays in "
-        "deep nets at small learning rates and costs epochs in shallow ones. Statistics of real data "
-        "before rescaling, squares of the data in place of ones, and `enorm` were tried, and all "
-        "were slower or the same."
+        "rescaled numbers are the affine parts and the weights behind them, and those weights do "
+        "not change the function by their size, but train faster when they are small: it pays in "
+        "deep nets at small learning rates and costs epochs in shallow ones. Statistics of real "
+        "data before rescaling, squares of the data in place of ones, and `enorm` were tried, and "
+        "all were slower or the same."
     )
     if not worse:
         return [said]
@@ -268,7 +268,7 @@ def _draw(cells: Sequence[Cell], cap: int, path: Path) -> None:
         n for n in ("mlp3", "mlp8", "mlp3-norm", "mlp8-norm") if any(c.net == n for c in cells)
     ]
     picture = new_figure(
-        "Path conditioning: fewer epochs at small learning rates, less room at large ones",
+        "Path conditioning: epochs by learning rate",
         width=3.4 * max(len(wanted), 2),
         height=4.4,
     )

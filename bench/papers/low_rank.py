@@ -104,7 +104,7 @@ def _started(options: Options, pictures: _Pictures, ratio: float) -> nn.Sequenti
                 # He's variance for the product, as the other starts have before they are split.
                 for factor in (layer.A, layer.B):
                     factor.mul_(6**0.25)
-                layer.bias.zero_()
+                nn.init.zeros_(layer.get_parameter("bias"))
             model.set_submodule(name, layer)
         return model
     _replace(model, how, ratio, pictures.x)

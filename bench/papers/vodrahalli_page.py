@@ -208,8 +208,8 @@ def report_compression(plan: Plan, results: Mapping[str, Result], images: Path) 
         "",
         "What was learned: without calibration the Gaussian objective changes the error of the "
         f"logits by {_error_change(found):+.0%} at {heads[0]}, and accuracy by no more than the "
-        f"table says; with it, {heads[0]} of the rank keeps {_kept(by, dense, 0):.0%} of the accuracy where spectral "
-        f"keeps {_kept(by, dense, 0, 'spectral'):.0%}.",
+        f"table says; with it, {heads[0]} of the rank keeps {_kept(by, dense, 0):.0%} of the "
+        f"accuracy where spectral keeps {_kept(by, dense, 0, 'spectral'):.0%}.",
     ]
     _draw(plan, images, by, dense)
     lines += figure("papers_vodrahalli.png", "accuracy by rank ratio of compressed nets")
