@@ -29,7 +29,7 @@ def place(tmp_path):
 
 @pytest.mark.parametrize("name", ["mlp3", "mlp3-norm", "conv"])
 def test_conditioning_keeps_the_function_in_training_mode(name):
-    model = build(NETS[name], width=32, inputs=64, classes=10, seed=0)
+    model = build(NETS[name], width=64, inputs=64, classes=10, seed=0)
     before = [p.detach().clone() for p in model.parameters()]
     change = condition_(model, "conditioned", torch.randn(16, 64))
     assert change < 1e-4

@@ -58,7 +58,7 @@ def build(net: Net, *, width: int, inputs: int, classes: int, seed: int) -> nn.S
 
     Args:
         net: Which.
-        width: Of hidden layers; a sixteenth of it in channels.
+        width: Of hidden layers; a 32nd of it in channels.
         inputs: Pixels or coordinates.
         classes: Outputs.
         seed: Of the weights.
@@ -66,7 +66,7 @@ def build(net: Net, *, width: int, inputs: int, classes: int, seed: int) -> nn.S
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
     if net.kind == "conv":
-        w, side = width // 16, math.isqrt(inputs)
+        w, side = width // 32, math.isqrt(inputs)
         layers = [nn.Unflatten(1, (1, side, side)), nn.Conv2d(1, w, 5, 2, 2), nn.ReLU()]
         layers += [nn.Conv2d(w, w, 3, 2, 1), nn.ReLU(), nn.Conv2d(w, w, 3, 2, 1), nn.ReLU()]
         layers += [nn.Flatten(), nn.Linear(w * math.ceil(side / 8) ** 2, classes)]
