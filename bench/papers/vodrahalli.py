@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .experiment import Experiment, Plan, Run
-from .low_rank import STARTS, compress, train
+from .low_rank import FURTHER, STARTS, compress, train
 from .vodrahalli_page import report_compression, report_training
 
 __all__ = ["EXPERIMENTS"]
@@ -33,8 +33,9 @@ def _seeds(plan: Plan) -> range:
 
 
 def _training(plan: Plan) -> Sequence[Run]:
-    decays = plan.pick({"none": 0.0}, _DECAYS)
-    return [
+    none = {"none": 0.0}
+    decays = plan.pick(none, _DECAYS)
+    first = [
         Run(
             f"{start}, seed {seed}",
             {**_options(plan, seed), "start": start, "decays": decays},
@@ -43,6 +44,18 @@ def _training(plan: Plan) -> Sequence[Run]:
         for seed in _seeds(plan)
         for start in STARTS
     ]
+    # Half a point at the second ratio was too little for six seeds; these were fixed, twelve of
+    # them, before they were run, and the claim is judged on them alone.
+    further = [
+        Run(
+            f"{start}, seed {seed}",
+            {**_options(plan, seed), "ratios": (1 / 32, 1 / 16), "start": start, "decays": none},
+            plan.pick(0.02, 0.1, 5),
+        )
+        for seed in plan.pick((), FURTHER)
+        for start in STARTS
+    ]
+    return first + further
 
 
 def _compression(plan: Plan) -> Sequence[Run]:
