@@ -32,7 +32,7 @@ def _runs(plan: Plan) -> Sequence[Run]:
                 "data": plan.data,
                 "validation": False,
             },
-            plan.pick(0.2, depth / 25, 10),
+            plan.pick(0.2, depth / 30, 10),
         )
         for seed in range(plan.pick(1, max(plan.seeds, 3)))
         for depth in _depths(plan)

@@ -21,7 +21,9 @@ _DEPTH = 5
 
 def widths(plan: Plan) -> Sequence[int]:
     """Widths of the five hidden layers; the paper's experiments begin with 2 to 32."""
-    found: Sequence[int] = plan.pick((8, 32), (4, 8, 16, 32, 128, 512))
+    found: Sequence[int] = plan.pick(
+        (8, 32), (4, 8, 16, 32, 64, 128), (2, 4, 8, 16, 32, 64, 128, 256, 512)
+    )
     return found
 
 
@@ -45,7 +47,7 @@ def runs(plan: Plan) -> Sequence[Run]:
                 "goal": 0.99,
                 "seed": seed,
             }
-            found.append(Run(f"{method}, seed {seed}", options, plan.pick(0.05, 1.5, 20)))
+            found.append(Run(f"{method}, seed {seed}", options, plan.pick(0.05, 0.5, 20)))
     return found
 
 

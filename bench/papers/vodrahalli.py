@@ -39,7 +39,7 @@ def _training(plan: Plan) -> Sequence[Run]:
         Run(
             f"{start}, seed {seed}",
             {**_options(plan, seed), "start": start, "decays": decays},
-            plan.pick(0.02, 0.4, 10),
+            plan.pick(0.02, 0.2, 10),
         )
         for seed in _seeds(plan)
         for start in STARTS
@@ -50,7 +50,7 @@ def _training(plan: Plan) -> Sequence[Run]:
         Run(
             f"{start}, seed {seed}",
             {**_options(plan, seed), "ratios": (1 / 32, 1 / 16), "start": start, "decays": none},
-            plan.pick(0.02, 0.1, 5),
+            plan.pick(0.02, 0.04, 5),
         )
         for seed in plan.pick((), FURTHER)
         for start in STARTS
@@ -60,7 +60,7 @@ def _training(plan: Plan) -> Sequence[Run]:
 
 def _compression(plan: Plan) -> Sequence[Run]:
     return [
-        Run(f"seed {seed}", {**_options(plan, seed), "lr": 1e-3}, plan.pick(0.02, 0.2, 5))
+        Run(f"seed {seed}", {**_options(plan, seed), "lr": 1e-3}, plan.pick(0.02, 0.1, 5))
         for seed in _seeds(plan)
     ]
 
