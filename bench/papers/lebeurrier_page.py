@@ -130,15 +130,15 @@ def report_conditioning(plan: Plan, results: Mapping[str, Result], images: Path)
     claims = []
     for kind, own in _families(slow).items():
         each = "; ".join(
-            f"{NETS[c.net].depth or ''} {_shown(c.middle('plain'))} → "
-            f"{_shown(c.middle('conditioned'))} (×{c.ratio:.2f})".strip()
+            f"{_depth(c)}{_shown(c.middle('plain'))} → {_shown(c.middle('conditioned'))} epochs "
+            f"at {c.rate:g} (×{c.ratio:.2f})"
             for c in own
         )
         claims.append(
             Claim(
                 f"path conditioning saves epochs: {kind}",
                 "faster training (in words, CIFAR-10)",
-                f"{'hidden layers, ' if own[0].net != 'conv' else ''}epochs: {each}",
+                f"{each}; {_count(own)}",
                 asked,
                 all(c.ratio <= _ASKED for c in own),
             )
@@ -167,6 +167,15 @@ def _families(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
         words += ", Kaiming normal" if net.init == "kaiming" else ", PyTorch's initialisation"
         found.setdefault(words, []).append(c)
     return found
+
+
+def _depth(c: Cell) -> str:
+    return f"{NETS[c.net].depth} hidden layers " if NETS[c.net].kind == "mlp" else ""
+
+
+def _count(cells: Sequence[Cell]) -> str:
+    count = min(len(c.epochs[m]) for c in cells for m in ("plain", "conditioned"))
+    return f"median of {count} seeds" if count > 1 else "one seed"
 
 
 def _shown(epochs: float) -> str:
@@ -245,8 +254,8 @@ def _learned(worse: Sequence[Cell]) -> list[str]:
         "goes with its number of parameters, so that the readout becomes large and slow, and "
         "hidden layers small and fast. Where that helps it helps as a larger learning rate of the "
         "hidden layers would, most in shallow nets, whose few layers share what the readout gives "
-        "up, and most at small learning rates; the largest rate that trains becomes smaller, by "
-        "about three. Once is enough: training hardly moves the scales. With BatchNorm the "
+        "up, and most at small learning rates; the largest rate that trains can become smaller, "
+        "which is where it does harm. Once is enough: training hardly moves the scales. With BatchNorm the "
         "rescaled numbers are the affine parts and the weights behind them, and those weights do "
         "not change the function by their size, but train faster when they are small: it pays in "
         "deep nets at small learning rates and costs epochs in shallow ones. Statistics of real "
