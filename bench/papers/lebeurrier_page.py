@@ -197,10 +197,11 @@ def _rates_table(cells: Sequence[Cell]) -> list[str]:
         row = [NETS[c.net].title, f"{c.rate:g}"]
         row += [_with_range(c.epochs[m]) for m in ("plain", "conditioned")]
         mark = " **worse**" if c.is_worse else ""
-        row.append(("" if math.isnan(c.ratio) else f"{c.ratio:.2f}") + mark)
+        row.append((f"{c.ratio:.2f}" if math.isfinite(c.ratio) else "") + mark)
         if authors:
             row.append(_with_range(c.epochs["authors"]) if "authors" in c.epochs else "")
-        row += [f"{100 * median(c.test[m]):.1f} %" for m in ("plain", "conditioned")]
+        ends = [median(c.test[m]) for m in ("plain", "conditioned")]
+        row += [f"{100 * end:.1f} %" if end > 0 else "diverged" for end in ends]
         rows.append(row)
     return table(head, rows)
 
@@ -255,8 +256,8 @@ def _learned(worse: Sequence[Cell]) -> list[str]:
         "hidden layers small and fast. Where that helps it helps as a larger learning rate of the "
         "hidden layers would, most in shallow nets, whose few layers share what the readout gives "
         "up, and most at small learning rates; the largest rate that trains can become smaller, "
-        "which is where it does harm. Once is enough: training hardly moves the scales. With BatchNorm the "
-        "rescaled numbers are the affine parts and the weights behind them, and those weights do "
+        "which is where it does harm. Once is enough: training hardly moves the scales. With "
+        "BatchNorm the rescaled numbers are the affine parts and the weights behind them, and those weights do "
         "not change the function by their size, but train faster when they are small: it pays in "
         "deep nets at small learning rates and costs epochs in shallow ones. Statistics of real "
         "data before rescaling, squares of the data in place of ones, and `enorm` were tried, and "
