@@ -258,8 +258,8 @@ def _learned(worse: Sequence[Cell]) -> list[str]:
         "up, and most at small learning rates; the largest rate that trains can become smaller, "
         "which is where it does harm. Once is enough: training hardly moves the scales. With "
         "BatchNorm the rescaled numbers are the affine parts and the weights behind them, and "
-        "those weights do not change the function by their size, but train faster when they are small: it pays in "
-        "deep nets at small learning rates and costs epochs in shallow ones. Statistics of real "
+        "those weights do not change the function by their size, but train faster when they are "
+        "small: it pays in deep nets at small learning rates and costs epochs in shallow ones. Statistics of real "
         "data before rescaling, squares of the data in place of ones, and `enorm` were tried, and "
         "all were slower or the same."
     )

@@ -102,7 +102,11 @@ def report_training(plan: Plan, results: Mapping[str, Result], images: Path) -> 
                     cell + ("" if start == "spectral" else f" ({_against(values, base[i])})")
                 )
             rows.append(row)
-        words = {"none": "no decay", "factors": "decay of the factors", "product": "of the product"}
+        words = {
+            "none": "no decay",
+            "factors": "decay of the factors",
+            "product": "decay of the product",
+        }
         lines += ["", *table([f"rank ratio, {words[kind]}", *heads], rows)]
     lines += ["", _early(seeds, heads)]
     if further:
@@ -193,7 +197,8 @@ def _verdict(seeds: Mapping[int, Mapping[str, Result]], heads: Sequence[str]) ->
             f"{_WORDS[start]} is above spectral with p < 0.05 in {len(won)} of {of} ({listed})"
         )
     return (
-        "What was learned: " + "; ".join(said) + ". From scratch, too, it is the inputs that "
+        "What was learned, of the first seeds, p-values not corrected for the number of "
+        "comparisons: " + "; ".join(said) + ". From scratch, too, it is the inputs that "
         "count: pictures lie near few directions, and a layer that is split with "
         "`calibration=` keeps its function on those."
     )
