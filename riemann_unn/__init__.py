@@ -1,5 +1,11 @@
 """Training for neural networks whose weights stay orthogonal or unitary, exactly."""
 
+import warnings
+
+with warnings.catch_warnings():  # geoopt compiles by torch.jit.script, of which new torch warns
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import geoopt as _geoopt  # noqa: F401
+
 from . import errors, init, linalg, nn, optim
 from .data_parallel import exclude_from_ddp_
 from .diagnostics import orthogonality_error
@@ -12,6 +18,7 @@ from .errors import (
 )
 from .manifolds import Orthogonal, OrthogonalConv, Stiefel, Unitary, UnitaryConv
 from .monitor import Monitor
+from .optim import param_groups
 from .tagging import manifold_of, tag_, tagged_parameters, untag_
 
 __version__ = "0.2.0"
@@ -36,6 +43,7 @@ __all__ = [
     "nn",
     "optim",
     "orthogonality_error",
+    "param_groups",
     "tag_",
     "tagged_parameters",
     "untag_",

@@ -1,4 +1,4 @@
-"""A monitor: numbers that tell, step by step, how the tagged parameters of an optimizer fare."""
+"""A monitor: numbers, step by step, on the tagged parameters of an optimizer."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class Monitor:
     - ``captured``: for low-rank steps the share of this energy that the step follows,
       :math:`1 - \|\Omega - \Omega_k\|_F^2 / \|\Omega\|_F^2`;
     - ``missed``: for low-rank steps :math:`\|\Omega - \Omega_k\|_F`. Where it stays while the
-      loss does, a few noisy planes starve the others: a rank above their number follows both;
+      loss does, a few noisy planes take all of the rank: a rank above their number helps;
     - ``angle``: the largest rotation angle of the step, in radians; of whole steps
       :math:`2 \arcsin(\tfrac12 \|X^+ - X\|_2)`;
     - ``phase``: of the determinant of a square matrix of up to 512 rows, in radians: 0 or π if
       real, so a change of component shows.
 
-    The monitor is a pair of hooks on the optimizer and works on a copy of the points: it changes
-    nothing. Matrices above 512 by 512 cost products with a few dozen columns, O(n p), no more.
-    Sharded parameters (DTensors) are gathered for it, so every process needs a monitor.
+    The monitor is a pair of hooks on the optimizer and works on copies of the parameters: it
+    changes nothing. Matrices above 512 by 512 cost products with a few dozen columns, O(n p), no
+    more. Sharded parameters (DTensors) are gathered for it, so every process needs a monitor.
 
     Args:
         optimizer: an optimizer of :mod:`riemann_unn.optim`, or any that trains

@@ -41,6 +41,7 @@ from .linalg.step.update import (
     rotate_whole_,
     turn_low_rank_,
 )
+from .scalars import plain_scalars
 
 __all__ = ["Directions", "LargestAngle", "Randomness", "Retraction", "Tangent", "Whole"]
 
@@ -80,13 +81,17 @@ class Retraction:
             raise ValueError(
                 f"sketch={self.sketch!r} is unknown; choose from {get_args(TangentMethod)}"
             )
+        for name in ("rank", "max_angle"):  # of numpy, which users set in groups
+            object.__setattr__(self, name, plain_scalars(getattr(self, name)))
         if self.rank is not None and (
             isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1
         ):
             raise ValueError(
                 f"rank={self.rank!r} must be an int of at least 1, or None for the whole update"
             )
-        if self.max_angle is not None and not 0 < self.max_angle < math.inf:
+        if self.max_angle is not None and not (
+            isinstance(self.max_angle, (int, float)) and 0 < self.max_angle < math.inf
+        ):
             raise ValueError(
                 f"max_angle={self.max_angle!r} must be a positive number of radians, or None"
             )

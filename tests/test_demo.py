@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import torch
 
 from riemann_unn.demo import __main__ as cli
 from riemann_unn.demo.models import Learner, lstm_learner, orthogonal_learner
-from riemann_unn.demo.tasks import TASKS, Adding, Copy, Digits, Task
+from riemann_unn.demo.tasks import TASKS, Adding, Copy, Digits, Pictures, Task
 from riemann_unn.demo.training import CheckpointError, train
 
 
@@ -117,11 +115,25 @@ def test_digits_validation_leaves_the_test_images_alone() -> None:
 
 
 def test_permuted_digits_are_the_same_pixels_in_another_order() -> None:
-    plain, permuted = Digits().test_batch()[0], Digits(permuted=True).test_batch()[0]
+    plain, permuted = Digits().test_batch()[0], Digits(order="permuted").test_batch()[0]
     assert not torch.equal(plain, permuted)
     assert torch.equal(plain.sort(0).values, permuted.sort(0).values)
-    assert torch.equal(permuted, Digits(permuted=True).test_batch()[0])
-    assert not torch.equal(permuted, Digits(permuted=True, seed=1).test_batch()[0])
+    assert torch.equal(permuted, Digits(order="permuted").test_batch()[0])
+    assert not torch.equal(permuted, Digits(order="permuted", seed=1).test_batch()[0])
+
+
+def test_pictures_are_read_by_pixels_or_by_rows() -> None:
+    pixels = Pictures("digits", validation=True)
+    rows = Pictures("digits", "rows", validation=True)
+    (inputs, classes), (lines, same) = pixels.test_batch(), rows.test_batch()
+    assert (pixels.features, rows.features, rows.outputs) == (1, 8, 10)
+    assert inputs.shape == (64, 288, 1) and lines.shape == (8, 288, 8)
+    assert torch.equal(lines.transpose(0, 1).flatten(1).T, inputs[..., 0])
+    assert torch.equal(classes, same)
+    batch, _ = next(rows.train_batches(generator()))
+    assert batch.shape == (8, rows.batch_size, 8)
+    with pytest.raises(ValueError, match="order must be one of pixels, permuted, rows"):
+        Pictures("digits", "columns")
 
 
 @pytest.mark.parametrize("task", [kind() for kind in TASKS], ids=lambda task: task.name)
@@ -140,6 +152,7 @@ def test_the_lstm_has_at_least_as_many_parameters_but_hardly_more(task: Task) ->
     [
         ["digits", "--complex", "--rank", "2"],
         ["digits", "--permuted", "--validation"],
+        ["digits", "--data", "digits", "--order", "rows"],
         ["copy", "--length", "10"],
         ["adding", "--length", "10"],
     ],
@@ -170,55 +183,6 @@ def test_the_default_is_digits_into_the_working_directory(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["--epochs", "1", "--hidden", "4", "--quiet"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["riemann_unn_demo_digits.png"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["mnist"], "invalid choice: 'mnist'"),
-        (["--rank", "0"], "must be at least 1, got 0"),
-        (["--hidden", "9", "--rank", "10"], "--rank 10 is more than --hidden 9"),
-        (["--lr", "-1"], "must be positive, got -1.0"),
-        (["copy", "--permuted"], "--permuted and --validation concern digits only"),
-        (["--length", "9"], "--length concerns copy and adding"),
-        (["adding", "--length", "1"], "at least 2"),
-        (["--out", "/no/such/folder/x.png"], "there is no folder"),
-        (["--out", "picture.gif"], "is not a .png"),
-    ],
-    ids=" ".join,
-)
-def test_bad_arguments_end_with_usage(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
-    assert caught.value.code == 2
-    assert message in " ".join(capsys.readouterr().err.split())
-
-
-def test_missing_packages_are_named_with_the_remedy(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def without(name: str) -> object:
-        return None if name in ("sklearn", "tqdm") else find_spec(name)
-
-    monkeypatch.setattr(cli, "find_spec", without)
-    with pytest.raises(SystemExit):
-        cli.main([])
-    message = " ".join(capsys.readouterr().err.split())
-    assert "needs scikit-learn, tqdm: pip install riemann-unn[demo]" in message
-
-
-def test_the_command_line_loads_without_the_demo_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("sklearn", "tqdm", "matplotlib"):
-        monkeypatch.setitem(sys.modules, name, None)
-    # The import below binds another module to this name, which later tests must not find there.
-    monkeypatch.setattr("riemann_unn.demo", sys.modules["riemann_unn.demo"])
-    for name in [name for name in sys.modules if name.startswith("riemann_unn.demo")]:
-        monkeypatch.delitem(sys.modules, name)
-    from riemann_unn.demo.__main__ import main
-
-    assert callable(main)
 
 
 # --- checkpoints -------------------------------------------------------------------------------

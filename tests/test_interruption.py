@@ -174,7 +174,7 @@ def test_ctrl_c_leaves_the_model_as_it_was(name):
 
 
 @pytest.mark.parametrize(
-    "count", [pytest.param(10, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.long)]
+    "count", [pytest.param(4, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.long)]
 )
 @pytest.mark.parametrize("name", CALLS)
 def test_ctrl_c_at_many_more_lines(name, count, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -362,3 +363,41 @@ def test_repr_shows_what_is_not_the_default() -> None:
     assert shown == (
         "3, 6, num_layers=2, nonlinearity='identity', batch_first=True, dtype=torch.complex64"
     )
+
+
+# --- gated inputs ------------------------------------------------------------------------------
+
+
+def test_slow_recurrences_turn_by_at_most_a_tenth_of_a_radian() -> None:
+    for dtype in REAL_AND_COMPLEX:
+        angles = torch.linalg.eigvals(RECURRENCES["slow"](401, dtype, None)).angle()
+        assert angles.abs().max() <= 0.1 + 1e-9
+        assert angles.max() > 0.09 and angles.min() < -0.09
+
+
+def test_a_readout_of_gated_inputs_knows_the_sum_of_marked_numbers() -> None:
+    torch.manual_seed(0)
+    numbers = torch.rand(60, 800)
+    marks = torch.zeros_like(numbers)
+    for half in (slice(0, 30), slice(30, 60)):
+        marks[half].scatter_(0, torch.randint(0, 30, (1, 800)), 1.0)
+    inputs, sums = torch.stack([numbers, marks], -1), (numbers * marks).sum(0)
+
+    def error(gated: bool) -> float:
+        rnn = OrthogonalRNN(2, 120, nonlinearity="relu", init="slow")
+        if gated:
+            ru.nn.gate_inputs_(rnn, 4.0)
+            assert not rnn(inputs * torch.tensor([1.0, 0.0]))[0].any()  # unmarked: all gates closed
+        with torch.no_grad():
+            states = rnn(inputs)[1][0]
+        states = torch.cat([states, torch.ones(800, 1)], 1).double()
+        fit = torch.linalg.lstsq(states[:500], sums[:500, None].double(), driver="gelsd").solution
+        return (states[500:] @ fit - sums[500:, None]).square().mean().item()
+
+    assert error(gated=True) < 0.02 < 0.06 < error(gated=False)
+
+
+@pytest.mark.parametrize("options", [{"nonlinearity": "modrelu"}, {"bias": False}])
+def test_what_has_no_gates_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="needs an OrthogonalRNN with nonlinearity='relu'"):
+        ru.nn.gate_inputs_(OrthogonalRNN(2, 4, **{"nonlinearity": "relu", **options}))

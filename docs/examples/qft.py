@@ -2,8 +2,8 @@
 
     python docs/examples/qft.py
 
-Each gate is a unitary 4×4 matrix on a pair of qubits, and every pair has two of them. The loss is
-the infidelity 1 - |tr(Fᴴ C)| / 16 of the circuit C, which leaves its global phase open.
+Each gate is unitary, 4×4, on one of the pairs of qubits, which have two each. The loss is the
+infidelity 1 - |tr(Fᴴ C)| / 16 of the circuit C, which leaves its global phase open.
 """
 
 import math
@@ -24,7 +24,6 @@ def fourier(n: int) -> Tensor:
 
 
 def circuit(gates: Tensor) -> Tensor:
-    """Apply the gates to all basis states, in turn; return the matrix (16, 16) of the circuit."""
     states = torch.eye(2**QUBITS, dtype=gates.dtype).reshape(*[2] * QUBITS, -1)
     for gate, pair in zip(gates, PAIRS, strict=True):
         gate = gate.reshape(2, 2, 2, 2)
@@ -33,7 +32,6 @@ def circuit(gates: Tensor) -> Tensor:
 
 
 def compile_from(seed: int, target: Tensor) -> float:
-    """Minimise from random gates until it ends; return the infidelity."""
     generator = torch.Generator().manual_seed(seed)
     start = ru.Unitary().random(len(PAIRS), 4, 4, dtype=torch.complex128, generator=generator)
     gates = ru.tag_(nn.Parameter(start.as_subclass(Tensor)), ru.Unitary())
@@ -41,8 +39,7 @@ def compile_from(seed: int, target: Tensor) -> float:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        overlap = (target.conj() * circuit(gates)).sum().abs()
-        loss = 1 - overlap / 2**QUBITS
+        loss = 1 - (target.conj() * circuit(gates)).sum().abs() / 2**QUBITS
         loss.backward()
         return loss
 
@@ -56,13 +53,8 @@ def compile_from(seed: int, target: Tensor) -> float:
     return now
 
 
-def main() -> None:
-    target = fourier(2**QUBITS)
+if __name__ == "__main__":
     # Twelve gates are few, so some starts end at another minimum.
     for seed in range(10):
-        if compile_from(seed, target) < 1e-10:
+        if compile_from(seed, fourier(2**QUBITS)) < 1e-10:
             break
-
-
-if __name__ == "__main__":
-    main()

@@ -15,8 +15,7 @@ import riemann_unn as ru
 LAGS = range(1, 13)
 
 
-def signals(count: int, length: int, generator: torch.Generator) -> Tensor:
-    """Return noise coloured by a resonance at a frequency of its own for each signal."""
+def resonances(count: int, length: int, generator: torch.Generator) -> Tensor:
     noise = torch.randn(count, length, dtype=torch.float64, generator=generator)
     angles = torch.linspace(0.2, 2.8, count, dtype=torch.float64)
     found, before, last = [], torch.zeros(count).double(), torch.zeros(count).double()
@@ -33,16 +32,15 @@ def covariance(x: Tensor, lag: int) -> Tensor:
 
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
-    sources = signals(6, 20_000, generator)
+    sources = resonances(6, 20_000, generator)
     mixed = torch.randn(6, 6, dtype=torch.float64, generator=generator) @ sources
     values, vectors = torch.linalg.eigh(covariance(mixed, 0))
-    whitener = (vectors / values.sqrt()).mT
-    white = whitener @ mixed
+    white = (vectors / values.sqrt()).mT @ mixed
     matrices = torch.stack([covariance(white, lag) for lag in LAGS])
 
     rotation = ru.tag_(nn.Parameter(torch.eye(6, dtype=torch.float64)), ru.Orthogonal(det=1))
     optimizer = ru.optim.LBFGS([rotation])
-    off = 1 - torch.eye(6, dtype=torch.float64)
+    off = 1 - torch.eye(6).double()
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -50,8 +48,7 @@ def main() -> None:
         loss.backward()
         return loss
 
-    first = float(optimizer.step(closure).detach())
-    last = float(closure().detach())
+    first, last = (float(loss.detach()) for loss in (optimizer.step(closure), closure()))
     found = rotation.detach().mT @ white
     likeness = torch.corrcoef(torch.cat([sources, found]))[:6, 6:].abs()
     print(f"off the diagonals: {first:.2f} before, {last:.4f} after")

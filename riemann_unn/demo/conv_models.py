@@ -62,42 +62,49 @@ class ScaledReLU(nn.Module):
 
 
 class ResNet9(nn.Module):
-    """Eight convolutions, two pairs of them bypassed, and a linear layer; no normalisation.
+    """Eight convolutions, two pairs of them bypassed, and a linear layer.
 
-    The network of the projUNN paper's experiment on images, at the size of digits: 8x8 sites of
-    ``width`` channels, 4x4 of twice and 2x2 of four times as many. Ordinary kernels have the
-    factor that ReLU asks for in their initial values; orthogonal ones cannot, so there it stands
-    in the activation.
+    The network of the projUNN paper's experiment on images: ``width`` channels on all sites, twice
+    as many on a quarter of them and four times as many on a sixteenth, averaged over the quarters
+    of the image and multiplied by the root of the number of sites in each, so that features which
+    differ from site to site keep their size. Ordinary kernels have the factor that ReLU asks for in
+    their initial values; orthogonal ones cannot, so there it stands in the activation.
 
     Args:
         width: Channels of the first layer.
+        size: Sites of an image along each side, a multiple of 4.
         plain: Ordinary convolutions in place of orthogonal ones.
+        norm: Normalise by BatchNorm after every convolution, as the paper's authors do.
     """
 
-    def __init__(self, width: int = 16, *, plain: bool = False) -> None:
+    def __init__(
+        self, width: int = 16, *, size: int = 8, plain: bool = False, norm: bool = False
+    ) -> None:
         super().__init__()
 
         def conv(in_channels: int, out_channels: int, size: int, stride: int = 1) -> nn.Module:
             layer = conv2d(in_channels, out_channels, size, stride=stride, plain=plain)
-            return nn.Sequential(layer, nn.ReLU() if plain else ScaledReLU())
+            batch_norm = [nn.BatchNorm2d(out_channels)] if norm else []
+            return nn.Sequential(layer, *batch_norm, nn.ReLU() if plain else ScaledReLU())
 
-        w = width
-        self.stem = nn.Sequential(conv(1, w, 8), conv(w, 2 * w, 8, 2))
-        self.first = nn.Sequential(conv(2 * w, 2 * w, 4), conv(2 * w, 2 * w, 4))
-        self.middle = nn.Sequential(conv(2 * w, 4 * w, 4, 2), conv(4 * w, 4 * w, 2))
-        self.second = nn.Sequential(conv(4 * w, 4 * w, 2), conv(4 * w, 4 * w, 2))
+        w, half, quarter = width, size // 2, size // 4
+        self.stem = nn.Sequential(conv(1, w, size), conv(w, 2 * w, size, 2))
+        self.first = nn.Sequential(conv(2 * w, 2 * w, half), conv(2 * w, 2 * w, half))
+        self.middle = nn.Sequential(conv(2 * w, 4 * w, half, 2), conv(4 * w, 4 * w, quarter))
+        self.second = nn.Sequential(conv(4 * w, 4 * w, quarter), conv(4 * w, 4 * w, quarter))
+        self.pool, self.root = nn.AdaptiveAvgPool2d(2), quarter / 2
         self.head = nn.Linear(16 * w, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify.
 
         Args:
-            images: ``(N, 1, 8, 8)``.
+            images: ``(N, 1, size, size)``.
         """
         x = self.stem(images)
         x = self.middle(x + self.first(x))
         x = x + self.second(x)
-        logits: Tensor = self.head(x.flatten(1))
+        logits: Tensor = self.head(self.root * self.pool(x).flatten(1))
         return logits
 
 

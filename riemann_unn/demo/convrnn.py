@@ -9,6 +9,7 @@ linear readout, fitted in closed form on the training images, shows what can sti
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,17 +21,21 @@ import riemann_unn as ru
 
 from ..linalg import conv_singular_values
 from ..nn import ConvRNN
-from .cli import add_run_options, aligned, one_thread, positive, positive_float
-from .images import DigitImages
+from .checkpoint import settings_of
+from .cli import Choice, Parser, add_common_options, add_validation, positive, positive_float
+from .experiment import aligned, one_thread
+from .images import DigitImages, PictureImages
 from .models import Learner
 from .tasks import Batch, Task
 from .training import train
 
-__all__ = ["Keeper", "Trace", "add_arguments", "norms", "read_out", "report", "run"]
+__all__ = ["Keeper", "Results", "Trace", "add_arguments", "norms", "read_out", "run", "table"]
 
+_NONLINEARITIES = ("modrelu", "phase_sigmoid", "identity")
 _SHOWN = 4
 _RIDGE = 1e-3
 _CHUNK = 25
+_NUMBERS = 25_000_000  # at most so many in the states that are kept at once
 
 
 class Keeper(nn.Module):
@@ -42,6 +47,7 @@ class Keeper(nn.Module):
         nonlinearity: Of the recurrence; modReLU's thresholds start at zero.
         kernel: ``"unitary"``; ``"same"``, the same first kernel without its constraint; or
             ``"default"``, first values of ``nn.Conv2d`` on 3 by 3 sites without a constraint.
+        size: Sites of the lattice, as many as an image has pixels along each side.
         dtype: Of the state.
     """
 
@@ -52,11 +58,12 @@ class Keeper(nn.Module):
         steps: int,
         nonlinearity: str = "modrelu",
         kernel: str = "unitary",
+        size: tuple[int, int] = (8, 8),
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.steps = steps
-        self.rnn = ConvRNN(1, channels, (8, 8), nonlinearity, dtype=dtype)
+        self.rnn = ConvRNN(1, channels, size, nonlinearity, dtype=dtype)
         if nonlinearity == "modrelu":
             nn.init.zeros_(self.rnn.activation.get_parameter("bias"))
         if kernel != "unitary":
@@ -64,15 +71,17 @@ class Keeper(nn.Module):
         if kernel == "default":
             values = nn.Conv2d(channels, channels, 3, dtype=dtype).weight
             with torch.no_grad():
-                centred = functional.pad(values, (0, 5, 0, 5)).roll((-1, -1), (-2, -1))
-                self.rnn.kernel.copy_(centred)
-        self.head = nn.Linear(64 * channels * (2 if dtype.is_complex else 1), 10)
+                height, width = size
+                whole = functional.pad(values, (0, width - 3, 0, height - 3))
+                self.rnn.kernel.copy_(whole.roll((-1, -1), (-2, -1)))
+        numbers = math.prod(size) * channels * (2 if dtype.is_complex else 1)
+        self.head = nn.Linear(numbers, 10)
 
     def first(self, images: Tensor) -> Tensor:
         """The state that an image leaves.
 
         Args:
-            images: ``(N, 1, 8, 8)``.
+            images: ``(N, 1, height, width)``.
         """
         state: Tensor = self.rnn(images.unsqueeze(0))[1]
         return state
@@ -81,7 +90,7 @@ class Keeper(nn.Module):
         """Classify after ``steps`` steps.
 
         Args:
-            images: ``(N, 1, 8, 8)``.
+            images: ``(N, 1, height, width)``.
         """
         logits: Tensor = self.head(
             features(self.rnn.evolve(self.first(images), steps=self.steps)[-1])
@@ -117,13 +126,34 @@ class Trace:
     explained: dict[int, float]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True)
+class Results:
+    """What came of a run.
+
+    Attributes:
+        task: What was trained on.
+        learners: The three networks.
+        before: Norm of the state at every step before training.
+        after: And after it.
+        traces: What can be read from the states after training.
+    """
+
+    task: DigitImages
+    learners: Sequence[Learner]
+    before: Sequence[Tensor]
+    after: Sequence[Tensor]
+    traces: Sequence[Trace]
+
+
+def add_arguments(parser: Parser, task: str) -> None:
     """Add the options of this experiment.
 
     Args:
         parser: Takes them.
+        task: Its name.
     """
-    add_run_options(parser, name="convrnn", epochs=2)
+    add_common_options(parser, epochs=2)
+    add_validation(parser)
     add = parser.add_argument
     add("--channels", type=positive, default=4, help="channels of the state (default: 4)")
     add("--steps", type=positive, default=500, help="steps to keep the picture (default: 500)")
@@ -131,16 +161,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--complex", action="store_true", help="complex states and a unitary kernel")
     add(
         "--nonlinearity",
-        choices=("modrelu", "phase_sigmoid", "identity"),
+        type=Choice(_NONLINEARITIES),
         default="modrelu",
+        metavar="|".join(_NONLINEARITIES),
         help="of the recurrence (default: modrelu)",
     )
     add("--rank", type=positive, default=4, help="rank of the updates (default: 4)")
     add("--lr", type=positive_float, default=1e-2, help="learning rate (default: 0.01)")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train the networks on the same batches, let them run on, print a table, draw a picture.
+def run(args: argparse.Namespace) -> Results:
+    """Train the networks on the same batches, and let them run on.
 
     Args:
         args: As parsed with the options of :func:`add_arguments`.
@@ -154,23 +185,28 @@ def run(args: argparse.Namespace) -> None:
     images, _ = task.test_batch()
     with one_thread():
         before = [norms(learner.model, images[:64], args.steps) for learner in learners]
-        train(task, learners, epochs=args.epochs, seed=args.seed, quiet=args.quiet)
+        train(
+            task,
+            learners,
+            epochs=args.epochs,
+            seed=args.seed,
+            checkpoint=args.checkpoint,
+            settings=settings_of(args),
+            quiet=args.quiet,
+        )
         after = [norms(learner.model, images[:64], args.steps) for learner in learners]
         marks = sorted({0, args.steps // 20, args.steps // 5, args.steps // 2, args.steps})
         traces = [read_out(learner.model, task, marks) for learner in learners]
-
-    from .convrnn_plots import save_traces  # matplotlib takes a second to import
-
-    save_traces(args.out, task, learners, before, after, traces)
-    print(f"\n{report(learners, after, traces)}\n\npicture: {args.out}")
+    return Results(task, learners, before, after, traces)
 
 
-def build(kernel: str, args: argparse.Namespace) -> ClippedLearner:
+def build(kernel: str, args: argparse.Namespace, size: tuple[int, int] = (8, 8)) -> ClippedLearner:
     """One network and its optimizer; the three differ in the kernel and nothing else.
 
     Args:
         kernel: As for :class:`Keeper`.
         args: The options.
+        size: Of the lattice.
     """
     torch.manual_seed(args.seed)
     model = Keeper(
@@ -178,6 +214,7 @@ def build(kernel: str, args: argparse.Namespace) -> ClippedLearner:
         steps=args.train_steps,
         nonlinearity=args.nonlinearity,
         kernel=kernel,
+        size=size,
         dtype=torch.complex64 if args.complex else torch.float32,
     )
     # The recurrence is used at every step, so its gradient is that much larger, and a threshold
@@ -209,7 +246,7 @@ def features(states: Tensor) -> Tensor:
     """States as rows of real numbers.
 
     Args:
-        states: ``(N, channels, 8, 8)``, real or complex.
+        states: ``(N, channels, height, width)``, real or complex.
     """
     real = torch.view_as_real(states) if states.is_complex() else states
     return real.flatten(1)
@@ -221,7 +258,7 @@ def norms(model: nn.Module, images: Tensor, steps: int) -> Tensor:
 
     Args:
         model: A :class:`Keeper`.
-        images: ``(N, 1, 8, 8)``.
+        images: ``(N, 1, height, width)``.
         steps: The last step.
     """
     assert isinstance(model, Keeper)
@@ -240,7 +277,14 @@ def _norm(states: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def read_out(model: nn.Module, task: DigitImages, marks: Sequence[int]) -> Trace:
+def read_out(
+    model: nn.Module,
+    task: PictureImages,
+    marks: Sequence[int],
+    *,
+    limit: int | None = None,
+    class_ridge: float = _RIDGE,
+) -> Trace:
     """Fit a linear readout of the state at each of some steps, and see what it recovers.
 
     Ridge regression from the states of the training images onto their pixels and classes. States
@@ -251,32 +295,39 @@ def read_out(model: nn.Module, task: DigitImages, marks: Sequence[int]) -> Trace
         model: A :class:`Keeper`.
         task: Gives the images.
         marks: Steps to look at, ascending.
+        limit: At most so many images to fit on, and so many held-out ones; all by default.
+        class_ridge: Penalty of the readout of classes; few images need a larger one for classes
+            than for pixels.
     """
     assert isinstance(model, Keeper)
     batches: list[Batch] = list(task.train_batches(torch.Generator().manual_seed(0)))
-    images = torch.cat([inputs for inputs, _ in batches])
-    classes = torch.cat([targets for _, targets in batches])
-    held, held_classes = task.test_batch()
+    images = torch.cat([inputs for inputs, _ in batches])[:limit]
+    classes = torch.cat([targets for _, targets in batches])[:limit]
+    held, held_classes = (part[:limit] for part in task.test_batch())
     count = len(images)
     state = model.first(torch.cat([images, held]))
     wanted = torch.cat([images.flatten(1), functional.one_hot(classes, 10)], dim=1).double()
     trace = Trace({}, {}, {})
+    chunk = max(1, min(_CHUNK, _NUMBERS // state.numel()))
     step = 0
     for mark in marks:
         while step < mark:
-            state = model.rnn.evolve(state, steps=min(_CHUNK, mark - step))[-1]
-            step += min(_CHUNK, mark - step)
-        told = _ridge(features(state).double(), count, wanted)
-        pixels, scores = told[:, :64], told[:, 64:]
+            steps = min(chunk, mark - step)
+            state = model.rnn.evolve(state, steps=steps)[-1].clone()
+            step += steps
+        rows = features(state).double()
+        pixels, scores = _ridge(rows, count, wanted).split([held[0].numel(), 10], dim=1)
+        if class_ridge != _RIDGE:
+            scores = _ridge(rows, count, wanted[:, -10:], class_ridge)
         trace.accuracy[mark] = task.accuracy(scores, held_classes)
         truth = held.flatten(1).double()
         wrong = (pixels - truth).square().sum() / (truth - truth.mean(0)).square().sum()
         trace.explained[mark] = 1 - wrong.item()
-        trace.pictures[mark] = pixels[:_SHOWN].reshape(-1, 8, 8)
+        trace.pictures[mark] = pixels[:_SHOWN].reshape(-1, *held.shape[2:])
     return trace
 
 
-def _ridge(x: Tensor, count: int, wanted: Tensor) -> Tensor:
+def _ridge(x: Tensor, count: int, wanted: Tensor, penalty: float = _RIDGE) -> Tensor:
     """Fit on the first ``count`` rows, answer for the others; the mean where nothing is left."""
     mean = wanted.mean(0)
     # Zero, infinite or not a number: nothing can be told from such a state.
@@ -289,25 +340,28 @@ def _ridge(x: Tensor, count: int, wanted: Tensor) -> Tensor:
     if spread == 0:
         return mean.expand(len(x) - count, -1)
     x = x / spread
-    rows = x[:count]
-    gram = rows.mT @ rows + _RIDGE * count * torch.eye(x.shape[1], dtype=x.dtype)
-    told: Tensor = x[count:] @ torch.linalg.solve(gram, rows.mT @ (wanted - mean)) + mean
+    rows, wanted = x[:count], wanted - mean
+    if x.shape[1] < count:
+        gram = rows.mT @ rows + penalty * count * torch.eye(x.shape[1], dtype=x.dtype)
+        weights = torch.linalg.solve(gram, rows.mT @ wanted)
+    else:  # the same by a smaller system
+        gram = rows @ rows.mT + penalty * count * torch.eye(count, dtype=x.dtype)
+        weights = rows.mT @ torch.linalg.solve(gram, wanted)
+    told: Tensor = x[count:] @ weights + mean
     return told
 
 
-def report(learners: Sequence[Learner], after: Sequence[Tensor], traces: Sequence[Trace]) -> str:
-    """The final numbers as two tables.
+def table(results: Results) -> str:
+    """The final numbers.
 
     Args:
-        learners: The trained learners.
-        after: Norms of their states over time.
-        traces: What can be read from them.
+        results: What came of the run.
     """
-    last = max(traces[0].accuracy)
+    last = max(results.traces[0].accuracy)
     nets = [["", "parameters", "accuracy, trained", "singular values", "orthogonality error"]]
     nets[0].append("seconds")
     states = [["", f"read at step {last}", "pixels recovered", f"norm at step {last} / 0"]]
-    for learner, norm, trace in zip(learners, after, traces, strict=True):
+    for learner, norm, trace in zip(results.learners, results.after, results.traces, strict=True):
         history = learner.history
         values = conv_singular_values(learner.model.get_parameter("rnn.kernel").detach(), ndim=2)
         errors = history.orthogonality

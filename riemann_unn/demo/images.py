@@ -1,4 +1,4 @@
-"""The digits as images, for the demos of convolutions."""
+"""Pictures as images, for convolutions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .tasks import Batch, Digits
+from .tasks import Batch, Pictures
 
-__all__ = ["DigitImages"]
+__all__ = ["DigitImages", "PictureImages"]
 
 
 @dataclass(frozen=True)
-class DigitImages(Digits):
-    """The images of :class:`Digits`, shifts included, whole: inputs are ``(N, 1, 8, 8)``.
+class PictureImages(Pictures):
+    """Those of :class:`Pictures`, shifts included, whole: inputs are ``(N, 1, height, width)``.
 
-    Pixels run from 0, the background, to 1, or with ``standardized`` as in :class:`Digits`, with
+    Pixels run from 0, the background, to 1, or with ``standardized`` as in :class:`Pictures`, with
     mean 0 and variance 1. The loss is cross-entropy after ``margin`` was taken
     off the right logit, with logits over ``temperature``: it presses on until the right logit leads
     by the margin, which a network that cannot stretch distances only reaches by real distance.
@@ -40,16 +40,22 @@ class DigitImages(Digits):
     @property
     def title(self) -> str:
         held = "validation" if self.validation else "test"
-        return f"handwritten digits, 8x8 ({len(self.test_batch()[1])} {held} images)"
+        size = "x".join(str(n) for n in self.size)
+        return f"{self._words}, {size} ({len(self.split[3]):,} {held} images)"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        return self._found.size
 
     @cached_property
     def _range(self) -> tuple[float, float]:
-        """What a black and a white pixel are in the scale of :class:`Digits`."""
+        """What a black and a white pixel are in the scale of :class:`Pictures`."""
         inputs, _ = super().test_batch()
         return inputs.min().item(), inputs.max().item()
 
     def _images(self, sequences: Tensor) -> Tensor:
-        images = sequences.squeeze(-1).t().reshape(-1, 1, 8, 8)
+        images = sequences.squeeze(-1).t().reshape(-1, 1, *self.size)
         if self.standardized:
             return images
         black, white = self._range
@@ -66,3 +72,15 @@ class DigitImages(Digits):
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
         asked = answers - self.margin * functional.one_hot(targets, self.outputs)
         return functional.cross_entropy(asked / self.temperature, targets)
+
+
+@dataclass(frozen=True)
+class DigitImages(PictureImages):
+    """The 1,797 digits of 8x8 pixels that ship with scikit-learn, as images."""
+
+    source: str = "digits"
+    batch_size: int = 32
+
+    @property
+    def _words(self) -> str:
+        return "handwritten digits"

@@ -1,35 +1,78 @@
-"""What the initializers' reports have in common: a table of text, and plain values."""
+"""What the initializers' reports have in common: a table, as text and HTML, and plain values."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from html import escape
+from itertools import groupby
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["change", "plain", "table"]
+__all__ = ["Report", "Table", "change", "plain"]
 
 _GAP = "  "
 
 
-def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
-    """Return the lines of a table, with a rule under its header.
+@dataclass(frozen=True)
+class Table:
+    """Cells with a header.
 
     Args:
         rows: cells, the header's first; every row has as many.
         right: which columns are aligned to the right; the others are to the left.
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        _GAP.join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "-" * (sum(widths) + len(_GAP) * (len(widths) - 1)))
-    return lines
+
+    rows: Sequence[Sequence[str]]
+    right: Collection[int] = ()
+
+    def __str__(self) -> str:
+        """Return lines of text, with a rule under the header."""
+        widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)]
+        lines = [
+            _GAP.join(
+                cell.rjust(width) if i in self.right else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in self.rows
+        ]
+        lines.insert(1, "-" * (sum(widths) + len(_GAP) * (len(widths) - 1)))
+        return "\n".join(lines)
+
+    def html(self) -> str:
+        """Return the same as an HTML table."""
+        head, *body = (self._row(row, "td" if i else "th") for i, row in enumerate(self.rows))
+        return f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
+
+    def _row(self, row: Sequence[str], tag: str) -> str:
+        sides = ("right" if i in self.right else "left" for i in range(len(row)))
+        cells = (
+            f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>'
+            for side, cell in zip(sides, row, strict=True)
+        )
+        return f"<tr>{''.join(cells)}</tr>"
+
+
+class Report:
+    """What prints as lines of text and tables, and shows as HTML in a notebook."""
+
+    def _parts(self) -> list[str | Table]:
+        """Return lines, empty ones to keep others apart, and tables."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self._parts()))
+
+    def _repr_html_(self) -> str:
+        found = []
+        for is_line, parts in groupby(self._parts(), lambda part: isinstance(part, str)):
+            if is_line:
+                lines = "<br>".join(escape(str(line)) for line in parts if line)
+                found += [f"<p>{lines}</p>"] if lines else []
+            else:
+                found += [part.html() for part in parts if isinstance(part, Table)]
+        return "\n".join(found)
 
 
 def change(pair: Sequence[float | None] | None, form: str) -> str:

@@ -26,6 +26,7 @@ from .conv import (
     conv_spectrum,
     conv_truncate,
 )
+from .hadamard import hadamard, hadamard_factors, nearest_hadamard_orders
 from .hermitian import hermitian_function
 from .low_rank.activation_kernel import ACTIVATIONS, Activation, activation_kernel, gauss_hermite
 from .low_rank.data import calibrated_factors, whitened_factors
@@ -93,7 +94,10 @@ __all__ = [
     "function_error",
     "function_factors",
     "gauss_hermite",
+    "hadamard",
+    "hadamard_factors",
     "hermitian_function",
+    "nearest_hadamard_orders",
     "newton_schulz_",
     "next_directions",
     "polar",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from copy import copy
 from typing import Any
 
 import geoopt
@@ -49,6 +50,8 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
     ndim = 2
     reversible = True
     det: int | None = None
+    # How many matrices a tensor has below and beside one another, each one on the manifold.
+    blocks: tuple[int, int] = (1, 1)
     # Whether the view of several points side by side is that of each.
     takes_batches = False
     # Whether the matrix view is one of the tensor's memory, for most strides.
@@ -99,6 +102,12 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
     def point_dims(self, x: Tensor) -> int:
         """Number of trailing dimensions that one point takes; those before are a batch."""
         return int(self.ndim)
+
+    def with_blocks(self, rows: int, columns: int) -> MatrixManifold:
+        """Return the same manifold for tensors of so many blocks, such as a part of another."""
+        other = copy(self)
+        other.blocks = rows, columns
+        return other
 
     # Who it is ------------------------------------------------------------
 
@@ -201,6 +210,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         """Tell whether every matrix has the determinant asked for (always, if none was)."""
         if self.det is None or x.numel() == 0:
             return True
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # LAPACK has no halves
         return bool((torch.linalg.slogdet(self.to_matrices(x))[0] * self.det > 0).all())
 
     # Geometry -------------------------------------------------------------

@@ -13,6 +13,7 @@ from ..linalg.conv.blocks import (
     spectrum_of_kernel,
     spectrum_shape,
 )
+from ..scalars import plain_scalars
 from .base import MatrixManifold
 
 __all__ = ["OrthogonalConv", "UnitaryConv"]
@@ -30,6 +31,7 @@ class _ConvManifold(MatrixManifold):
 
     def __init__(self, ndim: int = 2) -> None:
         super().__init__()
+        ndim = plain_scalars(ndim)
         if isinstance(ndim, bool) or not isinstance(ndim, int) or ndim < 1:
             raise ManifoldError(f"{ndim=} must be the number of lattice dimensions, 1, 2, 3, ...")
         self.lattice_dims = ndim

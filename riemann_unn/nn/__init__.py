@@ -17,6 +17,7 @@ from .low_rank_convs import (
     LowRankConvTranspose2d,
     LowRankConvTranspose3d,
 )
+from .recurrence_init import gate_inputs_
 from .recurrent import OrthogonalRNN
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "OrthogonalRNN",
     "PhaseSigmoid",
     "certified_radius",
+    "gate_inputs_",
 ]

@@ -12,6 +12,7 @@ from ..linalg import conv_identity, conv_polar
 from ..linalg.conv import conv_apply
 from ..linalg.conv.local import local_kernel_
 from ..manifolds import OrthogonalConv, UnitaryConv
+from ..scalars import plain_scalars
 from ..tagging import remember_tags_, tag_
 
 __all__ = ["CircularConv1d", "CircularConv2d", "CircularConv3d"]
@@ -22,6 +23,7 @@ KernelInit = Literal["local", "haar", "identity"]
 
 def lattice(size: int | tuple[int, ...], ndim: int, *, name: str = "size") -> tuple[int, ...]:
     """Return a size for every dimension of the lattice, checked."""
+    size = plain_scalars(size)
     sizes = (size,) * ndim if isinstance(size, int) else tuple(size)
     if len(sizes) != ndim or any(isinstance(n, bool) or n < 1 for n in sizes):
         raise ValueError(f"{name}={size!r} must be a positive integer, or {ndim} of them")

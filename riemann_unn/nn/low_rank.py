@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..linalg import balanced, spectral_factors
 from ..linalg.precision import in_full_precision
 from ..manifolds import Stiefel
+from ..scalars import plain_scalars
 from ..tagging import remember_tags_, tag_
 
 __all__ = ["LowRankFactors", "LowRankLinear"]
@@ -39,6 +40,7 @@ class LowRankFactors(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
+        rank = plain_scalars(rank)
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= min(m, n):
             raise ValueError(
                 f"{rank=} must be an integer from 1 to {min(m, n)}, the full rank of this layer"

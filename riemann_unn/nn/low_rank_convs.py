@@ -220,30 +220,30 @@ def _options(conv: _ConvNd) -> dict[str, Any]:
 
 
 class LowRankConv1d(ChannelSplit):
-    """A drop-in for ``nn.Conv1d``, see :class:`ChannelSplit`."""
+    """A drop-in for ``nn.Conv1d``, see :class:`.ChannelSplit`."""
 
     dense = nn.Conv1d
 
 
 class LowRankConv3d(ChannelSplit):
-    """A drop-in for ``nn.Conv3d``, see :class:`ChannelSplit`."""
+    """A drop-in for ``nn.Conv3d``, see :class:`.ChannelSplit`."""
 
     dense = nn.Conv3d
 
 
 class LowRankConvTranspose1d(ChannelSplit):
-    """A drop-in for ``nn.ConvTranspose1d``, see :class:`ChannelSplit`."""
+    """A drop-in for ``nn.ConvTranspose1d``, see :class:`.ChannelSplit`."""
 
     dense = nn.ConvTranspose1d
 
 
 class LowRankConvTranspose2d(ChannelSplit):
-    """A drop-in for ``nn.ConvTranspose2d``, see :class:`ChannelSplit`."""
+    """A drop-in for ``nn.ConvTranspose2d``, see :class:`.ChannelSplit`."""
 
     dense = nn.ConvTranspose2d
 
 
 class LowRankConvTranspose3d(ChannelSplit):
-    """A drop-in for ``nn.ConvTranspose3d``, see :class:`ChannelSplit`."""
+    """A drop-in for ``nn.ConvTranspose3d``, see :class:`.ChannelSplit`."""
 
     dense = nn.ConvTranspose3d

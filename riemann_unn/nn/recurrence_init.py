@@ -9,6 +9,7 @@ family     real                                    complex
 ========== ======================================= =========================================
 henaff     2x2 rotations, angles U(-pi, pi)        diagonal phases, angles U(-pi, pi)
 cayley     2x2 rotations, angles U(0, pi/2)        diagonal phases, angles U(-pi/2, pi/2)
+slow       2x2 rotations, angles U(0, 0.1)         diagonal phases, angles U(-0.1, 0.1)
 haar       uniform on O(n)                         uniform on U(n)
 identity   the identity                            the identity
 ========== ======================================= =========================================
@@ -22,11 +23,21 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..manifolds import Orthogonal, Unitary
 
-__all__ = ["RECURRENCES", "cayley_recurrence", "haar", "henaff", "identity"]
+__all__ = [
+    "RECURRENCES",
+    "cayley_recurrence",
+    "gate_inputs_",
+    "haar",
+    "henaff",
+    "identity",
+    "slow",
+]
+
+_SLOW = 0.1  # radians
 
 Recurrence = Callable[[int, torch.dtype, "torch.device | None"], Tensor]
 
@@ -72,6 +83,22 @@ def cayley_recurrence(n: int, dtype: torch.dtype, device: torch.device | None = 
     return _from_angles(angles, n, dtype)
 
 
+def slow(n: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """Rotations by at most a tenth of a radian: what ReLU leaves of a state lasts for long.
+
+    A state of two positive coordinates that is rotated by t a step loses one of them to ReLU after
+    at most a quarter turn; what a coordinate keeps of itself over T steps is ``cos(t)^T``.
+
+    Args:
+        n: Size of the matrix.
+        dtype: Real or complex type of the result.
+        device: Where to create it.
+    """
+    count, low = (n, -_SLOW) if dtype.is_complex else (n // 2, 0.0)
+    angles = torch.empty(count, dtype=dtype.to_real(), device=device).uniform_(low, _SLOW)
+    return _from_angles(angles, n, dtype)
+
+
 def haar(n: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
     """A uniformly random orthogonal or unitary matrix.
 
@@ -99,10 +126,45 @@ def identity(n: int, dtype: torch.dtype, device: torch.device | None = None) -> 
 RECURRENCES: dict[str, Recurrence] = {
     "henaff": henaff,
     "cayley": cayley_recurrence,
+    "slow": slow,
     "haar": haar,
     "identity": identity,
 }
 """Every family by the name that ``OrthogonalRNN(init=...)`` takes."""
+
+
+@torch.no_grad()
+def gate_inputs_(rnn: nn.Module, scale: float = 8.0) -> None:
+    """Let every other state read through a closed gate, and the states between only remember.
+
+    Of the first layer, input weights of even states are drawn from U(-scale, scale) and their
+    biases are ``-scale``: with ReLU such a state is 0 unless several inputs of about 1 come
+    together, as when a number is marked. Odd states have no input and no bias. With the rotations
+    of ``init="slow"`` each odd state takes a little of what the gate before it let through, and
+    keeps it, so that a linear readout of the last state already knows sums of gated inputs. The
+    default scale makes up for that little.
+
+    All these weights act at every step of a sequence: give them, as the recurrence, a learning
+    rate that is hundreds of times smaller than that of the readout.
+
+    Args:
+        rnn: An ``OrthogonalRNN`` with ReLU and biases.
+        scale: Of the input weights.
+
+    Raises:
+        ValueError: If it has another nonlinearity or no biases: nothing would be gated.
+    """
+    nonlinearity, bias = getattr(rnn, "nonlinearity", None), getattr(rnn, "bias_ih_l0", None)
+    if nonlinearity != "relu" or bias is None:
+        raise ValueError(
+            "gate_inputs_ needs an OrthogonalRNN with nonlinearity='relu' and bias=True, "
+            f"got {nonlinearity=}, bias={bias is not None}"
+        )
+    weight = rnn.get_parameter("weight_ih_l0")
+    weight.uniform_(-scale, scale)
+    weight[1::2] = 0.0
+    bias.zero_()
+    bias[::2] = -scale
 
 
 def _from_angles(angles: Tensor, n: int, dtype: torch.dtype) -> Tensor:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import cast, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from ..manifolds import Orthogonal, Unitary
-from ..tagging import remember_tags_, tag_
+from ..manifolds import Orthogonal, Unitary, acceptance_level
+from ..tagging import manifold_of, remember_tags_, tag_
 from .activations import ModReLU
 from .recurrence_init import RECURRENCES
+from .scan import can_scan, scan_
 
 __all__ = ["OrthogonalRNN"]
 
@@ -34,7 +35,10 @@ class OrthogonalRNN(nn.Module):
 
     Parameters carry ``nn.RNN``'s names: ``weight_ih_l{k}``, ``weight_hh_l{k}`` and
     ``bias_ih_l{k}``. There is no ``bias_hh_l{k}``, since a second bias added to the first changes
-    nothing. modReLU's own thresholds are ``activations.{k}.bias``.
+    nothing. modReLU's own thresholds are ``activations.{k}.bias``. ``load_state_dict`` takes the
+    state of an ``nn.RNN`` of the same sizes and adds its second biases to the first; its recurrent
+    weights are seldom orthogonal, of which a warning tells: :func:`riemann_unn.init.warm_start_`
+    then takes the nearest ones that are.
 
     Shape:
         - ``input``: ``(L, input_size)``, ``(L, N, input_size)``, ``(N, L, input_size)`` with
@@ -54,8 +58,8 @@ class OrthogonalRNN(nn.Module):
         batch_first: Whether batched input and output are ``(N, L, features)``. Does not concern
             ``hx``.
         dropout: Probability of dropping a feature between two layers while training.
-        init: Initial recurrence: ``"henaff"``, ``"cayley"``, ``"haar"`` or ``"identity"``; see
-            ``riemann_unn.nn.recurrence_init``.
+        init: Initial recurrence: ``"henaff"``, ``"cayley"``, ``"slow"``, ``"haar"`` or
+            ``"identity"``; see ``riemann_unn.nn.recurrence_init``.
         device: Where to create the parameters.
         dtype: Their type; a complex one makes the layer unitary.
 
@@ -152,18 +156,95 @@ class OrthogonalRNN(nn.Module):
         ``weight_hh`` from the ``init`` family, ``weight_ih`` and ``bias_ih`` from U(-a, a) with
         ``a = 1/sqrt(hidden_size)`` as in ``nn.RNN``, modReLU's thresholds from U(-0.01, 0.01).
         """
-        spread = 1.0 / math.sqrt(self.hidden_size)
         with torch.no_grad():
-            for name, parameter in self.named_parameters(recurse=False):
-                if name.startswith("weight_hh"):
-                    family = RECURRENCES[self.init]
-                    parameter.copy_(family(self.hidden_size, parameter.dtype, parameter.device))
-                else:
-                    real = torch.view_as_real(parameter) if parameter.is_complex() else parameter
-                    real.uniform_(-spread, spread)
+            for layer in range(self.num_layers):
+                for kind in ("weight_ih", "weight_hh", "bias_ih"):
+                    self._reset(f"{kind}_l{layer}")
             for activation in self.activations:
                 if isinstance(activation, ModReLU):
                     activation.reset_parameters()
+
+    def _reset(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is None:
+            return
+        parameter = self._parameters.get(name)
+        new = torch.empty_like(value) if parameter is None else parameter
+        if name.startswith("weight_hh"):
+            new.copy_(RECURRENCES[self.init](self.hidden_size, value.dtype, value.device))
+        else:
+            spread = 1.0 / math.sqrt(self.hidden_size)
+            real = torch.view_as_real(new) if new.is_complex() else new
+            real.uniform_(-spread, spread)
+        if parameter is None:
+            setattr(self, name, new)  # a parametrization finds the originals of it
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        is_other = self.translate_state_(state_dict, prefix)
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+        if not is_other:
+            return
+        if self.nonlinearity == "modrelu":
+            warnings.warn(
+                "the state is one of torch.nn.RNN, which has no modReLU: create the layer with its "
+                'nonlinearity, "tanh" or "relu", or load with strict=False, which keeps the '
+                "thresholds that the layer has",
+                UserWarning,
+                stacklevel=4,
+            )
+        self._warn_of_weights()
+
+    def translate_state_(self, state_dict: dict[str, Tensor], prefix: str = "") -> bool:
+        """Add the second biases in a state of ``nn.RNN`` to its first ones, in the dict.
+
+        Args:
+            state_dict: a state, of which the caller has a copy of its own.
+            prefix: what the layer's names begin with there.
+
+        Returns:
+            Whether there were any.
+        """
+        found = False
+        for layer in range(self.num_layers if self.bias else 0):
+            first, second = (f"{prefix}bias_{kind}_l{layer}" for kind in ("ih", "hh"))
+            if first in state_dict and second in state_dict:
+                state_dict[first] = state_dict[first] + state_dict.pop(second)
+                found = True
+        return found
+
+    def _warn_of_weights(self) -> None:
+        """Warn of recurrent weights that are no points."""
+        off = []
+        for name, p in self.named_parameters(recurse=False):
+            manifold = None if p.is_meta else manifold_of(p)
+            if manifold is not None and not hasattr(p, "device_mesh"):
+                error = manifold.estimated_error(p)
+                if not error <= acceptance_level(p.dtype):
+                    off.append(f"{name} is {error:.1e} off {manifold!r}")
+        if off:
+            warnings.warn(
+                f"{'; '.join(off)}, as loaded; call riemann_unn.init.warm_start_ on the layer for "
+                "the nearest weights that are on it, before an optimizer is given them",
+                UserWarning,
+                stacklevel=5,
+            )
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -223,7 +304,7 @@ class OrthogonalRNN(nn.Module):
     ) -> Tensor:
         """The first state as ``(num_layers, batch, hidden_size)``, checked."""
         shape = (self.num_layers, batch, self.hidden_size)
-        dtype = self.get_parameter("weight_hh_l0").dtype
+        dtype = self._weight("hh", 0).dtype
         if hx is None:
             return torch.zeros(shape, dtype=dtype, device=device)
         expected = shape if batched else (self.num_layers, self.hidden_size)
@@ -233,7 +314,7 @@ class OrthogonalRNN(nn.Module):
 
     def _cast(self, tensor: Tensor, name: str) -> Tensor:
         """Real to complex where the layer is complex; any other mismatch is an error."""
-        dtype = self.get_parameter("weight_hh_l0").dtype
+        dtype = self._weight("hh", 0).dtype
         if tensor.is_complex() and not dtype.is_complex:
             raise ValueError(
                 f"{name} is {tensor.dtype} but the layer is {dtype}: "
@@ -261,16 +342,35 @@ class OrthogonalRNN(nn.Module):
         self, layer: int, data: Tensor, hidden: Tensor, sizes: list[int]
     ) -> tuple[Tensor, Tensor]:
         bias = cast("Tensor | None", getattr(self, f"bias_ih_l{layer}"))
-        projected = functional.linear(data, self.get_parameter(f"weight_ih_l{layer}"), bias)
+        projected = functional.linear(data, self._weight("ih", layer), bias)
+        weight, activation = self._weight("hh", layer), self.activations[layer]
+        batch = hidden.shape[0]  # not its len, which would fix it in an exported program
+        if sizes[-1] == batch and can_scan(projected, hidden, weight, activation):
+            outputs = scan_(projected, hidden, weight, activation)
+            return outputs, outputs[-batch:]
+        return self._loop(projected, hidden, sizes, weight, activation)
+
+    def _weight(self, kind: str, layer: int) -> Tensor:
+        # No get_parameter: a parametrization or functional_call puts a plain tensor there.
+        return cast(Tensor, getattr(self, f"weight_{kind}_l{layer}"))
+
+    @staticmethod
+    def _loop(
+        projected: Tensor,
+        hidden: Tensor,
+        sizes: list[int],
+        weight: Tensor,
+        activation: nn.Module,
+    ) -> tuple[Tensor, Tensor]:
         # States are rows, so W h is written h W^T, which is no adjoint.
-        recurrence = self.get_parameter(f"weight_hh_l{layer}").t()
-        activation = self.activations[layer]
+        recurrence = weight.t()
         outputs: list[Tensor] = []
         ended: list[Tensor] = []
         for drive in projected.split(sizes):
-            if len(drive) < len(hidden):
-                ended.append(hidden[len(drive) :])
-                hidden = hidden[: len(drive)]
+            rows = drive.shape[0]
+            if rows < hidden.shape[0]:
+                ended.append(hidden[rows:])
+                hidden = hidden[:rows]
             hidden = activation(torch.addmm(drive, hidden, recurrence))
             outputs.append(hidden)
         # The shortest sequences are last in the batch and end first.
@@ -284,7 +384,7 @@ class OrthogonalRNN(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the sizes and every setting that is not the default."""
-        dtype = self.get_parameter("weight_hh_l0").dtype
+        dtype = self._weight("hh", 0).dtype
         parts = [f"{self.input_size}, {self.hidden_size}"]
         settings = {
             "num_layers": (self.num_layers, 1),

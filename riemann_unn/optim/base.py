@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 from inspect import signature
 from itertools import repeat
+from numbers import Real
 from operator import attrgetter
 from typing import Any
 
@@ -104,12 +105,15 @@ def check_rates(
 
     Raises:
         NonFiniteError: naming the group.
+        ManifoldTypeError: a learning rate is no number.
     """
     for index, group in enumerate(groups, start):
         lr = group.get("lr", 0.0)
         # To look at a tensor on an accelerator is to wait for it; the check of the move follows.
         if lr is None or (isinstance(lr, Tensor) and not (lr.is_cpu and reads_tensors)):
             continue
+        if not isinstance(lr, (Real, Tensor)):
+            raise ManifoldTypeError(f"param_groups[{index}] has {lr=}, which is no number")
         if not math.isfinite(lr):
             raise NonFiniteError(
                 f"param_groups[{index}] has lr={float(lr)}, which would move every parameter to "

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ..errors import ManifoldError, ManifoldTypeError, StateError
 from ..interruption import no_grad, undoing
+from ..scalars import plain_scalars
 from .coordinates import Coordinates
 from .descent import Closure, Descent, Memory
 from .hooks import hooked
@@ -109,6 +110,7 @@ class LBFGS(Optimizer):
             "history_size": history_size,
             "line_search_fn": line_search_fn,
         }
+        defaults = plain_scalars(defaults)
         for group in groups:
             _check_options(defaults | group)
         super().__init__(groups, defaults)

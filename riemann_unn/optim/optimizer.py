@@ -19,6 +19,7 @@ from ..linalg.host import WithoutReading
 from ..linalg.precision import full_precision, is_full_precision
 from ..parallel import Group, is_sharded, together
 from ..retractions import Retraction
+from ..scalars import plain_scalars
 from .base import (
     can_be_captured,
     check_base,
@@ -152,7 +153,7 @@ class ManifoldOptimizer(Optimizer):
         if off_manifold not in ("raise", "project"):
             raise ManifoldError(f"{off_manifold=} is unknown; choose 'raise' or 'project'")
         self._phi: Phi | Angle = phi
-        self._options = {"rank": rank, "sketch": sketch, "max_angle": max_angle}
+        self._options = plain_scalars({"rank": rank, "sketch": sketch, "max_angle": max_angle})
         self._seed, self._polish = int(seed), bool(polish)
         self._nonfinite, self._off_manifold = nonfinite, off_manifold
         self._process_group, self._capturable = process_group, bool(capturable)
@@ -163,10 +164,9 @@ class ManifoldOptimizer(Optimizer):
             check_duplicates(group["params"])
         if capturable and can_be_captured(base, groups):
             base_kwargs = {"capturable": True, **base_kwargs}
-        inner: Any = base
         check_rates([{"lr": lr}])
         check_rates(groups)
-        self._link(inner(groups, lr=lr, **base_kwargs))
+        self._link(base(groups, **plain_scalars({"lr": lr, **base_kwargs})))
         if not self._tagged.members():
             raise ManifoldError(
                 "no parameter is tagged, so every one would be trained unconstrained; tag "

@@ -78,7 +78,7 @@ class SharedPoint:
             )
             member.value = member.memory.float() if master is None else master
             member.value = member.value if self._renewed is None else self._renewed
-        self._x = self._block(member.value, member.manifold.to_matrices)
+        self._x = self._block(member.value, self.place.manifold.to_matrices)
         return is_stale
 
     def renew_master(self) -> None:
@@ -174,16 +174,20 @@ class SharedPoint:
         whole = yield from to_owner(self.place, self.owner, block)
         if whole is None:
             return None
-        whole = whole.mH if self.place.is_turned else whole
-        return whole.resolve_conj().reshape(self.member.param.shape)
+        shape = self.member.param.shape
+        like = torch.empty(shape, dtype=self.member.value.dtype, device="meta")
+        view = self.member.manifold.to_matrices(like).shape
+        matrices = whole if whole.shape[-2] == whole.shape[-1] else whole.mH
+        matrices = matrices.reshape(view)
+        return self.member.manifold.from_matrices(matrices, shape).resolve_conj()
 
     def _scatter(self, whole: Tensor | None) -> Computation:
         """Return my block of the tensor that its owner has whole."""
         if whole is not None:
+            matrices = self.member.manifold.displacement_matrices(whole)
             shape = self.place.block.shape
-            rows = (*shape[:-2], shape[-1], shape[-2]) if self.place.is_turned else shape
-            whole = whole.reshape(rows)
-            whole = whole.mH.resolve_conj() if self.place.is_turned else whole
+            whole = (matrices if shape[-2] == shape[-1] else matrices.mH).reshape(shape)
+            whole = whole.resolve_conj()
         part = yield from from_owner(self.place, self.owner, whole, self._x)
         return part
 
@@ -288,7 +292,7 @@ class SharedPoint:
         """Return the estimated error of the stored point, the worst of a batch."""
         local = self.member.memory
         wide = local.float() if self.member.is_half else local
-        x = self._block(wide, self.member.manifold.to_matrices)
+        x = self._block(wide, self.place.manifold.to_matrices)
         errors = yield from block_error(self.place.block, x)
         return float(errors.max()) if errors.numel() else 0.0
 
@@ -312,7 +316,7 @@ class SharedPoint:
 
     def _block(self, local: Tensor, view: View | None = None) -> Tensor:
         """Return my block of the matrices that the local part of a tensor is."""
-        matrices = (view or self.member.manifold.displacement_matrices)(local)
+        matrices = (view or self.place.manifold.displacement_matrices)(local)
         parts = [part.stop - part.start for part in self.place.block.index]
         rows, columns = reversed(parts[-2:]) if self.place.is_turned else parts[-2:]
         # A manifold that takes both tall and wide matrices shows those that are wide here turned.
@@ -324,7 +328,7 @@ class SharedPoint:
         """Return the local part of the tensor whose block is ``x``."""
         rows = self._shape if self._is_mine else (*self._shape[:-2], *self._shape[:-3:-1])
         matrices = x.reshape(rows) if self._is_mine else x.reshape(rows).mH
-        return self.member.manifold.from_matrices(matrices, local.shape)
+        return self.place.manifold.from_matrices(matrices, local.shape)
 
 
 def _stored_as(like: Tensor, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.optim import LBFGS, Optimizer
 from ..errors import StateError
 from ..manifolds import MatrixManifold, Orthogonal, Stiefel, Unitary
 from ..parallel import placed_like
+from ..scalars import plain_scalars
 from .entries import COORDINATES, MASTER, OWN, START, STEP
 from .tagged import TaggedParam
 
@@ -39,7 +40,7 @@ _OURS = {*OWN, _OLD_START}
 def coordinates_of(manifold: MatrixManifold) -> str:
     """Name the coordinates that bases see on a manifold: those of its matrix view."""
     same_view = isinstance(manifold, Orthogonal | Unitary)
-    return repr(Stiefel() if same_view else manifold)
+    return repr(Stiefel(blocks=manifold.blocks) if same_view else manifold)
 
 
 def as_tensor(name: str, device: torch.device) -> Tensor:
@@ -54,6 +55,7 @@ def _as_name(tensor: Tensor) -> str:
 def with_every_parameter(state_dict: StateDict, groups: list[dict[str, Any]]) -> StateDict:
     """Return a state with an entry, maybe empty, for every parameter that is trained.
 
+    Its groups hold plain values, also where a schedule has put numbers of numpy.
     torch's strict checkpoints refuse a state that has entries for some parameters only, as plain
     SGD's is, which keeps nothing of those without a tag.
     """
@@ -62,7 +64,11 @@ def with_every_parameter(state_dict: StateDict, groups: list[dict[str, Any]]) ->
         for p, key in zip(group["params"], saved["params"], strict=False):
             if p.requires_grad:
                 state.setdefault(key, {})
-    return {**state_dict, "state": state}
+    plain = [
+        {k: v if k == "params" else plain_scalars(v) for k, v in group.items()}
+        for group in state_dict["param_groups"]
+    ]
+    return {**state_dict, "state": state, "param_groups": plain}
 
 
 @contextmanager
@@ -281,7 +287,8 @@ def _can_start(rows: Tensor, member: TaggedParam) -> bool:
     shape = list(rows.shape)
     if matrices.is_complex() and not member.param.is_complex() and shape.pop() != 2:
         return False
-    return [*shape[:-2], *shape[-1:]] == [*matrices.shape[:-2], matrices.shape[-2]]
+    batch = torch.Size(shape[:-2]).numel()  # sharded, all dimensions of the batch are one
+    return (batch, shape[-1]) == (matrices.shape[:-2].numel(), matrices.shape[-2])
 
 
 def _check_coordinates(

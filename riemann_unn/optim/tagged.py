@@ -22,8 +22,9 @@ from ..errors import (
     OffManifoldError,
 )
 from ..interruption import without_torch_function
-from ..manifolds import MatrixManifold, Stiefel, acceptance_level, rounding_level
+from ..manifolds import MatrixManifold, acceptance_level, rounding_level
 from ..parallel import is_sharded, local_part
+from ..scalars import plain_scalars
 from ..tagging import KnownTags, manifold_of, refuse_flattened
 from .conversion import refuse_conversions
 from .memory import refuse_shared
@@ -337,9 +338,7 @@ def _tagged(
     for index, group in enumerate(groups):
         names = group.get("param_names")
         for i, p in enumerate(group["params"]):
-            tag = getattr(p, "manifold", None)
-            # geoopt's Stiefel manifolds ask the same of a point as ours.
-            manifold = manifold_of(p) or (Stiefel() if isinstance(tag, geoopt.Stiefel) else None)
+            tag, manifold = getattr(p, "manifold", None), manifold_of(p)
             if manifold is not None:
                 given = names[i] if names else getattr(p, "tagged_as", None)
                 where = f"param_groups[{index}]['params'][{i}] of shape {tuple(p.shape)}"
@@ -369,6 +368,7 @@ def as_groups(params: Iterable[Any]) -> list[dict[str, Any]]:
         given = group["params"]
         if not isinstance(given, set):  # torch refuses sets with a message of its own
             group["params"] = [given] if isinstance(given, Tensor) else list(given)
+        group.update({k: plain_scalars(v) for k, v in group.items() if k != "params"})
     return groups
 
 

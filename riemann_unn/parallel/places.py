@@ -33,6 +33,7 @@ class Place:
         sizes: how many numbers each process of the group gives to a whole: of those that hold
             the same part one gives it.
         is_averaged: whether each process has a gradient of its own, the mean of which is meant.
+        manifold: says how the local part, which may have fewer blocks, is a batch of matrices.
     """
 
     group: Group
@@ -41,6 +42,7 @@ class Place:
     blocks: tuple[Block, ...]
     sizes: tuple[int, ...]
     is_averaged: bool
+    manifold: MatrixManifold
 
 
 def place_of(name: str, p: Tensor, manifold: MatrixManifold, group: Group | None) -> Place:
@@ -53,7 +55,8 @@ def place_of(name: str, p: Tensor, manifold: MatrixManifold, group: Group | None
         group: of a plain tensor; a DTensor has its own.
 
     Raises:
-        ManifoldError: it is sharded in a way that cuts no rows, columns or batches of matrices.
+        ManifoldError: it is sharded in a way that cuts no rows, columns or batches of matrices,
+            or cuts several blocks within.
     """
     if isinstance(p, DTensor):
         group = _group_of(p.device_mesh)
@@ -62,16 +65,24 @@ def place_of(name: str, p: Tensor, manifold: MatrixManifold, group: Group | None
         assert group is not None
         index, cut = tuple(slice(0, size) for size in p.shape), (False,) * p.ndim
         copies = dist.get_world_size(group)
-    block, is_turned = _matrix_block(name, p, manifold, index, cut, copies)
-    blocks: list[Block] = [block] * dist.get_world_size(group)
-    dist.all_gather_object(blocks, block, group=group)
+    block, is_turned, part = _matrix_block(name, p, manifold, index, cut, copies)
+    found: list[Block | None] = [block] * dist.get_world_size(group)
+    dist.all_gather_object(found, block, group=group)
+    blocks = [one for one in found if one is not None]
+    if block is None or len(blocks) < len(found):  # of which every process has to be told
+        raise ManifoldError(
+            f"{name} of shape {tuple(p.shape)} is sharded such that a process holds no whole "
+            f"blocks of {manifold!r}; shard it over a number of processes that divides the blocks, "
+            "or along the other dimension"
+        )
     seen: set[str] = set()
     sizes = []
     for one in blocks:
         first = repr(one.index) not in seen
         seen.add(repr(one.index))
         sizes.append(prod(part.stop - part.start for part in one.index) if first else 0)
-    return Place(group, block, is_turned, tuple(blocks), tuple(sizes), not isinstance(p, DTensor))
+    is_averaged = not isinstance(p, DTensor)
+    return Place(group, block, is_turned, tuple(blocks), tuple(sizes), is_averaged, part)
 
 
 @lru_cache(maxsize=64)
@@ -115,8 +126,13 @@ def _matrix_block(
     index: tuple[slice, ...],
     cut: tuple[bool, ...],
     copies: int,
-) -> tuple[Block, bool]:
-    """Turn the index of a tensor to that of its matrices."""
+) -> tuple[Block | None, bool, MatrixManifold]:
+    """Turn the index of a tensor to that of its matrices.
+
+    Returns:
+        The block, or None if this part is no block; whether it is turned; and what says how the
+        part is a batch of matrices.
+    """
     shape = p.shape
     row = len(shape) - manifold.point_dims(p)
     column = row + 1
@@ -128,23 +144,55 @@ def _matrix_block(
             f"dimension {row} or {column}"
         )
     # One matrix entry: how many matrices and columns each entry of the tensor's own has.
-    probe = manifold.to_matrices(
+    single = manifold.with_blocks(1, 1)
+    probe = single.to_matrices(
         torch.zeros((*[1] * (column + 1), *shape[column + 1 :]), dtype=p.dtype)
     )
     width = probe.shape[-2:].numel()
-    batch = prod(shape[:row]) * probe.shape[:-2].numel()
     rows, columns = index[row], index[column]
     columns = slice(columns.start * width, columns.stop * width)
-    sizes, parts, cuts = (
-        [shape[row], shape[column] * width],
-        [rows, columns],
-        [cut[row], cut[column]],
-    )
+    sizes, parts, cuts = [], [], []
+    each = prod(shape[1:row]) * probe.shape[:-2].numel()
+    stack = [(each, slice(0, each), False)]  # the dimensions of the batch
+    if row > 0:
+        stack = [(shape[0], index[0], cut[0]), *stack]
+    for size, part, is_cut, count in zip(
+        (shape[row], shape[column] * width),
+        (rows, columns),
+        (cut[row], cut[column]),
+        manifold.blocks,
+        strict=True,
+    ):
+        size //= count
+        some = slice(0, count)
+        if count > 1 and is_cut and size > 0:  # between blocks, not within them
+            if part.start % size or part.stop % size:
+                return None, False, manifold
+            some = slice(part.start // size, part.stop // size)
+        stack.append((count, some, count > 1 and is_cut))
+        sizes.append(size)
+        parts.append(slice(0, size) if count > 1 else part)
+        cuts.append(is_cut and count == 1)
     is_turned = sizes[0] > sizes[1]
     if is_turned:
         sizes, parts, cuts = sizes[::-1], parts[::-1], cuts[::-1]
-    if row > 0 or probe.ndim > 2:
-        each = batch // shape[0] if row > 0 and shape[0] else batch
-        some = slice(index[0].start * each, index[0].stop * each) if row > 0 else slice(0, batch)
-        sizes, parts, cuts = [batch, *sizes], [some, *parts], [row > 0 and cut[0], *cuts]
-    return Block(tuple(sizes), tuple(parts), tuple(cuts), copies), is_turned
+    if row > 0 or probe.ndim > 2 or manifold.blocks != (1, 1):
+        batch = _flattened(stack)
+        if batch is None:
+            return None, False, manifold
+        sizes, parts, cuts = [batch[0], *sizes], [batch[1], *parts], [batch[2], *cuts]
+    below, beside = (max(some.stop - some.start, 1) for _, some, _ in stack[-2:])
+    block = Block(tuple(sizes), tuple(parts), tuple(cuts), copies)
+    return block, is_turned, manifold.with_blocks(below, beside)
+
+
+def _flattened(stack: list[tuple[int, slice, bool]]) -> tuple[int, slice, bool] | None:
+    """Return size, part and cut of dimensions as one; None if the part has gaps there."""
+    whole, part, is_cut = stack[0]
+    for size, some, is_cut_here in stack[1:]:
+        if not is_cut_here:
+            some = slice(part.start * size, part.stop * size)
+        elif whole > 1:
+            return None
+        whole, part, is_cut = whole * size, some, is_cut or is_cut_here
+    return whole, part, is_cut

@@ -5,12 +5,13 @@ from __future__ import annotations
 import geoopt
 from torch import Tensor, nn
 
-from ..manifolds import MatrixManifold
+from ..manifolds import MatrixManifold, Stiefel
 from .strangers import watch_strangers
 
 __all__ = ["drop_tag_", "is_constrained", "manifold_of", "name_of", "set_tag_"]
 
 _ATTRIBUTE = "manifold"
+_STIEFEL = Stiefel()
 _NAME = "tagged_as"  # for messages only: it is lost by deepcopy, which the manifold is not
 
 
@@ -39,8 +40,14 @@ def drop_tag_(p: Tensor) -> None:
 
 
 def manifold_of(p: Tensor) -> MatrixManifold | None:
-    """Return the manifold a tensor is tagged with, or None."""
+    """Return the manifold a tensor is tagged with, or None.
+
+    A parameter on one of geoopt's own Stiefel manifolds counts as tagged ``Stiefel()``: they ask
+    the same of a point, and the optimizers here step it alike. ``p.manifold`` stays what it is.
+    """
     manifold = getattr(p, _ATTRIBUTE, None)
+    if isinstance(manifold, geoopt.Stiefel):
+        return _STIEFEL
     return manifold if isinstance(manifold, MatrixManifold) else None
 
 

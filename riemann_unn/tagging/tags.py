@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import ManifoldError, ManifoldTypeError
 from ..manifolds import MatrixManifold
 from .attribute import drop_tag_, manifold_of, name_of, set_tag_
+from .computed import REMEDY, Computed, computed_tensors, is_of_parametrization
 from .flattened import FSDP1, is_flat, refuse_flattened
 from .memory import forget_, refuse_lost_in, remember_
 
@@ -29,7 +31,8 @@ def _check(name: str, p: object, manifold: object) -> None:
     if not isinstance(p, nn.Parameter):
         raise ManifoldTypeError(
             f"{name} is a {type(p).__name__}, not a torch.nn.Parameter; "
-            "only parameters can be tagged, so wrap it in torch.nn.Parameter(...)"
+            "only parameters can be tagged, so wrap it in torch.nn.Parameter(...), or, if a "
+            f"parametrization computes it, call {REMEDY.format('module', 'weight')}"
         )
     if isinstance(p, nn.parameter.UninitializedParameter):
         raise ManifoldTypeError(f"{name} has no shape yet; run the module once, then tag it")
@@ -66,6 +69,21 @@ def remember_tags_(module: nn.Module) -> None:
         setattr(module, _KEEPS, True)
 
 
+def _is_meant(name: str, pattern: str) -> bool:
+    """Tell whether a pattern matches a parameter, an original only where it is named as such."""
+    is_hidden = is_of_parametrization(name) and not is_of_parametrization(pattern)
+    return fnmatchcase(name, pattern) and not is_hidden
+
+
+def _told(pattern: object, skipped: list[Computed]) -> str:
+    first, *others = skipped
+    also = f" (so are {', '.join(repr(one.name) for one in others[:3])})" if others else ""
+    return (
+        f"pattern {pattern!r} matches {first.name!r}, which is no parameter but {first.by}{also}; "
+        f"call {first.remedy}, and tag it after that"
+    )
+
+
 def _match(module: nn.Module, patterns: object) -> list[tuple[str, nn.Parameter, object]]:
     if not isinstance(patterns, Mapping):
         raise ManifoldTypeError(
@@ -75,10 +93,17 @@ def _match(module: nn.Module, patterns: object) -> list[tuple[str, nn.Parameter,
     if not patterns:
         raise ManifoldError("no pattern was given, so nothing would be tagged")
     named = list(module.named_parameters(remove_duplicate=False))
+    computed = list(computed_tensors(module))
     found = []
     for pattern, manifold in patterns.items():
-        matches = [(name, p) for name, p in named if fnmatchcase(name, str(pattern))]
-        if not matches:
+        matches = [(name, p) for name, p in named if _is_meant(name, str(pattern))]
+        skipped = [one for one in computed if fnmatchcase(one.name, str(pattern))]
+        if skipped:
+            told = _told(pattern, skipped)
+            if not matches:
+                raise ManifoldError(f"{told}. Nothing was tagged")
+            warnings.warn(f"{told}; the others that match are tagged", UserWarning, stacklevel=3)
+        elif not matches:
             names = ", ".join(repr(name) for name, _ in named) or "none"
             why = f". {FSDP1}" if any(is_flat(p) for _, p in named) else ""
             raise ManifoldError(
@@ -96,7 +121,7 @@ def _match(module: nn.Module, patterns: object) -> list[tuple[str, nn.Parameter,
 
 
 def tag_(target: T, manifold: MatrixManifold | Mapping[str, MatrixManifold]) -> T:
-    """Tag parameters in place as points of a manifold.
+    """Tag parameters in place: say which manifold each is to stay on.
 
     The parameter stays the same object with the same values: put it on its
     manifold with :func:`riemann_unn.init.warm_start_`, and train it with an
@@ -106,7 +131,14 @@ def tag_(target: T, manifold: MatrixManifold | Mapping[str, MatrixManifold]) -> 
     afterwards. ``fully_shard``, ``parallelize_module``, ``to_empty`` and whatever else replaces
     parameters loses their tags: tag again after it. A module tagged by patterns remembers them, so
     that an optimizer, :func:`tagged_parameters`, :func:`riemann_unn.orthogonality_error` or a
-    :class:`riemann_unn.Monitor` that meets a parameter without its tag raises.
+    :class:`riemann_unn.Monitor` that finds a parameter without its tag raises.
+
+    A weight that a parametrization computes, of torch or geotorch, is no parameter: it is named in
+    an error, or in a warning where a pattern matches others too, with the call that makes it one.
+    ``torch.nn.Parameter(p)`` of a tagged p, which ``parametrizations.weight_norm`` makes, is
+    refused by torch, since p is of a subclass; make one of ``p.detach()``, and tag that.
+    Files of whole modules hold their classes, so that ``torch.load`` needs ``weights_only=False``;
+    a ``state_dict`` has plain tensors, and is loaded into a tagged module as into any.
 
     Args:
         target: a parameter, or a module.

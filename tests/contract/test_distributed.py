@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 import riemann_unn as ru
+from tests.parallel.processes import start
 from tests.support import assert_on_manifold, error
 
 pytestmark = [
@@ -98,7 +98,7 @@ def train(folder: Path, **options: Any) -> list[dict[str, Any]]:
         "rank": 1, "base": "RMSprop", "lr": 1e-3, "seeds": (0, 0), "power_sgd": False,
         "steps": 1000,
     } | options  # fmt: skip
-    mp.spawn(work, args=(str(folder), options), nprocs=WORLD, join=True)
+    start(work, (str(folder), options), WORLD)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 

@@ -37,6 +37,13 @@ SHAPES: Shapes = [
     (ru.Stiefel(), (1, 1)),
     (ru.Stiefel(flatten=True), (4, 3, 2, 2)),
     (ru.Stiefel(flatten=True), (12, 2, 1, 2)),
+    (ru.Orthogonal(blocks=4), (12, 3)),
+    (ru.Orthogonal(det=-1, blocks=(2, 3)), (2, 4, 6)),
+    (ru.Unitary(blocks=(1, 2)), (3, 6)),
+    (ru.Stiefel(blocks=3), (6, 5)),
+    (ru.Stiefel(blocks=(1, 2)), (6, 8)),
+    (ru.Stiefel(blocks=(2, 2)), (2, 10, 4)),
+    (ru.Stiefel(flatten=True, blocks=2), (4, 3, 2, 2)),
 ]
 EMPTY: Shapes = [
     (ru.Orthogonal(), (0, 0)),
@@ -45,6 +52,9 @@ EMPTY: Shapes = [
     (ru.Stiefel(), (5, 0)),
     (ru.Stiefel(), (0, 3, 4)),
     (ru.Stiefel(flatten=True), (3, 0, 2)),
+    (ru.Stiefel(blocks=2), (0, 3)),
+    (ru.Stiefel(blocks=(1, 2)), (3, 0)),
+    (ru.Orthogonal(blocks=2), (0, 0)),
 ]
 
 

@@ -16,6 +16,7 @@ SHAPES = [
     (ru.Unitary(), (2, 4, 4)),
     (ru.Stiefel(), (9, 3)),
     (ru.Stiefel(flatten=True), (4, 3, 2, 2)),
+    (ru.Orthogonal(blocks=3), (12, 4)),
 ]
 STEPS = 50
 OPTIMIZERS = {

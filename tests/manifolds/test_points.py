@@ -152,6 +152,14 @@ def test_check_of_points_knows_the_determinant(det):
     assert other.has_det(other.projx(x)) and other.check_point_on_manifold(other.projx(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_determinants_of_halves_are_known(dtype):
+    x = ru.Orthogonal(det=-1).random(5, 5, generator=generator(0)).as_subclass(Tensor).to(dtype)
+    assert ru.Orthogonal(det=-1).has_det(x) and not ru.Orthogonal(det=1).has_det(x)
+    p = ru.tag_(torch.nn.Parameter(x), ru.Orthogonal(det=-1))
+    ru.optim.ProjUNNT([p], lr=0.1)
+
+
 @pytest.mark.parametrize("call", ["random", "origin"])
 @pytest.mark.parametrize(
     ("manifold", "shape", "dtype", "words"),
@@ -204,7 +212,8 @@ def test_float_determinant_is_refused_or_means_the_integer():
 
 def test_manifolds_are_values():
     every = [ru.Orthogonal(), ru.Orthogonal(det=1), ru.Orthogonal(det=-1), ru.Unitary()]
-    every += [ru.Stiefel(), ru.Stiefel(flatten=True)]
+    every += [ru.Stiefel(), ru.Stiefel(flatten=True), ru.Stiefel(flatten=True, blocks=2)]
+    every += [ru.Orthogonal(blocks=4), ru.Orthogonal(blocks=4, det=1), ru.Unitary(blocks=(1, 4))]
     for i, m in enumerate(every):
         for c in (copy.deepcopy(m), pickle.loads(pickle.dumps(m)), eval(repr(m), vars(ru))):
             assert c == m and hash(c) == hash(m) and repr(c) == repr(m) and c is not m

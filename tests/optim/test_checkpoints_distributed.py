@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -22,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 import riemann_unn as ru
+from tests.parallel.processes import start
 from tests.support import gaussian
 
 pytestmark = [
@@ -111,7 +111,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_replicas_resume_bit_equal(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=WORLD, join=True)
+    start(work, (str(tmp_path),), WORLD)
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD))
     for case, (straight, nested, flat, sent, begun) in one.items():
         for resumed in (nested, flat, sent, *two[case][:4]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import multiprocessing
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,6 +15,23 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+_PRELOADED = [
+    "riemann_unn",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "torch.distributed.checkpoint.state_dict",
+    "tests.support",
+]
+
+
+def start(function: Callable[..., Any], args: tuple[Any, ...], processes: int) -> None:
+    """Call a function of (rank, *args) in processes that are forked off one that has torch.
+
+    Importing torch takes seconds of a processor; that one, which runs nothing, does so once.
+    """
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    mp.start_processes(function, args=args, nprocs=processes, start_method="forkserver")
 
 
 def _work(rank: int, world: int, folder: str, function: Callable[..., Any], args: Any) -> None:
@@ -38,7 +56,7 @@ def _results(world: int, folder: Path) -> list[Any]:
 def in_processes(world: int, folder: Path, function: Callable[..., Any], *args: Any) -> list[Any]:
     """Return what a function of (rank, world, *args) returns in each of some processes."""
     folder.mkdir(parents=True, exist_ok=True)
-    mp.spawn(_work, args=(world, str(folder), function, args), nprocs=world, join=True)
+    start(_work, (world, str(folder), function, args), world)
     return _results(world, folder)
 
 

@@ -52,9 +52,3 @@ def test_ddp_learns():
     found = torchrun("ddp.py")
     assert found[-1][0] < 0.6 * found[0][0]
     assert all(error < 5e-7 for _, error in found)
-
-
-def test_the_pages_show_every_example():
-    pages = [(ROOT / "docs" / name).read_text("utf-8") for name in ("distributed.md", "lbfgs.md")]
-    for example in EXAMPLES.glob("*.py"):
-        assert sum(f"{{literalinclude}} examples/{example.name}" in page for page in pages) == 1

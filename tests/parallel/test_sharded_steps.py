@@ -109,6 +109,22 @@ TWO = {
         ru.OrthogonalConv(1), (12, 9, 6), F64, (2,), [COLUMNS], rank=2, momentum=0.9
     ),
     "unitary convolution": case(ru.UnitaryConv(1), (12, 12, 5), C128, (2,), [ROWS], base=ADAM),
+    "blocks by rows": case(ru.Orthogonal(blocks=4), (120, 30), F64, (2,), [ROWS], base=ADAM),
+    "blocks by columns": case(ru.Orthogonal(blocks=3), (90, 30), F64, (2,), [COLUMNS], rank=2),
+    "blocks of columns": case(ru.Stiefel(blocks=(1, 2)), (60, 50), F64, (2,), [COLUMNS], rank=2),
+    "blocks both ways": case(
+        ru.Stiefel(blocks=(2, 3)), (40, 90), F64, (2,), [ROWS], rank=2, momentum=0.9
+    ),
+    "stack of blocks": case(ru.Orthogonal(blocks=3), (4, 60, 20), F64, (2,), [ROWS], rank=2),
+    "blocks of columns, Muon": case(
+        ru.Stiefel(blocks=(1, 2)), (60, 50), F64, (2,), [ROWS], rank=2, base=MUON
+    ),
+    "blocks of rows, whole": case(
+        ru.Stiefel(blocks=2), (60, 20), F64, (2,), [ROWS], optimizer="Expm", base=ADAM
+    ),
+    "blocks of a flattened kernel": case(
+        ru.Stiefel(flatten=True, blocks=2), (60, 16, 3, 3), F64, (2,), [ROWS], rank=2
+    ),
     "Rprop": case(O, (70, 70), F64, (2,), [ROWS], rank=2, base=torch.optim.Rprop),
     "own class": case(O, (70, 70), F64, (2,), [ROWS], rank=2, base=Moving, momentum=0.5),
     "Muon": case(O, (70, 70), F64, (2,), [ROWS], rank=2, base=MUON),
@@ -118,7 +134,15 @@ TWO = {
     "mesh of two dimensions": case(O, (70, 70), F64, (1, 2), [WHOLE, ROWS], rank=2, base=ADAM),
     "single": case(O, (600, 600), F32, (2,), [ROWS], rank=4, momentum=0.9),
 }  # fmt: skip
-OWNED = {"one row, none at the other", "whole thin", "svd", "lsi", "stack whole", "Muon whole"}
+OWNED = {
+    "one row, none at the other",
+    "whole thin",
+    "blocks of rows, whole",
+    "svd",
+    "lsi",
+    "stack whole",
+    "Muon whole",
+}
 FOUR = {
     "rows": case(O, (70, 70), F64, (4,), [ROWS], rank=2, base=ADAM),
     "columns": case(O, (70, 70), F64, (4,), [COLUMNS], rank=2),
@@ -128,6 +152,10 @@ FOUR = {
     "rows and columns": case(O, (70, 70), F64, (2, 2), [ROWS, COLUMNS], rank=2, base=ADAM),
     "rows and columns, wide": case(S, (60, 71), F64, (2, 2), [COLUMNS, ROWS], rank=2),
     "rows of rows": case(O, (71, 71), F64, (2, 2), [ROWS, ROWS], rank=2, base=ADAM),
+    "blocks replicated": case(ru.Orthogonal(blocks=2), (80, 40), F64, (4,), [WHOLE], rank=2),
+    "blocks and columns": case(
+        ru.Orthogonal(blocks=2), (80, 40), F64, (2, 2), [ROWS, COLUMNS], rank=2, base=ADAM
+    ),
     "three rows of four": case(S, (3, 20), F64, (4,), [ROWS], momentum=0.9),
     "stack over matrices and rows": case(O, (3, 40, 40), F64, (2, 2), [ROWS, COLUMNS], rank=2),
     "Muon": case(O, (70, 70), F64, (2, 2), [WHOLE, ROWS], rank=2, base=MUON),

@@ -184,6 +184,11 @@ def refused(rank: int) -> dict[str, Any]:
     kernel[..., 0, 0] = torch.eye(4, dtype=torch.float64)
     lattice = distribute_tensor(kernel, mesh, [Shard(3)])
     ends["lattice"] = raised(lambda: make(lattice, ru.OrthogonalConv(2)))
+    for name, placement, blocks in (("rows", Shard(0), 5), ("columns", Shard(1), (2, 5))):
+        sharded = distribute_tensor(torch.eye(N, dtype=torch.float64), mesh, [placement])
+        ends[f"blocks, {name}"] = raised(
+            lambda sharded=sharded, blocks=blocks: make(sharded, ru.Stiefel(blocks=blocks))
+        )
     rows = distribute_tensor(eye, mesh, [Shard(0)])
     ends["adafactor"] = raised(lambda: make(rows, ru.Orthogonal(), base=torch.optim.Adafactor))
     own = type("Own", (torch.optim.Optimizer,), {})
@@ -253,6 +258,8 @@ def test_points_are_projected_and_gradients_skipped_together(ends):
     [
         ("partial", "ManifoldError", "a point is Shard or Replicate"),
         ("lattice", "ManifoldError", "is sharded along dimension 3"),
+        ("blocks, rows", "ManifoldError", "holds no whole blocks of Stiefel(blocks=5)"),
+        ("blocks, columns", "ManifoldError", "holds no whole blocks of Stiefel(blocks=(2, 5))"),
         ("adafactor", "ManifoldTypeError", "base=Adafactor is not known to move each entry"),
         ("own", "ManifoldTypeError", "set is_elementwise = True"),
         ("off", "OffManifoldError", "off Orthogonal()"),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ...errors import ManifoldError
+from ...scalars import plain_scalars
 from ...tagging import manifold_of
 from .targets import Target, has_counterpart, is_dense_layer, target_of
 
@@ -198,6 +199,7 @@ def as_rank(value: object, full: int, name: str) -> int:
         ValueError: it is out of range.
         TypeError: it is no number.
     """
+    value = plain_scalars(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(
             f"rank of {name!r} must be an int, a fraction, a dict of them by name pattern or a "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from ..table import change, plain, table
+from ..table import Report, Table, change, plain
 
 __all__ = ["LowRank", "LowRankReport"]
 
@@ -44,7 +44,7 @@ class LowRank:
     notes: tuple[str, ...]
 
 
-class LowRankReport(Mapping[str, LowRank]):
+class LowRankReport(Report, Mapping[str, LowRank]):
     """What was done, by layer name; prints as a table.
 
     Attributes:
@@ -88,7 +88,7 @@ class LowRankReport(Mapping[str, LowRank]):
             f"{self.parameters[0]:,} -> {self.parameters[1]:,} parameters>"
         )
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[str | Table]:
         data = any(layer.held_out for layer in self.values())
         head = ["layer", "matrix", "rank", "φ", "parameters", "MACs", "Gaussian error"]
         rows = [head + (["held-out error"] if data else [])]
@@ -107,14 +107,13 @@ class LowRankReport(Mapping[str, LowRank]):
             rows.append(row)
         total = ["total", "", "", "", _saved(self.parameters), _saved(self.macs)]
         rows.append(total + [""] * (len(rows[0]) - len(total)))
-        lines = table(rows)
-        lines.append(f"errors: spectral -> {self.method}")
+        told = f"errors: spectral -> {self.method}"
         if data and len(self) > 1:
-            lines[-1] += "; held-out ones include what the layers ahead have lost"
+            told += "; held-out ones include what the layers ahead have lost"
+        parts: list[str | Table] = [Table(rows), told]
         for name, layer in self.items():
-            lines += [f"{name}: {note}" for note in layer.notes]
-        lines += [f"{name}: left alone, {reason}" for name, reason in self.skipped.items()]
-        return "\n".join(lines)
+            parts += [f"{name}: {note}" for note in layer.notes]
+        return parts + [f"{name}: left alone, {why}" for name, why in self.skipped.items()]
 
     def plot(self, path: str | PathLike[str]) -> None:
         """Draw error against rank for each layer, the chosen rank marked, and save the picture.

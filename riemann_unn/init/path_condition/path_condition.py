@@ -66,9 +66,9 @@ def path_condition_(
         model: the model; it may be in training or in evaluation mode, and is exact in both.
             Compiled and data-parallel wrappers are taken off.
         calibration: inputs whose squares feed the path kernel, ones if left out; a tensor, a tuple
-            of positional or a dict of keyword inputs, or an iterable of these, see
-            :mod:`riemann_unn.init.calibration`. Of several batches those count whose shapes are
-            that of the first.
+            of positional or a dict of keyword inputs, or an iterable of these, as the page on
+            calibration data says. Of several batches those count whose shapes are that of the
+            first.
         method: ``"logdet"`` (path conditioning) or ``"enorm"`` (equi-normalisation).
         reference: r by parameter name, positive, of the parameter's shape; one for any other.
         inputs: example inputs, as ``calibration``, of which only the shapes matter. Without it and

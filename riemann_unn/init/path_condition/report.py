@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..table import plain, table
+from ..table import Report, Table, plain
 
 __all__ = ["ClosedLayer", "PathConditioning", "RescaledGroup"]
 
@@ -49,7 +49,7 @@ class ClosedLayer:
 
 
 @dataclass(frozen=True)
-class PathConditioning:
+class PathConditioning(Report):
     """What :func:`path_condition_` did; printing it gives a table.
 
     Attributes:
@@ -94,12 +94,13 @@ class PathConditioning:
         values: dict[str, Any] = plain(self)
         return values
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[str | Table]:
         rows = [("fed by", "read by", "channels", "largest scale", "dead")]
         for g in self.groups:
             names = (", ".join(g.fed_by), ", ".join(g.read_by))
             rows.append((*names, str(g.channels), f"{g.largest:.3g}", str(g.dead)))
-        lines = [
+        closed = [f"closed: '{c.layer}' ({c.channels}): {c.reason}" for c in self.closed]
+        return [
             f"{self.method}: objective {self.objective_before:.10g} -> "
             f"{self.objective_after:.10g}, {self.parameters:,} parameters",
             f"gradient {self.gradient:.1e} after {self.iterations} iterations"
@@ -107,7 +108,7 @@ class PathConditioning:
             f"scales: largest {self.largest_scale:.3g}, median {self.median_scale:.3g}; "
             f"relative change of the function {self.change:.1e}",
             "",
+            Table(rows, right=range(2, 5)),
+            "",
+            *closed,
         ]
-        lines += table(rows, right=range(2, 5))
-        lines += [""] + [f"closed: '{c.layer}' ({c.channels}): {c.reason}" for c in self.closed]
-        return "\n".join(lines)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import IO, Any
 
-from ..table import change, plain, table
+from ..table import Report, Table, change, plain
 
 __all__ = ["WarmStart", "WarmStartReport"]
 
@@ -49,7 +49,7 @@ class WarmStart:
 _COLUMNS = ("parameter", "method", "distance", "gain", "folded", "condition", "function error")
 
 
-class WarmStartReport(dict[str, WarmStart]):
+class WarmStartReport(Report, dict[str, WarmStart]):
     """What :func:`warm_start_` did: a dict from parameter name to :class:`WarmStart`.
 
     ``print`` shows a table, :meth:`plot` a picture, :meth:`as_dict` plain values.
@@ -92,7 +92,7 @@ class WarmStartReport(dict[str, WarmStart]):
             "notes": plain(self.notes),
         }
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[str | Table]:
         rows = [list(_COLUMNS)]
         for name, r in self.items():
             rows.append(
@@ -106,7 +106,7 @@ class WarmStartReport(dict[str, WarmStart]):
                     change((r.function_error_before, r.function_error_after), ".2g"),
                 ]
             )
-        lines = table(rows, right=range(2, len(_COLUMNS)))
+        lines: list[str | Table] = [Table(rows, right=range(2, len(_COLUMNS)))]
         if self.function_error_after is not None:
             pair = change((self.function_error_before, self.function_error_after), ".2g")
             lines.append(f"function error of the model, nearest weights alone -> now: {pair}")
@@ -120,8 +120,7 @@ class WarmStartReport(dict[str, WarmStart]):
             if r.note:
                 reasons.setdefault(r.note, []).append(name)
         lines += [f"{', '.join(names)}: {note}" for note, names in reasons.items()]
-        lines += self.notes
-        return "\n".join(lines)
+        return [*lines, *self.notes]
 
     def plot(self, path: str | PathLike[str] | IO[bytes]) -> None:
         """Draw distance, gain and function error of every parameter into a picture.

@@ -77,8 +77,10 @@ def warm_start_(
         target: a module with tagged parameters, or one tagged parameter.
         method: ``"polar"``, ``"lie"`` or ``"procrustes"``.
         source: a state dict or a model with the trained weights. All its entries
-            are taken over first; the tagged ones must be among them. By default
-            the values in place.
+            are taken over first; the tagged ones must be among them. Weights that
+            parametrizations compute are taken as they are, of a state dict those of
+            ``weight_norm`` alone, since no other's entries determine them. By default the
+            values in place.
         calibration: inputs of the model: a tensor, a tuple of positional or a dict
             of keyword inputs, or a list or ``DataLoader`` of these; labels are left
             out (``docs/calibration.md``). Needed for ``"procrustes"``; otherwise it

@@ -133,7 +133,7 @@ def block_directions(
         x: my block of X.
         g: my block of the gradient.
         rank: k.
-        start: whole rows ``(..., k, n)``, the adjoint of :func:`.tangent.next_directions`.
+        start: whole rows ``(..., k, n)``, the adjoint of ``tangent.next_directions``.
         draws: source of random rows, the same on every process.
     """
     shape = torch.Size(block.shape)

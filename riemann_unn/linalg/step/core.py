@@ -209,7 +209,7 @@ def core_minus_identity(
 
     Args:
         k: skew-Hermitian, shape ``(..., m, m)``, m small.
-        phi: which map, see :func:`angle_map`.
+        phi: which map, see ``angle_map``.
         max_angle: shortens a step whose largest θ exceeds it, all planes alike.
 
     Returns:
@@ -316,7 +316,7 @@ def plane_minus_identity(
     Args:
         corner: α, real, shape ``(...)``, float64; zero for real matrices.
         beside: β, not negative, of the same shape and dtype.
-        phi: which map, see :func:`angle_map`.
+        phi: which map, see ``angle_map``.
         max_angle: see :func:`core_minus_identity`.
 
     Returns:

@@ -200,7 +200,7 @@ def next_directions(v: Tensor, z: Tensor, *, by_planes: bool = True) -> Tensor:
     To start from z itself would waste columns: v and z come to hold both directions of the same
     planes. One of each plane is best, but near planes of equal angles it is up to rounding, so
     that computations that round otherwise part; what z adds to v is not, and is as good for some
-    steps (:func:`starts_by_planes`). Of a single plane both are the same.
+    steps (``starts_by_planes``). Of a single plane both are the same.
 
     Args:
         v: orthonormal columns, shape ``(..., n, k)``.
@@ -260,7 +260,7 @@ def tangent_directions(
         g: the Euclidean gradient, of the shape of ``x``.
         rank: k, with ``2 k <= n``.
         method: one of the above.
-        start: columns ``(..., n, k)`` for ``"tangent"``, see :func:`next_directions`.
+        start: columns ``(..., n, k)`` for ``"tangent"``, see ``next_directions``.
         generator: source of the random columns; the default is the global one.
 
     Returns:

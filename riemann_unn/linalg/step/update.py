@@ -80,14 +80,14 @@ def rotate_low_rank_(
         v: orthonormal columns, shape ``(..., n, k)``.
         d: K v, shape ``(..., n, k)``, finite.
         xv: X v, if it is known.
-        phi: which map, see :func:`~riemann_unn.linalg.step.core.angle_map`.
+        phi: which map, see ``linalg.step.core.angle_map``.
         max_angle: no plane turns by more; a larger step is shortened.
-        by_planes: see :func:`.tangent.next_directions`.
+        by_planes: see ``tangent.next_directions``.
 
     Returns:
         The largest angle that a plane has turned by, in radians, float64, shape ``(...)``, and
         where the next sketch starts, shape ``(..., n, k)`` if 2 k <= n, see
-        :func:`.tangent.next_directions`.
+        ``tangent.next_directions``.
     """
     angle, added = turn_low_rank_(x, v, d, xv, phi=phi, max_angle=max_angle, by_planes=by_planes)
     return angle(), added
