@@ -10,13 +10,16 @@ MANIFEST := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format docs bench papers zoo clean
+.PHONY: help demo readme test lint format docs bench papers zoo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(STAMPS)/demo  ## train an orthogonal RNN on real digits (options: ARGS="copy --rank 4")
 	$(BIN)/python -m riemann_unn.demo $(ARGS)
+
+readme: $(STAMPS)/demo  ## rerun README's demos, rewrite their numbers and its picture, 15 minutes (ARGS="--only digits", ARGS="--check")
+	$(BIN)/python -m bench.readme $(ARGS)
 
 test: lint $(STAMPS)/test  ## lint, then run the tests (options: ARGS="-k sketch")
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)

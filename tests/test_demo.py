@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -185,59 +183,6 @@ def test_the_default_is_digits_into_the_working_directory(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["--epochs", "1", "--hidden", "4", "--quiet"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["riemann_unn_demo_digits.png"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["mnist"], "invalid choice: 'mnist'"),
-        (["--rank", "0"], "must be at least 1, got 0"),
-        (["--hidden", "9", "--rank", "10"], "--rank 10 is more than --hidden 9"),
-        (["--lr", "-1"], "must be positive, got -1.0"),
-        (["copy", "--permuted"], "--order, --permuted and --validation concern digits only"),
-        (["--length", "9"], "--length concerns copy and adding"),
-        (["adding", "--length", "1"], "at least 2"),
-        (["copy", "--data", "digits"], "--data concerns digits and sequences"),
-        (["sequences"], "sequences needs --data FILE.csv"),
-        (["sequences", "--data", "none.csv"], "none.csv cannot be read as CSV"),
-        (["--data", "/no/such/folder"], "there is no folder /no/such/folder. Fashion-MNIST comes"),
-        (["--out", "/no/such/folder/x.png"], "there is no folder"),
-        (["--out", "picture.gif"], "is not a .png"),
-    ],
-    ids=" ".join,
-)
-def test_bad_arguments_end_with_usage(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
-    assert caught.value.code == 2
-    assert message in " ".join(capsys.readouterr().err.split())
-
-
-def test_missing_packages_are_named_with_the_remedy(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def without(name: str) -> object:
-        return None if name in ("sklearn", "tqdm") else find_spec(name)
-
-    monkeypatch.setattr(cli, "find_spec", without)
-    with pytest.raises(SystemExit):
-        cli.main([])
-    message = " ".join(capsys.readouterr().err.split())
-    assert "needs scikit-learn, tqdm: pip install riemann-unn[demo]" in message
-
-
-def test_the_command_line_loads_without_the_demo_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("sklearn", "tqdm", "matplotlib"):
-        monkeypatch.setitem(sys.modules, name, None)
-    # The import below binds another module to this name, which later tests must not find there.
-    monkeypatch.setattr("riemann_unn.demo", sys.modules["riemann_unn.demo"])
-    for name in [name for name in sys.modules if name.startswith("riemann_unn.demo")]:
-        monkeypatch.delitem(sys.modules, name)
-    from riemann_unn.demo.__main__ import main
-
-    assert callable(main)
 
 
 # --- checkpoints -------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from riemann_unn.demo.__main__ import EXPERIMENTS, main
-from riemann_unn.demo.conv_models import lipschitz_net
+from riemann_unn.demo.__main__ import main
+from riemann_unn.demo.conv_models import ResNet9, lipschitz_net
 from riemann_unn.demo.lipschitz import Robustness, attack, robustness
 from riemann_unn.demo.plots import spread
 
@@ -24,16 +24,13 @@ def test_orthogonal_resnet_beside_an_ordinary_one(tmp_path, capsys):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_demo_explains_its_options(name, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([name, "--help"])
-    assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    assert "--epochs" in shown and EXPERIMENTS[name].split()[0] in shown
-    with pytest.raises(SystemExit) as stop:
-        main([name, "--out", "no/such/folder/x.png"])
-    assert stop.value.code == 2
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("plain", [False, True], ids=["orthogonal", "ordinary"])
+def test_the_resnet_takes_images_of_any_size_that_can_be_halved_twice(plain, norm):
+    for size in (8, 12):
+        net = ResNet9(2, size=size, plain=plain, norm=norm)
+        assert net(torch.randn(3, 1, size, size)).shape == (3, 10)
+        assert net.head.in_features == 32
 
 
 def test_a_pattern_is_kept_on_a_lattice(tmp_path, capsys):

@@ -29,10 +29,3 @@ def test_compression_and_training_from_scratch(tmp_path, capsys, monkeypatch):
     for start in ("random", "spectral", "function"):
         assert f"{start}, plain" in trained and f"{start}, orthonormal" in trained
     assert picture.read_bytes()[:4] == b"\x89PNG"
-
-
-def test_a_rank_that_saves_nothing_is_refused(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["lowrank", "--rank", "60"])
-    assert stop.value.code == 2
-    assert "51 is the most" in capsys.readouterr().err

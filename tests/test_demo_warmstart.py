@@ -66,7 +66,8 @@ def test_table_takes_medians_over_seeds():
         )
         for i in (0, 1, 4)
     ]
-    lines = warmstart.table(trials).splitlines()
+    results = warmstart.Results(warmstart.DigitImages(), trials)
+    lines = warmstart.table(results).splitlines()
     rows = {line.split()[0]: line.split() for line in lines[:-2]}
     assert lines[-1].endswith("that of polar 0.75, at most 1.50, below 1 for 2 of 3")
     assert rows["deep"][-1] == "95.0%"
@@ -75,7 +76,7 @@ def test_table_takes_medians_over_seeds():
     assert math.isinf(warmstart.Start("lie", [0.1, 0.9]).epochs_to_target)
     for trial in trials[1:]:
         trial.starts[2].accuracy = [0.1, 0.9]
-    assert " not yet " in warmstart.table(trials)
+    assert " not yet " in warmstart.table(results)
 
 
 def test_gains_inside_residual_blocks_are_folded():

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .cli import add_run_options, aligned, one_thread, positive, positive_float
+from .checkpoint import settings_of
+from .cli import Parser, add_common_options, add_validation, positive, positive_float
 from .conv_models import ResNet9, adam, conv_layers, projunn, singular_values
+from .experiment import aligned, one_thread
 from .images import DigitImages
 from .models import Learner
 from .training import train
 
-__all__ = ["LayerState", "add_arguments", "look", "report", "run"]
+__all__ = ["LayerState", "Results", "add_arguments", "look", "run", "table"]
 
 _PLAIN_LR = 3e-3
 
@@ -33,13 +35,32 @@ class LayerState:
     values: Tensor
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True)
+class Results:
+    """What came of a run.
+
+    Attributes:
+        task: What was trained on.
+        learners: The orthogonal network and the ordinary one.
+        before: Their convolutions before training.
+        after: And after it.
+    """
+
+    task: DigitImages
+    learners: Sequence[Learner]
+    before: Sequence[Sequence[LayerState]]
+    after: Sequence[Sequence[LayerState]]
+
+
+def add_arguments(parser: Parser, task: str) -> None:
     """Add the options of this experiment.
 
     Args:
         parser: Takes them.
+        task: Its name.
     """
-    add_run_options(parser, name="conv", epochs=12)
+    add_common_options(parser, epochs=12)
+    add_validation(parser)
     add = parser.add_argument
     add("--width", type=positive, default=16, help="channels of the first layer (default: 16)")
     add("--rank", type=positive, default=8, help="rank of the updates (default: 8)")
@@ -48,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train both networks on the same batches, print a table and draw a picture.
+def run(args: argparse.Namespace) -> Results:
+    """Train both networks on the same batches.
 
     Args:
         args: As parsed with the options of :func:`add_arguments`.
@@ -66,13 +87,16 @@ def run(args: argparse.Namespace) -> None:
     images, _ = task.test_batch()
     before = [look(learner.model, images) for learner in learners]
     with one_thread():
-        train(task, learners, epochs=args.epochs, seed=args.seed, quiet=args.quiet)
-    after = [look(learner.model, images) for learner in learners]
-
-    from .conv_plots import save_resnet  # matplotlib takes a second to import
-
-    save_resnet(args.out, task, learners, before, after)
-    print(f"\n{report(learners, before, after)}\n\npicture: {args.out}")
+        train(
+            task,
+            learners,
+            epochs=args.epochs,
+            seed=args.seed,
+            checkpoint=args.checkpoint,
+            settings=settings_of(args),
+            quiet=args.quiet,
+        )
+    return Results(task, learners, before, [look(x.model, images) for x in learners])
 
 
 def look(model: nn.Module, images: Tensor) -> list[LayerState]:
@@ -88,21 +112,15 @@ def look(model: nn.Module, images: Tensor) -> list[LayerState]:
     return [LayerState(*state) for state in zip(kernels, values, strict=True)]
 
 
-def report(
-    learners: Sequence[Learner],
-    before: Sequence[Sequence[LayerState]],
-    after: Sequence[Sequence[LayerState]],
-) -> str:
-    """The final numbers as a table.
+def table(results: Results) -> str:
+    """The final numbers.
 
     Args:
-        learners: The trained learners.
-        before: Their convolutions before training.
-        after: And after it.
+        results: What came of the run.
     """
     head = ["", "parameters", "accuracy", "loss", "seconds", "singular values before"]
     rows = [[*head, "after", "orthogonality error", "kernels"]]
-    for learner, first, last in zip(learners, before, after, strict=True):
+    for learner, first, last in zip(results.learners, results.before, results.after, strict=True):
         history = learner.history
         errors = history.orthogonality
         rows.append(

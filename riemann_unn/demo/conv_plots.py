@@ -10,39 +10,29 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from .conv import LayerState
-from .images import DigitImages
-from .models import Learner
+from .conv import Results
 from .plots import accuracy_panel
 from .style import BLUE, GREY, VERMILION, finish, new_figure
 
-__all__ = ["save_resnet", "share_limits", "singular_values_panel"]
+__all__ = ["draw", "share_limits", "singular_values_panel"]
 
 _SHOWN = 8
 
 
-def save_resnet(
-    path: Path,
-    task: DigitImages,
-    learners: Sequence[Learner],
-    before: Sequence[Sequence[LayerState]],
-    after: Sequence[Sequence[LayerState]],
-) -> None:
+def draw(path: Path, results: Results) -> None:
     """Draw accuracy, singular values and kernels, before and after training, into a PNG.
 
     Args:
         path: File to write.
-        task: The task the learners were trained on.
-        learners: The orthogonal learner and the ordinary one.
-        before: Their convolutions before training.
-        after: And after it.
+        results: What came of the run.
     """
+    task, learners = results.task, results.learners
+    before, after = results.before, results.after
     figure = new_figure(f"ResNet-9 on {task.title}", width=12, height=5.8)
     parts: Any = figure.subfigures(2, 1, height_ratios=(2, 1))
     top, bottom = parts
     axes = top.subplots(1, 3)
     accuracy_panel(axes[0], task, learners)
-    axes[0].legend(loc="lower right", frameon=False)
     values = [[[s.values for s in states] for states in moment] for moment in (before, after)]
     for i, (learner, colour) in enumerate(zip(learners, (BLUE, VERMILION), strict=True)):
         title = f"Singular values, {learner.name}"

@@ -21,14 +21,17 @@ import riemann_unn as ru
 
 from ..linalg import conv_singular_values
 from ..nn import ConvRNN
-from .cli import add_run_options, aligned, one_thread, positive, positive_float
+from .checkpoint import settings_of
+from .cli import Choice, Parser, add_common_options, add_validation, positive, positive_float
+from .experiment import aligned, one_thread
 from .images import DigitImages, PictureImages
 from .models import Learner
 from .tasks import Batch, Task
 from .training import train
 
-__all__ = ["Keeper", "Trace", "add_arguments", "norms", "read_out", "report", "run"]
+__all__ = ["Keeper", "Results", "Trace", "add_arguments", "norms", "read_out", "run", "table"]
 
+_NONLINEARITIES = ("modrelu", "phase_sigmoid", "identity")
 _SHOWN = 4
 _RIDGE = 1e-3
 _CHUNK = 25
@@ -123,13 +126,34 @@ class Trace:
     explained: dict[int, float]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True)
+class Results:
+    """What came of a run.
+
+    Attributes:
+        task: What was trained on.
+        learners: The three networks.
+        before: Norm of the state at every step before training.
+        after: And after it.
+        traces: What can be read from the states after training.
+    """
+
+    task: DigitImages
+    learners: Sequence[Learner]
+    before: Sequence[Tensor]
+    after: Sequence[Tensor]
+    traces: Sequence[Trace]
+
+
+def add_arguments(parser: Parser, task: str) -> None:
     """Add the options of this experiment.
 
     Args:
         parser: Takes them.
+        task: Its name.
     """
-    add_run_options(parser, name="convrnn", epochs=2)
+    add_common_options(parser, epochs=2)
+    add_validation(parser)
     add = parser.add_argument
     add("--channels", type=positive, default=4, help="channels of the state (default: 4)")
     add("--steps", type=positive, default=500, help="steps to keep the picture (default: 500)")
@@ -137,16 +161,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--complex", action="store_true", help="complex states and a unitary kernel")
     add(
         "--nonlinearity",
-        choices=("modrelu", "phase_sigmoid", "identity"),
+        type=Choice(_NONLINEARITIES),
         default="modrelu",
+        metavar="|".join(_NONLINEARITIES),
         help="of the recurrence (default: modrelu)",
     )
     add("--rank", type=positive, default=4, help="rank of the updates (default: 4)")
     add("--lr", type=positive_float, default=1e-2, help="learning rate (default: 0.01)")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train the networks on the same batches, let them run on, print a table, draw a picture.
+def run(args: argparse.Namespace) -> Results:
+    """Train the networks on the same batches, and let them run on.
 
     Args:
         args: As parsed with the options of :func:`add_arguments`.
@@ -160,15 +185,19 @@ def run(args: argparse.Namespace) -> None:
     images, _ = task.test_batch()
     with one_thread():
         before = [norms(learner.model, images[:64], args.steps) for learner in learners]
-        train(task, learners, epochs=args.epochs, seed=args.seed, quiet=args.quiet)
+        train(
+            task,
+            learners,
+            epochs=args.epochs,
+            seed=args.seed,
+            checkpoint=args.checkpoint,
+            settings=settings_of(args),
+            quiet=args.quiet,
+        )
         after = [norms(learner.model, images[:64], args.steps) for learner in learners]
         marks = sorted({0, args.steps // 20, args.steps // 5, args.steps // 2, args.steps})
         traces = [read_out(learner.model, task, marks) for learner in learners]
-
-    from .convrnn_plots import save_traces  # matplotlib takes a second to import
-
-    save_traces(args.out, task, learners, before, after, traces)
-    print(f"\n{report(learners, after, traces)}\n\npicture: {args.out}")
+    return Results(task, learners, before, after, traces)
 
 
 def build(kernel: str, args: argparse.Namespace, size: tuple[int, int] = (8, 8)) -> ClippedLearner:
@@ -249,7 +278,12 @@ def _norm(states: Tensor) -> Tensor:
 
 @torch.no_grad()
 def read_out(
-    model: nn.Module, task: PictureImages, marks: Sequence[int], *, limit: int | None = None
+    model: nn.Module,
+    task: PictureImages,
+    marks: Sequence[int],
+    *,
+    limit: int | None = None,
+    class_ridge: float = _RIDGE,
 ) -> Trace:
     """Fit a linear readout of the state at each of some steps, and see what it recovers.
 
@@ -262,6 +296,8 @@ def read_out(
         task: Gives the images.
         marks: Steps to look at, ascending.
         limit: At most so many images to fit on, and so many held-out ones; all by default.
+        class_ridge: Penalty of the readout of classes; few images need a larger one for classes
+            than for pixels.
     """
     assert isinstance(model, Keeper)
     batches: list[Batch] = list(task.train_batches(torch.Generator().manual_seed(0)))
@@ -279,8 +315,10 @@ def read_out(
             steps = min(chunk, mark - step)
             state = model.rnn.evolve(state, steps=steps)[-1].clone()
             step += steps
-        told = _ridge(features(state).double(), count, wanted)
-        pixels, scores = told.split([held[0].numel(), 10], dim=1)
+        rows = features(state).double()
+        pixels, scores = _ridge(rows, count, wanted).split([held[0].numel(), 10], dim=1)
+        if class_ridge != _RIDGE:
+            scores = _ridge(rows, count, wanted[:, -10:], class_ridge)
         trace.accuracy[mark] = task.accuracy(scores, held_classes)
         truth = held.flatten(1).double()
         wrong = (pixels - truth).square().sum() / (truth - truth.mean(0)).square().sum()
@@ -289,7 +327,7 @@ def read_out(
     return trace
 
 
-def _ridge(x: Tensor, count: int, wanted: Tensor) -> Tensor:
+def _ridge(x: Tensor, count: int, wanted: Tensor, penalty: float = _RIDGE) -> Tensor:
     """Fit on the first ``count`` rows, answer for the others; the mean where nothing is left."""
     mean = wanted.mean(0)
     # Zero, infinite or not a number: nothing can be told from such a state.
@@ -304,28 +342,26 @@ def _ridge(x: Tensor, count: int, wanted: Tensor) -> Tensor:
     x = x / spread
     rows, wanted = x[:count], wanted - mean
     if x.shape[1] < count:
-        gram = rows.mT @ rows + _RIDGE * count * torch.eye(x.shape[1], dtype=x.dtype)
+        gram = rows.mT @ rows + penalty * count * torch.eye(x.shape[1], dtype=x.dtype)
         weights = torch.linalg.solve(gram, rows.mT @ wanted)
     else:  # the same by a smaller system
-        gram = rows @ rows.mT + _RIDGE * count * torch.eye(count, dtype=x.dtype)
+        gram = rows @ rows.mT + penalty * count * torch.eye(count, dtype=x.dtype)
         weights = rows.mT @ torch.linalg.solve(gram, wanted)
     told: Tensor = x[count:] @ weights + mean
     return told
 
 
-def report(learners: Sequence[Learner], after: Sequence[Tensor], traces: Sequence[Trace]) -> str:
-    """The final numbers as two tables.
+def table(results: Results) -> str:
+    """The final numbers.
 
     Args:
-        learners: The trained learners.
-        after: Norms of their states over time.
-        traces: What can be read from them.
+        results: What came of the run.
     """
-    last = max(traces[0].accuracy)
+    last = max(results.traces[0].accuracy)
     nets = [["", "parameters", "accuracy, trained", "singular values", "orthogonality error"]]
     nets[0].append("seconds")
     states = [["", f"read at step {last}", "pixels recovered", f"norm at step {last} / 0"]]
-    for learner, norm, trace in zip(learners, after, traces, strict=True):
+    for learner, norm, trace in zip(results.learners, results.after, results.traces, strict=True):
         history = learner.history
         values = conv_singular_values(learner.model.get_parameter("rnn.kernel").detach(), ndim=2)
         errors = history.orthogonality

@@ -10,46 +10,40 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from .convrnn import Trace
+from .convrnn import Results, Trace
 from .images import DigitImages
 from .models import Learner
 from .style import GREY, LINES, finish, new_figure
 
-__all__ = ["mosaic", "save_traces"]
+__all__ = ["draw", "mosaic"]
 
 _FLOOR, _CEILING = 1e-12, 1e12
 
 
-def save_traces(
-    path: Path,
-    task: DigitImages,
-    learners: Sequence[Learner],
-    before: Sequence[Tensor],
-    after: Sequence[Tensor],
-    traces: Sequence[Trace],
-) -> None:
+def draw(path: Path, results: Results) -> None:
     """Draw norms, accuracy of a linear readout, and the images it reads, into a PNG.
 
     Args:
         path: File to write.
-        task: Gives the true images.
-        learners: The learners.
-        before: Norm of the state at every step before training.
-        after: And after it.
-        traces: What can be read from the states after training.
+        results: What came of the run.
     """
+    task, learners, traces = results.task, results.learners, results.traces
     last = max(traces[0].accuracy)
     figure = new_figure(f"One look, then {last} steps without input, {task.title}", height=6.4)
     parts: Any = figure.subfigures(2, 1, height_ratios=(1.25, 1))
     top, bottom = parts
     axes = top.subplots(1, 3)
-    _norms(axes[0], learners, before, "Norm of the state, before training")
-    _norms(axes[1], learners, after, "Norm of the state, after training")
+    _norms(axes[0], learners, results.before, "Norm of the state, before training")
+    _norms(axes[1], learners, results.after, "Norm of the state, after training")
+    limits = [limit for panel in axes[:2] for limit in panel.get_ylim()]
+    for panel in axes[:2]:
+        panel.set_ylim(max(min(limits), _FLOOR), min(max(limits), _CEILING))
     for learner, trace, (colour, line) in zip(learners, traces, LINES, strict=False):
         told = [100 * value for value in trace.accuracy.values()]
         style = {"color": colour, "lw": 2, "marker": "o", "ms": 4, "label": learner.name}
         axes[2].plot(list(trace.accuracy), told, line, **style)
     axes[2].axhline(10, color=GREY, lw=1.2, ls=":")
+    axes[2].annotate("guessing", (0, 10), xytext=(2, 3), textcoords="offset points", color=GREY)
     axes[2].set_ylim(-2, 103)
     finish(axes[2], "Told by a linear readout", "step", "accuracy (%)")
     handles, labels = axes[2].get_legend_handles_labels()
@@ -63,7 +57,6 @@ def _norms(axes: Axes, learners: Sequence[Learner], norms: Sequence[Tensor], tit
         shown = values.nan_to_num(_CEILING, posinf=_CEILING).clamp(_FLOOR / 10, _CEILING * 10)
         axes.plot(shown, line, color=colour, lw=2, label=learner.name)
     axes.set_yscale("log")
-    axes.set_ylim(_FLOOR, _CEILING)
     finish(axes, title, "step", "")
 
 

@@ -11,16 +11,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..nn import certified_radius
-from .cli import add_run_options, aligned, one_thread, positive, positive_float
+from .checkpoint import settings_of
+from .cli import Number, Parser, add_common_options, add_validation, positive, positive_float
 from .conv_models import adam, lipschitz_bound, lipschitz_net, projunn, singular_values
+from .experiment import aligned, one_thread
 from .images import DigitImages
 from .models import Learner
 from .training import train
 
-__all__ = ["EPSILONS", "Robustness", "add_arguments", "attack", "report", "robustness", "run"]
+__all__ = [
+    "EPSILONS",
+    "Results",
+    "Robustness",
+    "add_arguments",
+    "attack",
+    "robustness",
+    "run",
+    "table",
+]
 
 EPSILONS = (0.1, 0.25, 0.5, 0.75, 1.0)
 _PLAIN_LR = 3e-3
+_WIDTH = Number("an even whole number of at least 2", int, 2, 2**20, multiple_of=2)
 
 
 @dataclass(frozen=True)
@@ -59,15 +71,36 @@ class Robustness:
         return sum(int(((self.radii > e) & ~held).sum()) for e, held in self.attacked.items())
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True)
+class Results:
+    """What came of a run.
+
+    Attributes:
+        task: What was trained on.
+        learners: The orthogonal network and the ordinary one.
+        held: What they hold against perturbations.
+        before: Singular values of their convolutions before training.
+        after: And after it.
+    """
+
+    task: DigitImages
+    learners: Sequence[Learner]
+    held: Sequence[Robustness]
+    before: Sequence[Sequence[Tensor]]
+    after: Sequence[Sequence[Tensor]]
+
+
+def add_arguments(parser: Parser, task: str) -> None:
     """Add the options of this experiment.
 
     Args:
         parser: Takes them.
+        task: Its name.
     """
-    add_run_options(parser, name="lipschitz", epochs=15)
+    add_common_options(parser, epochs=15)
+    add_validation(parser)
     add = parser.add_argument
-    add("--width", type=positive, default=8, help="channels of the first layer (default: 8)")
+    add("--width", type=_WIDTH, default=8, help="channels of the first layer (default: 8)")
     add("--rank", type=positive, default=8, help="rank of the updates (default: 8)")
     add(
         "--lr", type=positive_float, default=1e-2, help="rate of the orthogonal net (default: 0.01)"
@@ -77,8 +110,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--attack-steps", type=positive, default=30, help="gradient steps of PGD (default: 30)")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train both networks, certify and attack them, print a table and draw a picture.
+def run(args: argparse.Namespace) -> Results:
+    """Train both networks, certify and attack them.
 
     Args:
         args: As parsed with the options of :func:`add_arguments`.
@@ -95,14 +128,18 @@ def run(args: argparse.Namespace) -> None:
     images, classes = task.test_batch()
     before = [singular_values(learner.model, images) for learner in learners]
     with one_thread():
-        train(task, learners, epochs=args.epochs, seed=args.seed, quiet=args.quiet)
+        train(
+            task,
+            learners,
+            epochs=args.epochs,
+            seed=args.seed,
+            checkpoint=args.checkpoint,
+            settings=settings_of(args),
+            quiet=args.quiet,
+        )
         held = [robustness(x.model, images, classes, steps=args.attack_steps) for x in learners]
     after = [singular_values(learner.model, images) for learner in learners]
-
-    from .lipschitz_plots import save_robustness  # matplotlib takes a second to import
-
-    save_robustness(args.out, task, learners, held, before, after)
-    print(f"\n{report(learners, held)}\n\npicture: {args.out}")
+    return Results(task, learners, held, before, after)
 
 
 def robustness(model: nn.Module, images: Tensor, classes: Tensor, *, steps: int) -> Robustness:
@@ -167,17 +204,16 @@ def _margins(logits: Tensor, classes: Tensor) -> Tensor:
     return right - logits.scatter(1, classes.unsqueeze(1), -torch.inf).amax(1)
 
 
-def report(learners: Sequence[Learner], held: Sequence[Robustness]) -> str:
-    """The final numbers as two tables.
+def table(results: Results) -> str:
+    """The final numbers.
 
     Args:
-        learners: The trained learners.
-        held: What they hold.
+        results: What came of the run.
     """
     head = ["", "parameters", "accuracy", "Lipschitz bound", "seconds", "orthogonality error"]
     first = [[*head, "certified, yet fooled"]]
     second = [["accuracy at epsilon", "", *(f"{e:g}" for e in EPSILONS)]]
-    for learner, one in zip(learners, held, strict=True):
+    for learner, one in zip(results.learners, results.held, strict=True):
         history = learner.history
         errors = history.orthogonality
         first.append(

@@ -7,38 +7,26 @@ from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor
 
 from .conv_plots import share_limits, singular_values_panel
-from .images import DigitImages
-from .lipschitz import EPSILONS, Robustness
+from .lipschitz import EPSILONS, Results, Robustness
 from .models import Learner
 from .style import LINES, finish, new_figure
 
-__all__ = ["save_robustness"]
+__all__ = ["draw"]
 
 
-def save_robustness(
-    path: Path,
-    task: DigitImages,
-    learners: Sequence[Learner],
-    held: Sequence[Robustness],
-    before: Sequence[Sequence[Tensor]],
-    after: Sequence[Sequence[Tensor]],
-) -> None:
+def draw(path: Path, results: Results) -> None:
     """Draw certified accuracy, accuracy under attack and singular values into a PNG.
 
     Args:
         path: File to write.
-        task: The task the learners were trained on.
-        learners: The orthogonal learner and the ordinary one.
-        held: What they hold against perturbations.
-        before: Singular values of their convolutions before training.
-        after: And after it.
+        results: What came of the run.
     """
-    figure = new_figure(f"Certified robustness, {task.title}", width=14, height=4.6)
+    learners, before, after = results.learners, results.before, results.after
+    figure = new_figure(f"Certified robustness, {results.task.title}", width=14, height=4.6)
     axes = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
-    _accuracy(axes[0], learners, held)
+    _accuracy(axes[0], learners, results.held)
     for place, learner, one, last, (colour, _) in zip(
         axes[1:], learners, before, after, LINES, strict=False
     ):

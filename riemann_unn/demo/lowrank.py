@@ -6,8 +6,7 @@ import argparse
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from importlib import import_module
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from statistics import median
 
@@ -18,13 +17,16 @@ import riemann_unn as ru
 
 from ..init.low_rank.problem import Method
 from ..nn import LowRankLinear
-from .cli import add_run_options, aligned, one_thread, positive
+from .checkpoint import Parts, settings_of
+from .cli import Number, Parser, add_common_options, add_validation, positive
 from .conv_models import adam, projunn
+from .experiment import aligned, one_thread
 from .images import DigitImages
 from .models import Learner
+from .progress import Progress
 from .training import train
 
-__all__ = ["METHODS", "RANKS", "STARTS", "Results", "add_arguments", "report", "run"]
+__all__ = ["METHODS", "RANKS", "STARTS", "Results", "add_arguments", "run", "table"]
 
 RANKS = (32, 8, 4, 2)
 METHODS: dict[str, tuple[Method, bool]] = {  # how factors are chosen, and whether from images
@@ -37,6 +39,8 @@ STARTS = ("random", "spectral", "function")
 _WIDTH = 256
 _HIDDEN = ("first", "middle")  # the layers that are of low rank in training from scratch
 _LONGER = 3  # times as many epochs for the net that is compressed
+_MOST = 64 * _WIDTH // (64 + _WIDTH + 1)  # more would save no parameter
+_RANK = Number(f"a whole number from 1 to {_MOST}, for more would save nothing", int, 1, _MOST)
 _LR = 1e-2  # from scratch; the best of 2e-3, 5e-3 and 1e-2 for every start, with --validation
 
 
@@ -45,6 +49,8 @@ class Results:
     """What was measured; every list is over seeds.
 
     Attributes:
+        title: Of the task.
+        rank: Of training from scratch.
         dense: Accuracy of the net that is compressed.
         accuracy: By method and rank, its accuracy with one layer replaced, without training.
         error: Relative error of that layer's function on held-out images.
@@ -52,55 +58,72 @@ class Results:
         off: Orthogonality error after every step, orthonormal factors only.
     """
 
+    title: str
+    rank: int
     dense: list[float] = field(default_factory=list)
     accuracy: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     error: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     trained: dict[tuple[str, str], list[list[float]]] = field(default_factory=dict)
     off: list[float] = field(default_factory=list)
 
+    def add(self, other: Results) -> None:
+        """Take the seeds of other results.
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+        Args:
+            other: Of the same task.
+        """
+        self.dense += other.dense
+        self.off += other.off
+        for key, values in other.accuracy.items():
+            self.accuracy.setdefault(key, []).extend(values)
+        for key, values in other.error.items():
+            self.error.setdefault(key, []).extend(values)
+        for start, curves in other.trained.items():
+            self.trained.setdefault(start, []).extend(curves)
+
+
+def add_arguments(parser: Parser, task: str) -> None:
     """Add the options of this experiment.
 
     Args:
         parser: Takes them.
+        task: Its name.
     """
-    add_run_options(parser, name="lowrank", epochs=10)
+    add_common_options(parser, epochs=10)
+    add_validation(parser)
     add = parser.add_argument
     add("--seeds", type=positive, default=3, help="number of seeds, from --seed on (default: 3)")
-    add("--rank", type=_trainable, default=8, help="rank in training from scratch (default: 8)")
+    add("--rank", type=_RANK, default=8, help="rank in training from scratch (default: 8)")
 
 
-def _trainable(text: str) -> int:
-    value, most = positive(text), 64 * _WIDTH // (64 + _WIDTH + 1)
-    if value > most:
-        raise argparse.ArgumentTypeError(f"{value} would save no parameter; {most} is the most")
-    return value
-
-
-def run(args: argparse.Namespace) -> None:
-    """Compress a trained net, train low-rank nets from scratch, print tables and draw a picture.
+def run(args: argparse.Namespace) -> Results:
+    """Compress a trained net, and train low-rank nets from scratch.
 
     Args:
         args: As parsed with the options of :func:`add_arguments`.
     """
     task = DigitImages(validation=args.validation, standardized=True, batch_size=64)
     print(f"Low rank that keeps the function of a layer: {task.title}")
-    results = Results()
-    runs = args.seeds * (1 + len(RANKS) * len(METHODS) + 2 * len(STARTS))
+    parts = Parts(args.checkpoint, settings_of(args))
+    seeds = {f"seed {seed}": seed for seed in range(args.seed, args.seed + args.seeds)}
+    runs = 1 + len(RANKS) * len(METHODS) + 2 * len(STARTS)
+    done = runs * sum(name in parts for name in seeds)
     with (
         one_thread(),
-        import_module("tqdm").tqdm(total=runs, disable=args.quiet, unit="run") as bar,
+        Progress(runs * len(seeds), unit="run", done=done, quiet=args.quiet) as progress,
     ):
-        for seed in range(args.seed, args.seed + args.seeds):
-            for what in _one_seed(results, task, seed, args.rank, args.epochs):
-                bar.set_description(f"seed {seed}, {what}")
-                bar.update()
-
-    from .lowrank_plots import save_low_rank  # matplotlib takes a second to import
-
-    save_low_rank(args.out, task, results, args.rank)
-    print(f"\n{report(results, args.rank)}\n\npicture: {args.out}")
+        for name, seed in seeds.items():
+            if name not in parts:
+                one = Results(task.title, args.rank)
+                for what in _one_seed(one, task, seed, args.rank, args.epochs):
+                    progress.begin(f"{name}, {what}")
+                    progress.advance()
+                    progress.end("done")
+                parts.put(name, asdict(one))
+    results = Results(task.title, args.rank)
+    for name in seeds:
+        results.add(Results(**parts[name]))
+    return results
 
 
 def _one_seed(
@@ -148,6 +171,7 @@ def _learner(seed: int, rank: int, start: str, factors: str, epochs: int) -> Lea
             draw="kaiming_normal",
             orthonormal=orthonormal,
             seed=seed,
+            progress=False,
         )
     if orthonormal:
         return projunn(start, net, lr=_LR, rank=rank, epochs=epochs)
@@ -172,6 +196,7 @@ def _compress(results: Results, task: DigitImages, net: nn.Module) -> Iterator[s
                 layers="middle",
                 method=method,
                 calibration=calibration if calibrated else None,
+                progress=False,
             )
             off = (low[3:5](inputs) - target).square().sum() / target.square().sum()
             results.error.setdefault((name, rank), []).append(off.item())
@@ -180,12 +205,11 @@ def _compress(results: Results, task: DigitImages, net: nn.Module) -> Iterator[s
             yield f"{name}, rank {rank}"
 
 
-def report(results: Results, rank: int) -> str:
-    """The final numbers as aligned plain text.
+def table(results: Results) -> str:
+    """The final numbers.
 
     Args:
         results: What was measured.
-        rank: Of training from scratch.
     """
     seeds, (first, *_, last) = len(results.dense), METHODS
     over = f"median of {seeds} seeds" if seeds > 1 else "one seed"
@@ -204,15 +228,15 @@ def report(results: Results, rank: int) -> str:
     epochs = len(next(iter(results.trained.values()))[0])
     marks = sorted({1, min(3, epochs), epochs})
     head = ["start, factors", *(f"epoch {mark}" for mark in marks), "range over seeds"]
-    table = [head]
+    rows_of_starts = [head]
     for factors, start in product(("plain", "orthonormal"), STARTS):
         curves = results.trained[factors, start]
         ends = [curve[-1] for curve in curves]
         row = [f"{start}, {factors}", *(f"{median(c[m - 1] for c in curves):.1%}" for m in marks)]
-        table.append([*row, f"{min(ends):.1%} to {max(ends):.1%}"])
+        rows_of_starts.append([*row, f"{min(ends):.1%} to {max(ends):.1%}"])
     trained = (
-        f"Both hidden layers trained from scratch at rank {rank}: accuracy, {over}; plain factors "
-        f"by Adam,\northonormal ones by ProjUNN-T on Adam (orthogonality error at most "
+        f"Both hidden layers trained from scratch at rank {results.rank}: accuracy, {over}; plain "
+        f"factors by Adam,\northonormal ones by ProjUNN-T on Adam (orthogonality error at most "
         f"{max(results.off):.1e})"
     )
-    return f"{compressed}\n\n{aligned([*rows, worst])}\n\n{trained}\n\n{aligned(table)}"
+    return f"{compressed}\n\n{aligned([*rows, worst])}\n\n{trained}\n\n{aligned(rows_of_starts)}"

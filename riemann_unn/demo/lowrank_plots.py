@@ -8,31 +8,31 @@ from statistics import median
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .images import DigitImages
 from .lowrank import METHODS, RANKS, STARTS, Results
 from .style import BLUE, GREEN, GREY, INK, VERMILION, finish, new_figure
 
-__all__ = ["save_low_rank"]
+__all__ = ["draw"]
 
-_METHOD_LINES = ((GREY, "--"), (VERMILION, ":"), (GREEN, "-."), (BLUE, "-"))
+# The third lies under the fourth: it is drawn wider, and seen on both sides of it.
+_METHOD_LINES = ((GREY, "--", 2), (VERMILION, ":", 2), (GREEN, "-", 5), (BLUE, "-", 2))
 _START_LINES = ((VERMILION, "-."), (GREY, "--"), (BLUE, "-"))
 
 
-def save_low_rank(path: Path, task: DigitImages, results: Results, rank: int) -> None:
+def draw(path: Path, results: Results) -> None:
     """Draw accuracy and error by rank, and accuracy by epoch from every start, into a PNG.
 
     Args:
         path: File to write.
-        task: The task, for the title.
         results: What was measured.
-        rank: Of training from scratch.
     """
-    figure = new_figure(f"Low rank that keeps the function of a layer, {task.title}")
+    figure = new_figure(f"Low rank that keeps the function of a layer, {results.title}")
     axes = figure.subplots(2, 2)
     _by_rank(axes[0, 0], axes[0, 1], results)
     for place, factors in zip(axes[1], ("plain", "orthonormal"), strict=True):
         by = "Adam" if factors == "plain" else "ProjUNN-T"
-        _by_epoch(place, results, factors, f"Trained at rank {rank}: {factors} factors, {by}")
+        _by_epoch(
+            place, results, factors, f"Trained at rank {results.rank}: {factors} factors, {by}"
+        )
     low = min(place.get_ylim()[0] for place in axes[1])
     for place in axes[1]:
         place.set_ylim(low, 102)
@@ -40,11 +40,13 @@ def save_low_rank(path: Path, task: DigitImages, results: Results, rank: int) ->
 
 
 def _by_rank(accuracy: Axes, error: Axes, results: Results) -> None:
-    for name, (colour, line) in zip(METHODS, _METHOD_LINES, strict=True):
+    for name, (colour, line, width) in zip(METHODS, _METHOD_LINES, strict=True):
         right = [100 * median(results.accuracy[name, rank]) for rank in RANKS]
         off = [median(results.error[name, rank]) for rank in RANKS]
         for place, values in ((accuracy, right), (error, off)):
-            place.plot(RANKS, values, line, color=colour, lw=2, marker="o", ms=4, label=name)
+            place.plot(
+                RANKS, values, line, color=colour, lw=width, marker="o", ms=2 + width, label=name
+            )
     dense = 100 * median(results.dense)
     accuracy.axhline(dense, color=INK, lw=1, label="full rank")
     error.set_yscale("log")

@@ -72,6 +72,7 @@ class History:
         test_loss: Held-out loss after every epoch.
         test_accuracy: Held-out accuracy after every epoch.
         seconds: Training time of every epoch.
+        watched: What the learner's monitor recorded in every epoch; empty without one.
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -79,6 +80,7 @@ class History:
     test_loss: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    watched: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass
@@ -91,6 +93,7 @@ class Learner:
         optimizer: Its optimizer.
         scheduler: Its learning rate schedule, stepped once an epoch.
         history: What was measured so far.
+        monitor: Watches one parameter once an epoch, if there is one.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     history: History = field(default_factory=History)
+    monitor: ru.Monitor | None = None
 
     @property
     def parameters(self) -> int:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from importlib import import_module
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from statistics import median
 
 import torch
@@ -20,13 +19,17 @@ from torch import Tensor, nn
 import riemann_unn as ru
 
 from ..graph import trace
-from .cli import add_output_options, aligned, one_thread, positive, positive_float
+from .checkpoint import Parts, settings_of
+from .cli import Number, Parser, add_common_options, positive
+from .experiment import aligned, one_thread
+from .progress import Progress
 from .tasks import Digits
 
-__all__ = ["Run", "add_arguments", "badly_scale_", "cnn", "mlp", "run", "table", "train_runs"]
+__all__ = ["Case", "Results", "Run", "add_arguments", "badly_scale_", "cnn", "mlp", "run", "table"]
 
 _GOAL = 0.9
 _BATCH = 32
+_SPREAD = Number("a positive number of at most 10", float, 0, 10, above=True)
 _TESTS = 5  # times an epoch
 _RATES = {"SGD": 0.1, "Adam": 3e-3}
 _INITIALISATIONS = ("default", "badly scaled")
@@ -93,6 +96,34 @@ class Run:
         return next(reached, math.inf) / _TESTS
 
 
+Case = tuple[tuple[str, str, str], list[Run], list[Run]]
+"""Model, initialisation and optimizer, the runs without conditioning, and those with it."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What came of all runs.
+
+    Attributes:
+        runs: All of them.
+        per_epoch: How many accuracies a run has for each epoch.
+    """
+
+    runs: Sequence[Run]
+    per_epoch: int = _TESTS
+
+    @property
+    def cases(self) -> list[Case]:
+        """The runs by what they have in common."""
+        names = dict.fromkeys((r.model, r.start, r.optimizer) for r in self.runs)
+        found = []
+        for name in names:
+            same = [r for r in self.runs if (r.model, r.start, r.optimizer) == name]
+            with_ = [r for r in same if r.conditioned]
+            found.append((name, [r for r in same if not r.conditioned], with_))
+        return found
+
+
 def badly_scale_(model: nn.Module, *, spread: float, seed: int, example: Tensor) -> None:
     """Multiply every hidden channel by a random number, without changing the function, in place.
 
@@ -142,95 +173,81 @@ def _train(
         tick()
 
 
-def train_runs(*, seeds: int, epochs: int, spread: float, quiet: bool = False) -> list[Run]:
-    """Train every combination of model, initialisation, optimizer, conditioning and seed.
-
-    Args:
-        seeds: how many seeds.
-        epochs: passes over the training images.
-        spread: of the bad scales, in powers of ten.
-        quiet: show no progress bar.
-    """
-    data = Digits().split
-    runs = [
-        Run(model, start, optimizer, conditioned, seed)
-        for model in _MODELS
-        for start in _INITIALISATIONS
-        for optimizer in _RATES
-        for conditioned in (False, True)
-        for seed in range(seeds)
-    ]
-    tqdm = import_module("tqdm").tqdm
-    with tqdm(total=len(runs) * epochs, disable=quiet, unit="epoch") as bar:
-        for one in runs:
-            bar.set_description(f"{one.model}, {one.start}, {one.optimizer}, seed {one.seed}")
-            _train(one, epochs, spread, data, bar.update)
-    return runs
-
-
-def _cases(runs: list[Run]) -> list[tuple[tuple[str, str, str], list[Run], list[Run]]]:
-    """The runs of each case: without, and with conditioning."""
-    names = dict.fromkeys((r.model, r.start, r.optimizer) for r in runs)
-    found = []
-    for name in names:
-        same = [r for r in runs if (r.model, r.start, r.optimizer) == name]
-        found.append(
-            (name, [r for r in same if not r.conditioned], [r for r in same if r.conditioned])
-        )
-    return found
-
-
 def _shown(epochs: float) -> str:
     return f"{epochs:.1f}" if math.isfinite(epochs) else "never"
 
 
-def table(runs: list[Run]) -> str:
-    """Epochs to 90 % and final accuracy, medians over the seeds, as aligned plain text.
+def table(results: Results) -> str:
+    """Epochs to 90 % and final accuracy, medians over the seeds.
 
     Args:
-        runs: what :func:`train_runs` returned.
+        results: What came of all runs.
     """
     rows = [["", "epochs to 90 %", "conditioned", "final accuracy", "conditioned"]]
-    for (model, start, optimizer), without, with_ in _cases(runs):
+    for (model, start, optimizer), without, with_ in results.cases:
         row = [f"{model}, {start}, {optimizer}"]
         row += [_shown(median(r.epochs for r in group)) for group in (without, with_)]
         row += [f"{median(r.accuracy[-1] for r in group):.1%}" for group in (without, with_)]
         rows.append(row)
-    change = max(r.change for r in runs)
+    change = max(r.change for r in results.runs)
     return (
         f"{aligned(rows)}\n\n"
         f"conditioning changed the networks' outputs by at most {change:.1e}, relatively"
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this demo.
+def add_arguments(parser: Parser, task: str) -> None:
+    """Add the options of this experiment.
 
     Args:
-        parser: where to add them.
+        parser: Takes them.
+        task: Its name.
     """
-    add_output_options(parser, name="rescale", epochs=8)
-    parser.add_argument("--seeds", type=positive, default=5, help="runs of each case (default: 5)")
-    parser.add_argument(
+    add_common_options(parser, epochs=8)
+    add = parser.add_argument
+    add("--seeds", type=positive, default=5, help="runs of each case, from --seed on (default: 5)")
+    add(
         "--spread",
-        type=positive_float,
+        type=_SPREAD,
         default=1.5,
         help="of the bad scales, in powers of ten (default: 1.5)",
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train, draw the curves and print the table.
+def run(args: argparse.Namespace) -> Results:
+    """Train every combination of model, initialisation, optimizer, conditioning and seed.
 
     Args:
-        args: with the attributes that :func:`add_arguments` adds.
+        args: As parsed with the options of :func:`add_arguments`.
     """
-    with one_thread():
-        runs = train_runs(
-            seeds=args.seeds, epochs=args.epochs, spread=args.spread, quiet=args.quiet
-        )
-
-    from .rescale_plots import save_curves  # matplotlib takes a second to import
-
-    save_curves(args.out, _cases(runs), per_epoch=_TESTS)
-    print(f"{table(runs)}\n\npicture: {args.out}")
+    task = Digits()
+    count = len(task.split[3])
+    print(
+        f"The same functions of digits in weights that train well and badly ({count} test images)"
+    )
+    runs = [
+        Run(model, start, optimizer, conditioned, seed)
+        for model in _MODELS
+        for start in _INITIALISATIONS
+        for optimizer in _RATES
+        for conditioned in (False, True)
+        for seed in range(args.seed, args.seed + args.seeds)
+    ]
+    parts = Parts(args.checkpoint, settings_of(args))
+    names = [
+        f"{one.model}, {one.start}, {one.optimizer}, "
+        f"{'' if one.conditioned else 'not '}conditioned, seed {one.seed}"
+        for one in runs
+    ]
+    total, done = len(runs) * args.epochs, args.epochs * sum(name in parts for name in names)
+    with (
+        one_thread(),
+        Progress(total, unit="epoch", done=done, quiet=args.quiet) as progress,
+    ):
+        for name, one in zip(names, runs, strict=True):
+            if name not in parts:
+                progress.begin(name)
+                _train(one, args.epochs, args.spread, task.split, progress.advance)
+                progress.end(f"{one.accuracy[0]:.1%} to {one.accuracy[-1]:.1%}")
+                parts.put(name, asdict(one))
+    return Results([Run(**parts[name]) for name in names])

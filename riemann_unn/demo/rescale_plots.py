@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from .rescale import Results, Run
 from .style import BLUE, GREY, finish, new_figure
 
-if TYPE_CHECKING:
-    from .rescale import Run
-
-    Case = tuple[tuple[str, str, str], list[Run], list[Run]]
-
-__all__ = ["save_curves"]
+__all__ = ["draw"]
 
 _STYLES = ((GREY, "--", "as initialised"), (BLUE, "-", "path-conditioned"))
 
 
-def save_curves(path: Path, cases: list[Case], *, per_epoch: int) -> None:
+def draw(path: Path, results: Results) -> None:
     """Draw one panel for each case: median and range over the seeds.
 
     Args:
         path: PNG file to write.
-        per_epoch: how many accuracies a run has for each epoch.
-        cases: model, initialisation and optimizer, the runs without conditioning, those with it.
+        results: What came of all runs.
     """
+    cases, per_epoch = results.cases, results.per_epoch
     columns = len({name[:2] for name, _, _ in cases})
     rows = max(1, len(cases) // columns)
     title = "Handwritten digits: the same functions, in weights that train well and badly"

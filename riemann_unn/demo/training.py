@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 
 import torch
 
+from .checkpoint import CheckpointError, Settings, load, save
 from .models import History, Learner
+from .progress import Progress
 from .tasks import Task
 
 __all__ = ["CheckpointError", "Settings", "train"]
-
-Settings = Mapping[str, "int | float | str | bool"]
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint file cannot continue this run."""
 
 
 def train(
@@ -47,7 +40,7 @@ def train(
         seed: Seed of the batches.
         checkpoint: File to resume from and to save each epoch to.
         settings: What the run depends on; a checkpoint with other settings is refused.
-        quiet: Show no progress bar.
+        quiet: Do not show how far it is.
 
     Raises:
         CheckpointError: If the file is no checkpoint of a run with these settings.
@@ -59,11 +52,10 @@ def train(
         done = _load(checkpoint, learners, generator, settings)
 
     inputs, targets = task.test_batch()
-    tqdm = import_module("tqdm").tqdm
     total = task.batches_per_epoch
-    with tqdm(total=epochs * total, initial=done * total, disable=quiet, unit="batch") as bar:
+    with Progress(epochs * total, unit="batch", done=done * total, quiet=quiet) as progress:
         for epoch in range(done, epochs):
-            bar.set_description(f"epoch {epoch + 1}/{epochs}")
+            progress.begin(f"epoch {epoch + 1}/{epochs}")
             seconds = dict.fromkeys((learner.name for learner in learners), 0.0)
             for batch in task.train_batches(generator):
                 for learner in learners:
@@ -74,15 +66,17 @@ def train(
                     error = learner.orthogonality_error()
                     if error is not None:
                         learner.history.orthogonality.append(error)
-                bar.set_postfix_str(_progress(learners), refresh=False)
-                bar.update()
+                progress.advance(_progress(learners))
             for learner in learners:
                 learner.scheduler.step()
                 loss, accuracy = learner.evaluate(task, inputs, targets)
                 learner.history.test_loss.append(loss)
                 learner.history.test_accuracy.append(accuracy)
                 learner.history.seconds.append(seconds[learner.name])
-            bar.set_postfix_str(_progress(learners))
+                if learner.monitor is not None:
+                    (entries,) = learner.monitor.history.values()
+                    learner.history.watched.append(entries[-1])
+            progress.end(_progress(learners))
             if checkpoint is not None:
                 _save(checkpoint, learners, generator, settings, epoch + 1)
 
@@ -108,7 +102,6 @@ def _save(
     epoch: int,
 ) -> None:
     state = {
-        "settings": dict(settings),
         "epoch": epoch,
         "batches": generator.get_state(),
         "rng": torch.get_rng_state(),
@@ -122,38 +115,16 @@ def _save(
             for learner in learners
         },
     }
-    # Written aside and moved into place, so that an interruption leaves the last whole checkpoint.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    save(path, settings, state)
 
 
 def _load(
     path: Path, learners: Sequence[Learner], generator: torch.Generator, settings: Settings
 ) -> int:
     """Put everything back and return the number of epochs done."""
-    try:
-        state = torch.load(path, weights_only=True)
-        saved, parts = state["settings"], state["learners"]
-    except Exception as error:  # torch.load raises many types, depending on what the file is
-        raise CheckpointError(
-            f"{path} is not a checkpoint of this demo ({error}): name another file, or remove it"
-        ) from error
-    if saved != dict(settings):
-        keys = sorted(saved.keys() | settings.keys())
-        changed = [k for k in keys if saved.get(k) != settings.get(k)]
-        shown = ", ".join(f"{k}: {saved.get(k)} there, {settings.get(k)} now" for k in changed)
-        raise CheckpointError(
-            f"{path} was made with other settings ({shown}): "
-            "give the same ones, name another file, or remove it"
-        )
+    state = load(path, settings, "learners")
     for learner in learners:
-        part = parts[learner.name]
+        part = state["learners"][learner.name]
         learner.model.load_state_dict(part["model"])
         learner.optimizer.load_state_dict(part["optimizer"])
         learner.scheduler.load_state_dict(part["scheduler"])

@@ -11,10 +11,9 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from importlib import import_module
+from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +22,13 @@ from torch.nn import functional
 import riemann_unn as ru
 
 from ..init.warm_start import Method
-from .cli import add_run_options, aligned, one_thread, positive, positive_float
+from .checkpoint import Parts, settings_of
+from .cli import Parser, add_common_options, add_validation, positive, positive_float
+from .experiment import aligned, one_thread
 from .images import DigitImages
+from .progress import Progress
 
-__all__ = ["NETS", "STARTS", "Net", "Start", "Trial", "add_arguments", "run", "run_trial", "table"]
+__all__ = ["NETS", "STARTS", "Net", "Results", "Start", "Trial", "add_arguments", "run", "table"]
 
 STARTS = ("random", "polar", "lie", "procrustes")
 TARGET = 0.93
@@ -136,50 +138,47 @@ class Trial:
     starts: list[Start]
 
 
-def run_trial(
-    net: Net,
-    task: DigitImages,
-    *,
-    epochs: int,
-    lr: float,
-    rank: int,
-    seed: int,
-    quiet: bool = False,
-) -> Trial:
-    """Train a net freely, convert it by each method, and train each conversion.
+@dataclass(frozen=True)
+class Results:
+    """What came of a run.
 
-    Args:
-        net: which.
-        task: gives the images.
-        epochs: epochs of the training on the manifold.
-        lr: learning rate of both.
-        rank: rank of ProjUNN-T.
-        seed: of weights and batches.
-        quiet: show no progress bar.
+    Attributes:
+        task: What was trained on.
+        trials: Of every net and seed.
     """
+
+    task: DigitImages
+    trials: Sequence[Trial]
+
+
+def _trial(
+    net: Net, task: DigitImages, args: argparse.Namespace, seed: int, progress: Progress
+) -> Trial:
+    """Train a net freely, convert it by each method, and train each conversion."""
+    epochs, lr, rank = args.epochs, args.lr, args.rank
     images, targets = task.test_batch()
     batches = [x for x, _ in task.train_batches(_generator(seed + 1))][:_CALIBRATION]
     torch.manual_seed(seed)
     model = net.build()
-    tqdm = import_module("tqdm").tqdm
-    total = (net.epochs + epochs * len(STARTS)) * task.batches_per_epoch
-    with tqdm(total=total, disable=quiet, unit="batch", desc=f"{net.title}, seed {seed}") as bar:
-        adam = torch.optim.Adam(model.parameters(), lr=lr)
-        free = _train(model, adam, task, net.epochs, seed, bar)[-1]
-        wanted = _logits(model, images)
-        starts = []
-        for name in STARTS:
-            bar.set_postfix_str(name)
-            start = Start(name)
-            tagged, start.seconds = _begin(model, net, name, batches, seed)
-            logits = _logits(tagged, images)
-            start.function_error = float((logits - wanted).norm() / wanted.norm())
-            start.accuracy.append(task.accuracy(logits, targets))
-            optimizer = ru.optim.ProjUNNT(
-                tagged.parameters(), lr=lr, rank=rank, base=torch.optim.Adam, seed=seed
-            )
-            start.accuracy += _train(tagged, optimizer, task, epochs, seed + 2, bar)
-            starts.append(start)
+    adam = torch.optim.Adam(model.parameters(), lr=lr)
+    progress.begin(f"{net.title}, seed {seed}, free")
+    free = _train(model, adam, task, net.epochs, seed, progress)[-1]
+    progress.end(f"{free:.1%}")
+    wanted = _logits(model, images)
+    starts = []
+    for name in STARTS:
+        progress.begin(f"{net.title}, seed {seed}, {name}")
+        start = Start(name)
+        tagged, start.seconds = _begin(model, net, name, batches, seed)
+        logits = _logits(tagged, images)
+        start.function_error = float((logits - wanted).norm() / wanted.norm())
+        start.accuracy.append(task.accuracy(logits, targets))
+        optimizer = ru.optim.ProjUNNT(
+            tagged.parameters(), lr=lr, rank=rank, base=torch.optim.Adam, seed=seed
+        )
+        start.accuracy += _train(tagged, optimizer, task, epochs, seed + 2, progress)
+        starts.append(start)
+        progress.end(f"{start.accuracy[0]:.1%} to {start.accuracy[-1]:.1%}")
     return Trial(net, free, starts)
 
 
@@ -214,7 +213,7 @@ def _train(
     task: DigitImages,
     epochs: int,
     seed: int,
-    bar: Any,
+    progress: Progress,
 ) -> list[float]:
     """Train, and return the held-out accuracy after every epoch."""
     generator, (images, targets) = _generator(seed), task.test_batch()
@@ -225,7 +224,7 @@ def _train(
             optimizer.zero_grad()
             task.loss(model(inputs), classes).backward()
             optimizer.step()
-            bar.update()
+            progress.advance()
         accuracy.append(task.accuracy(_logits(model, images), targets))
     return accuracy
 
@@ -237,12 +236,13 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def table(trials: Sequence[Trial]) -> str:
-    """The final numbers, medians over the seeds, and both function errors seed by seed, as text.
+def table(results: Results) -> str:
+    """The final numbers, medians over the seeds, and both function errors seed by seed.
 
     Args:
-        trials: the finished trials.
+        results: What came of the run.
     """
+    trials = results.trials
     head = ["", f"epochs to {TARGET:.0%}", "accuracy before training", "after", "function error"]
     rows = [[*head, "seconds to convert"]]
     notes = []
@@ -274,43 +274,48 @@ def _function_error(trial: Trial, name: str) -> float:
     return trial.starts[STARTS.index(name)].function_error
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this demo.
+def add_arguments(parser: Parser, task: str) -> None:
+    """Add the options of this experiment.
 
     Args:
-        parser: where to add them.
+        parser: Takes them.
+        task: Its name.
     """
-    add_run_options(parser, name="warmstart", epochs=12)
+    add_common_options(parser, epochs=12)
+    add_validation(parser)
     add = parser.add_argument
     add("--seeds", type=positive, default=1, help="runs of each net, from --seed on (default: 1)")
     add("--lr", type=positive_float, default=1e-3, help="learning rate (default: 1e-3)")
     add("--rank", type=positive, default=4, help="rank of ProjUNN-T (default: 4)")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train both nets from every start, print the table and draw the picture.
+def run(args: argparse.Namespace) -> Results:
+    """Train both nets from every start.
 
     Args:
-        args: with the attributes that :func:`add_arguments` adds.
+        args: As parsed with the options of :func:`add_arguments`.
     """
     task = DigitImages(validation=args.validation, standardized=True)
     print(f"{task.title[0].upper()}{task.title[1:]}")
-    with one_thread():
-        trials = [
-            run_trial(
-                net,
-                task,
-                epochs=args.epochs,
-                lr=args.lr,
-                rank=args.rank,
-                seed=args.seed + i,
-                quiet=args.quiet,
-            )
-            for net in NETS
-            for i in range(args.seeds)
-        ]
-
-    from .warmstart_plots import save_starts  # matplotlib takes a second to import
-
-    save_starts(args.out, task, trials)
-    print(f"\n{table(trials)}\n\npicture: {args.out}")
+    parts = Parts(args.checkpoint, settings_of(args))
+    cases = [(net, args.seed + i) for net in NETS for i in range(args.seeds)]
+    units = {
+        f"{net.title}, seed {seed}": (net.epochs + args.epochs * len(STARTS))
+        * task.batches_per_epoch
+        for net, seed in cases
+    }
+    done = sum(units[name] for name in units if name in parts)
+    with (
+        one_thread(),
+        Progress(sum(units.values()), unit="batch", done=done, quiet=args.quiet) as progress,
+    ):
+        for (net, seed), name in zip(cases, units, strict=True):
+            if name not in parts:
+                trial = _trial(net, task, args, seed, progress)
+                starts = [asdict(start) for start in trial.starts]
+                parts.put(name, {"free": trial.free, "starts": starts})
+    trials = [
+        Trial(net, parts[name]["free"], [Start(**start) for start in parts[name]["starts"]])
+        for (net, _), name in zip(cases, units, strict=True)
+    ]
+    return Results(task, trials)

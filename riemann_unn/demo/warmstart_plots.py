@@ -4,34 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from .images import DigitImages
 from .style import BLUE, GREEN, GREY, INK, VERMILION, finish, new_figure
+from .warmstart import Results, Trial
 
-if TYPE_CHECKING:
-    from .warmstart import Trial
+__all__ = ["draw"]
 
-__all__ = ["save_starts"]
-
-_STYLES = ((GREY, ":", "s"), (BLUE, "-", "o"), (VERMILION, "--", "x"), (GREEN, "-.", "D"))
+# The third lies on the second, which is drawn wider for it.
+_STYLES = (
+    (GREY, ":", "s", 2),
+    (BLUE, "-", "o", 6),
+    (VERMILION, "--", "x", 2),
+    (GREEN, "-.", "D", 2),
+)
 _TICKS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
-def save_starts(path: Path, task: DigitImages, trials: Sequence[Trial]) -> None:
+def draw(path: Path, results: Results) -> None:
     """Draw one panel for each net: the median and the range over seeds from every start.
 
     Args:
         path: PNG file to write.
-        task: gives the title.
-        trials: the finished trials.
+        results: What came of the run.
     """
+    trials = results.trials
     nets = list(dict.fromkeys(trial.net.title for trial in trials))
-    figure = new_figure(f"Warm start on {task.title}", width=5.6 * len(nets), height=5.4)
+    figure = new_figure(f"Warm start on {results.task.title}", width=5.6 * len(nets), height=5.4)
     panels = figure.subplots(1, len(nets), squeeze=False, sharey=True)[0]
     for panel, net in zip(panels, nets, strict=True):
         _panel(panel, [trial for trial in trials if trial.net.title == net])
@@ -43,7 +45,7 @@ def save_starts(path: Path, task: DigitImages, trials: Sequence[Trial]) -> None:
 
 
 def _panel(panel: Axes, trials: Sequence[Trial]) -> None:
-    for i, (colour, line, marker) in enumerate(_STYLES):
+    for i, (colour, line, marker, width) in enumerate(_STYLES):
         starts = [trial.starts[i] for trial in trials]
         curves = torch.tensor([start.accuracy for start in starts], dtype=torch.float64)
         curves = curves.clamp(0.02, 0.995)  # a logit scale has no ends
@@ -54,8 +56,8 @@ def _panel(panel: Axes, trials: Sequence[Trial]) -> None:
             line,
             color=colour,
             marker=marker,
-            lw=2,
-            ms=5,
+            lw=width,
+            ms=3 + width,
             label=starts[0].name,
         )
         if len(starts) > 1:
