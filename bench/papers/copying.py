@@ -42,9 +42,9 @@ Henaff's angles and modReLU with thresholds of 0, a linear readout fitted by lea
 every symbol after 1,000 steps. Training has to find that readout, and must not spoil what is
 there. So the readout takes 3e-2, while weights that act at every step move slowly: input weights
 and thresholds at 2.2e-4, the recurrence at 6.7e-6. Thresholds start at 0, since over 1,000 steps
-even those of 0.01 wear the state down or blow it up, and input weights are 8 times those of
-`nn.RNN`, which gives states the size of 1 that the readout's rate is made for. The second row has
-none of that."""
+even those of 0.01 decide how large a state is, and input weights are 8 times those of `nn.RNN`,
+which gives states of about 1 that the readout's rate is made for. The second row has none of
+that."""
 _OURS = "orthogonal, modReLU"
 _SHORTER = 5  # times fewer iterations for the unconstrained RNN, which does not learn it
 _ASKED = (200, 0.95, 1500)  # iterations to the loss without memory, recall, iterations to that

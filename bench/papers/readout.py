@@ -18,6 +18,7 @@ __all__ = ["READOUT", "readout", "readout_runs", "readout_table", "train_or_read
 
 READOUT = "readout"
 _SYMBOLS = 10
+_RIDGE = 1.0  # beside as many squares as there are states to fit
 
 
 def readout_runs(
@@ -36,7 +37,14 @@ def readout_runs(
     return [
         Run(
             f"{READOUT}, {name}",
-            {"measure": READOUT, "task": task, "hidden": hidden, "seed": 0, **recipe},
+            {
+                "measure": READOUT,
+                "ridge": _RIDGE,
+                "task": task,
+                "hidden": hidden,
+                "seed": 0,
+                **recipe,
+            },
             minutes=plan.pick(0.01, 0.2),
         )
         for name, recipe in recipes.items()
@@ -50,7 +58,7 @@ def train_or_read(options: Options, place: Place) -> Result:
 
 @torch.no_grad()
 def readout(options: Options) -> Result:
-    """Fit a linear readout by least squares to one batch, and test it on another.
+    """Fit a linear readout by least squares, with a small ridge, to one batch, and test it.
 
     Args:
         options: Of a run that would train.
@@ -58,22 +66,27 @@ def readout(options: Options) -> Result:
     Returns:
         ``loss`` and ``score`` of the task; of copying, the score alone says something.
     """
-    options = DEFAULTS | options
+    options = DEFAULTS | {"ridge": _RIDGE} | options
     task = task_of(options)
     model, _ = build(options)
     fitted, tested = task.train_batches(torch.Generator().manual_seed(options["seed"]))
 
-    def features(inputs: Tensor) -> Tensor:
+    def read(inputs: Tensor) -> Tensor:
         states: Tensor = model.get_submodule("rnn")(inputs)[0]
-        states = states[-_SYMBOLS:].flatten(0, 1) if task.every_step else states[-1]
-        return torch.cat([states, torch.ones(len(states), 1)], 1).double()
+        return (states[-_SYMBOLS:].flatten(0, 1) if task.every_step else states[-1]).double()
 
     copying = isinstance(task, Copy)
     wanted = fitted[1][-_SYMBOLS:].flatten() if copying else fitted[1].unsqueeze(-1)
     if copying:
         wanted = functional.one_hot(wanted, task.outputs)
-    weight = torch.linalg.lstsq(features(fitted[0]), wanted.double(), driver="gelsd").solution
-    answers, targets = features(tested[0]) @ weight, tested[1]
+    wanted = wanted.double()
+    states = read(fitted[0])
+    mean, deviation = states.mean(0), states.std(0)
+    scale = deviation + 1e-3 * deviation.max()  # states that hardly move stay small
+    scaled, centre = (states - mean) / scale, wanted.mean(0)
+    normal = scaled.T @ scaled + options["ridge"] * torch.eye(scaled.shape[1], dtype=torch.float64)
+    weight = torch.linalg.solve(normal, scaled.T @ (wanted - centre))
+    answers, targets = (read(tested[0]) - mean) / scale @ weight + centre, tested[1]
     if copying:
         answers, targets = answers.unflatten(0, (_SYMBOLS, -1)), targets[-_SYMBOLS:]
     return {"loss": task.loss(answers, targets).item(), "score": task.accuracy(answers, targets)}
@@ -93,5 +106,5 @@ def readout_table(
     rows = [[n.removeprefix(start), words(r)] for n, r in results.items() if n.startswith(start)]
     if not rows:
         return []
-    head = ["untrained recurrence, linear readout by least squares", what]
+    head = ["untrained recurrence, linear readout by least squares (a small ridge)", what]
     return ["", *table(head, rows)]
