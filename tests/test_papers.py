@@ -38,11 +38,13 @@ def test_a_result_is_found_for_the_same_options_only(tmp_path):
     store = Store(tmp_path)
     run = runs(Plan())[2]
     assert store.find(SQUARES, run) is None
-    store.path(SQUARES, run, ".pt").write_bytes(b"state")
+    store.checkpoint(SQUARES, run).write_bytes(b"state")
     store.put(SQUARES, run, {"square": 4})
     assert store.find(SQUARES, run) == {"square": 4}
-    assert not store.path(SQUARES, run, ".pt").exists()
-    assert store.find(SQUARES, Run(run.name, {**run.options, "n": 5})) is None
+    assert not store.checkpoint(SQUARES, run).exists()
+    other = Run(run.name, {**run.options, "n": 5})
+    assert store.find(SQUARES, other) is None
+    assert store.checkpoint(SQUARES, other) != store.checkpoint(SQUARES, run)
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -57,7 +59,7 @@ def test_a_place_keeps_the_state_of_an_interrupted_run(tmp_path):
 @pytest.mark.slow
 def test_jobs_are_done_in_processes_and_failures_are_told(tmp_path, capfd):
     store = Store(tmp_path)
-    Place(store.path(SQUARES, runs(Plan())[2], ".pt"), print).save(lambda: {"count": 7}, now=True)
+    Place(store.checkpoint(SQUARES, runs(Plan())[2]), print).save(lambda: {"count": 7}, now=True)
     failed = do([(SQUARES, run) for run in runs(Plan())], store, workers=2, quiet=True)
     assert failed == ["squares: Of 1!: ValueError: one is too few"]
     found = [store.find(SQUARES, run) for run in runs(Plan())]
@@ -105,6 +107,14 @@ def test_the_page_names_what_was_not_run(tmp_path, monkeypatch):
     page = (tmp_path / "papers.md").read_text()
     assert "*Not run, so not counted below: Of 0!; Of 2!.*" in page
     assert "| 4: **missed** |" in page
+
+
+def test_the_page_says_what_an_experiment_is_without(tmp_path, monkeypatch, capsys):
+    idle = Experiment("idle", "chang", "Idle", lambda plan: [], train, report, "a folder")
+    monkeypatch.setattr(papers, "EXPERIMENTS", {"idle": idle})
+    assert main(tmp_path, "--draw") == 0
+    assert "Without a folder nothing was run of: Idle." in (tmp_path / "papers.md").read_text()
+    assert "idle: nothing to run without a folder" in capsys.readouterr().out
 
 
 def test_data_that_is_not_there_is_said_before_anything_runs(tmp_path, capsys):

@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page = options.out / "papers.md"
     seconds = 0.0
     reports: list[tuple[Experiment, Report]] = []
+    idle = [experiment for experiment in found if experiment.needs and not experiment.runs(plan)]
     for experiment in found:
         results: dict[str, Result] = {}
         missing = []
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reports.append((experiment, report))
     how = " ".join(["python -m bench.papers", *_words(options)])
     spent = f"{seconds / 60:.0f} minutes of runs on one thread each"
-    write(page, reports, how, spent)
+    write(page, reports, how, spent, idle)
     for experiment, report in reports:
         print(f"\n{experiment.title}")
         for claim in report.claims:
@@ -78,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             asked = f" (asked: {claim.asked}{met})" if claim.asked else ""
             print(f"  {claim.claim}: theirs {claim.theirs}; ours {claim.ours}{asked}")
     print(f"\nwritten: {page}")
+    for experiment in idle:
+        print(f"{experiment.name}: nothing to run without {experiment.needs}")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0

@@ -144,6 +144,7 @@ class Experiment:
         train: Does one of them; importable by name, since another process calls it.
         report: Makes the section from the results by name of the run; pictures go to the folder
             and begin with ``papers_``. Runs that failed are missing in the results.
+        needs: What is missing where there are no runs, in words.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Experiment:
     runs: Callable[[Plan], Sequence[Run]]
     train: Callable[[Options, Place], Result]
     report: Callable[[Plan, Mapping[str, Result], Path], Report]
+    needs: str = ""
 
     @property
     def command(self) -> str:

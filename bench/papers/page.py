@@ -29,7 +29,13 @@ def _left(report: Report) -> list[str]:
     return [f"*Not run, so not counted below: {words}.*", ""]
 
 
-def write(page: Path, reports: Sequence[tuple[Experiment, Report]], how: str, hours: str) -> None:
+def write(
+    page: Path,
+    reports: Sequence[tuple[Experiment, Report]],
+    how: str,
+    hours: str,
+    idle: Sequence[Experiment] = (),
+) -> None:
     """Write the page.
 
     Args:
@@ -37,6 +43,7 @@ def write(page: Path, reports: Sequence[tuple[Experiment, Report]], how: str, ho
         reports: The sections in order.
         how: The command.
         hours: How long all of it took, in words.
+        idle: Experiments that had nothing to run on.
     """
     lines = [TEXT, "", f"Measured by `{how}`, {hours}, with {facts()}.", "", "## In short", ""]
     rows = []
@@ -47,6 +54,8 @@ def write(page: Path, reports: Sequence[tuple[Experiment, Report]], how: str, ho
             link = f"[{experiment.name}](#{experiment.name})"
             rows.append([link, claim.claim, claim.theirs, claim.ours, asked])
     lines += table(["", "claim", "theirs", "ours", "asked of ours"], rows)
+    for experiment in idle:
+        lines += ["", f"Without {experiment.needs} nothing was run of: {experiment.title}."]
     for experiment, report in reports:
         lines += ["", f"({experiment.name})=", f"## {experiment.title}"]
         lines += [f"{PAPERS[experiment.paper]}. `{experiment.command}`", "", *_left(report)]

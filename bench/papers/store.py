@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zlib
 from pathlib import Path
 
 from .experiment import Experiment, Options, Result, Run
@@ -22,8 +23,13 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def checkpoint(self, experiment: Experiment, run: Run) -> Path:
+        """File of a run's state, another one for other options."""
+        code = zlib.crc32(json.dumps(run.options, sort_keys=True).encode())
+        return self.path(experiment, run, f".{code:08x}.pt")
+
     def path(self, experiment: Experiment, run: Run, suffix: str = ".json") -> Path:
-        """File of a run's result, or with another suffix of its checkpoint."""
+        """File of a run's result, or one beside it with another suffix."""
         word = re.sub(r"[^a-z0-9.]+", "-", run.name.lower()).strip("-")
         path = self.folder / experiment.name / f"{word}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +53,7 @@ class Store:
         stored = {"run": run.name, "options": run.options, "result": result}
         part.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
         os.replace(part, path)
-        self.path(experiment, run, ".pt").unlink(missing_ok=True)
+        self.checkpoint(experiment, run).unlink(missing_ok=True)
 
 
 def _plain(options: Options) -> Options:

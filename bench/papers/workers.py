@@ -57,7 +57,7 @@ def do(jobs: Sequence[Job], store: Store, *, workers: int, quiet: bool = False) 
     with tqdm(total=total, disable=quiet, bar_format=form) as bar:
         pending: dict[Future[Result], str] = {}
         for name, (experiment, run) in names.items():
-            checkpoint = store.path(experiment, run, ".pt")
+            checkpoint = store.checkpoint(experiment, run)
             future = pool.submit(_work, name, experiment.train, run.options, checkpoint)
             pending[future] = name
         try:
