@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from riemann_unn.demo.__main__ import main
-from riemann_unn.demo.conv_models import lipschitz_net
+from riemann_unn.demo.conv_models import ResNet9, lipschitz_net
 from riemann_unn.demo.lipschitz import Robustness, attack, robustness
 from riemann_unn.demo.plots import spread
 
@@ -22,6 +22,15 @@ def test_orthogonal_resnet_beside_an_ordinary_one(tmp_path, capsys):
     assert rows["orthogonal"].count("1 ± ") == 2  # singular values before and after training
     assert " to " in rows["ordinary"] and rows["orthogonal"].rstrip().endswith("real")
     assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("plain", [False, True], ids=["orthogonal", "ordinary"])
+def test_the_resnet_takes_images_of_any_size_that_can_be_halved_twice(plain, norm):
+    for size in (8, 12):
+        net = ResNet9(2, size=size, plain=plain, norm=norm)
+        assert net(torch.randn(3, 1, size, size)).shape == (3, 10)
+        assert net.head.in_features == 32
 
 
 def test_a_pattern_is_kept_on_a_lattice(tmp_path, capsys):

@@ -42,7 +42,7 @@ def test_a_unitary_kernel_remembers_and_the_section_is_made_of_what_is_there(tmp
     unitary, default = (results[f"{KERNELS[k]}, seed 0"] for k in ("unitary", "default"))
     assert unitary["marks"] == [0, 10, 50, 100]
     assert max(abs(value - 1) for value in unitary["singular"]) < 1e-5
-    assert unitary["explained"][-1] > unitary["explained"][0] - 0.01 > default["explained"][-1]
+    assert unitary["explained"][-1] > 0.7 > 0.5 > default["explained"][-1]
     plan = Plan("quick", data="digits")
     found = EXPERIMENTS[0].report(plan, results, tmp_path)
     assert [claim.met for claim in found.claims] == [True, None]

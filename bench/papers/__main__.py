@@ -55,16 +55,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reports: list[tuple[Experiment, Report]] = []
     for experiment in found:
         results: dict[str, Result] = {}
+        missing = []
         for run in experiment.runs(plan):
             result = store.find(experiment, run)
-            if result is not None:
+            if result is None:
+                missing.append(run.name)
+            else:
                 results[run.name] = result
                 seconds += result["seconds"]
         if results:
             (options.out / "images").mkdir(parents=True, exist_ok=True)
-            reports.append((experiment, experiment.report(plan, results, options.out / "images")))
+            report = experiment.report(plan, results, options.out / "images")
+            report.missing = missing
+            reports.append((experiment, report))
     how = " ".join(["python -m bench.papers", *_words(options)])
-    spent = f"{seconds / 60 / cores():.0f} minutes on {cores()} cores"
+    spent = f"{seconds / 60:.0f} minutes of runs on one thread each"
     write(page, reports, how, spent)
     for experiment, report in reports:
         print(f"\n{experiment.title}")

@@ -31,10 +31,11 @@ _ASKED = {200: 2e-3, 750: 1e-2}
 
 
 _TEXT = """Two of T numbers are marked, their sum is due at the end; answering 1 has a mean
-squared error of 1/6. Batches of 50 fresh sequences, Adam, gradients clipped to norm 1, rates times
-0.95 after every 25 iterations, checked on 512 sequences that are not trained on. The authors'
-script has batches of 50 too, ReLU, the identity as initial recurrence, RMSprop at 1e-3, and trains
-for 100,000 iterations.
+squared error of 1/6. Batches of 50 fresh sequences, Adam, gradients clipped to norm 1, rates
+times 0.95 after every 25 iterations, checked on 512 sequences that are not trained on. The LSTM
+has 3e-3 (1e-2 was no better over 200 steps after 300 iterations), the unconstrained RNN 1e-3. The
+authors' script has batches of 50 too, ReLU, the identity as initial recurrence, RMSprop at 1e-3,
+and trains for 100,000 iterations.
 
 What was learned. From an ordinary start a ReLU recurrence stays near 1/6 for hundreds of
 iterations: unmarked numbers drown the two that count, and the larger angles of the recurrence

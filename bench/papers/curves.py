@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -13,7 +14,7 @@ from riemann_unn.demo.style import BLUE, GREEN, GREY, INK, VERMILION, finish, ne
 __all__ = ["Curve", "Panel", "curves"]
 
 # Okabe and Ito's, with line styles that differ in grey too.
-LOOKS = (
+LOOKS: tuple[tuple[str, Any], ...] = (
     (BLUE, "-"),
     (VERMILION, "--"),
     (GREEN, "-."),
@@ -72,9 +73,11 @@ def curves(file: Path, title: str, panels: Sequence[Panel]) -> None:
         panels: One or two.
     """
     figure = new_figure(title, width=5.6 * len(panels) if len(panels) > 1 else 7.6, height=4.4)
+    names = dict.fromkeys(curve.label for panel in panels for curve in panel.lines)
+    looks = dict(zip(names, LOOKS, strict=False))  # the same label looks the same in every panel
     named: set[str] = set()
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _draw(axes, panel)
+        _draw(axes, panel, looks)
         labels = {curve.label for curve in panel.lines}
         if not labels <= named:
             axes.legend(frameon=False, fontsize=9)
@@ -82,8 +85,9 @@ def curves(file: Path, title: str, panels: Sequence[Panel]) -> None:
     figure.savefig(file)
 
 
-def _draw(axes: Axes, panel: Panel) -> None:
-    for (colour, line), curve in zip(LOOKS, panel.lines, strict=False):
+def _draw(axes: Axes, panel: Panel, looks: Mapping[str, tuple[str, Any]]) -> None:
+    for curve in panel.lines:
+        colour, line = looks[curve.label]
         axes.plot(curve.x, curve.y, color=colour, ls=line, lw=1.9, label=curve.label)
     if panel.level is not None:
         value, name = panel.level

@@ -124,10 +124,12 @@ class Report:
     Attributes:
         lines: Text, tables and pictures, without the heading.
         claims: Rows for the table at the top of the page.
+        missing: Names of the plan's runs that have no result.
     """
 
     lines: list[str] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

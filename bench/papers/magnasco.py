@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,25 +34,40 @@ _DRIFT = 1e-4
 _SPREAD = 0.1
 
 _SETTING = """The paper's network: a lattice with one complex number at each site, turned at every
-step by a unitary convolution kernel as large as the lattice, then a nonlinearity that keeps the
-phase. A picture is its first state. Without training, kernels come from the convolutional
-exponential of a random anti-Hermitian kernel A on 3x3 sites, with and without the paper's sigmoid,
-z / sqrt(1 + |z|²), and from its first-order approximation, 1 + A. Then networks with modReLU train
-for {epochs} epoch to tell the class {train_steps} steps after the picture, and run on to {steps}
-steps: Adam at {lr}, the kernel at 1/32 of it, gradients clipped to norm 1, ProjUNN-T for the
-unitary kernel. A ridge regression from the states of {read} training pictures reads class and
-pixels of {read} test pictures at some of the steps; states of any size are read as well, since they
-are scaled first. The three trained networks differ in the kernel alone."""
-_LEARNED = ""
+step by a unitary convolution kernel as large as the lattice, then the sigmoid z / sqrt(1 + |z|²),
+which keeps the phase. A picture is its first state. Without training, kernels come from the
+convolutional exponential of a random anti-Hermitian kernel A on 3x3 sites, with and without the
+sigmoid, and from its first-order approximation, 1 + A. Then networks train for {epochs} epoch to
+tell the class {train_steps} steps after the picture, and run on to {steps} steps: Adam at {lr}, the
+kernel at 1/32 of it, gradients clipped to norm 1, ProjUNN-T for the unitary kernel; the three
+differ in the kernel alone. Ridge regressions from the states of {read} training pictures read class
+and pixels of {read} test pictures at some of the steps, with penalties of {class_ridge:g} (chosen
+on validation pictures) and 0.001; states of any size are read, since they are scaled first."""
+_LEARNED = """What was learned. A nonlinearity that is used a thousand times must have nothing to
+wear down the state with: with modReLU, its thresholds trained over 50 steps at a thousandth of the
+rate, the unitary network still kept 98 % of the pixels at step 100, but at step 1000 the thresholds
+had eaten the state to 6 % of its norm and no pixel could be read. The sigmoid has no parameters,
+and its state falls with one over the root of time whatever the kernel learns. A small penalty of
+the readout, right for pixels, is wrong for classes with so few pictures (50 against 79 % at step
+0). Rounding makes a norm that should be kept drift in proportion to the steps.
+The sigmoid took modReLU's place, and the readout's penalty for classes was chosen anew on
+validation pictures, after the figures of modReLU above had been seen on the test pictures. The
+kernels without a constraint have the rates of the unitary one; no others were tried."""
 
 
 def runs(plan: Plan) -> list[Run]:
-    common = {"data": plan.data, "steps": plan.pick(200, 1000), "read": plan.pick(100, 400, 4000)}
+    common = {
+        "data": plan.data,
+        "steps": plan.pick(200, 1000),
+        "read": plan.pick(100, 400, 4000),
+        "class_ridge": 1.0,
+    }
     minutes = plan.pick(0.1, 0.8, 8.0)
     found = [Run(_WAVES, {**common, "kernel": _WAVES, "seed": 0}, 0.2)]
     found.append(Run(KERNELS["sigmoid"], {**common, "kernel": "sigmoid", "seed": 0}, minutes))
     training = {
         "channels": 1,
+        "nonlinearity": "phase_sigmoid",
         "train_steps": plan.pick(10, 50),
         "epochs": 1,
         "batch": 64,
@@ -101,7 +117,7 @@ def train_lattice(options: Options, place: Place) -> Result:
 
 
 def _namespace(options: Options) -> argparse.Namespace:
-    words: dict[str, Any] = {"complex": True, "nonlinearity": "modrelu", **options}
+    words: dict[str, Any] = {"complex": True, **options}
     return argparse.Namespace(**words)
 
 
@@ -141,7 +157,9 @@ def _memory(net: Keeper, task: PictureImages, options: Options) -> Result:
     marks = sorted({0, steps // 10, steps // 2, steps})
     images, _ = task.test_batch()
     series = norms(net, images[:_PICTURES], steps)
-    trace: Trace = read_out(net, task, marks, limit=options["read"])
+    trace: Trace = read_out(
+        net, task, marks, limit=options["read"], class_ridge=options["class_ridge"]
+    )
     kernel = net.rnn.kernel.detach()
     values = conv_singular_values(kernel, ndim=2).double()
     bare = norms(lattice_of(kernel), images[:_PICTURES], steps)
@@ -260,7 +278,7 @@ def _memory_table(found: Mapping[str, Sequence[Result]]) -> list[str]:
     rows = []
     for kernel, own in found.items():
         low, high = min(run["singular"][0] for run in own), max(run["singular"][1] for run in own)
-        off = max(1 - low, high - 1)
+        off, drift = max(1 - low, high - 1), max(run["drift"] for run in own)
         trained = [100 * run["trained"] for run in own if "trained" in run]
         told = [100 * median(run["accuracy"][i] for run in own) for i in range(len(marks))]
         rows.append(
@@ -271,7 +289,7 @@ def _memory_table(found: Mapping[str, Sequence[Result]]) -> list[str]:
                 f"{100 * median(run['explained'][-1] for run in own):.1f}",
                 short(median(run["norm"] for run in own)),
                 f"within {short(off)} of 1" if off < _DRIFT else f"{short(low)} to {short(high)}",
-                short(max(run["drift"] for run in own)),
+                short(drift) if math.isfinite(drift) else "overflows",
             ]
         )
     return table(head, rows)

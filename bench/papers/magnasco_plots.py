@@ -34,13 +34,14 @@ def save_lattice(
     """
     last = next(iter(found.values()))[0]["marks"][-1]
     title = f"One look at a picture, then {last:,} steps without input; {waves['pictures']}"
-    figure = new_figure(title, width=12, height=7.4)
-    parts: Any = figure.subfigures(2, 1, height_ratios=(1.35, 1))
+    figure = new_figure(title, width=12, height=6.8)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.3, 1))
     top, bottom = parts
     left, right = top.subplots(1, 2)
     _norms(left, waves["norms"])
     _accuracy(right, found, names)
-    _pictures(bottom.subplots(1, len(found) + 1), found, names)
+    trained = {kernel: own for kernel, own in found.items() if "trained" in own[0]} or found
+    _pictures(bottom.subplots(1, len(trained) + 1), trained, names)
     figure.savefig(path)
 
 
@@ -64,9 +65,8 @@ def _accuracy(axes: Axes, found: Mapping[str, Sequence[Result]], names: Mapping[
         axes.plot(marks, middle, line, color=colour, lw=2.2, marker="o", ms=5, label=names[kernel])
     axes.axhline(10, color=GREY, lw=1.2, ls=":")
     axes.annotate("guessing", (marks[-1], 5), ha="right", color=GREY, fontsize=9)
-    axes.set_ylim(0, 128)
-    axes.set_yticks(range(0, 101, 20))
-    axes.legend(loc="upper right", frameon=False, fontsize=9, ncols=2)
+    axes.set_ylim(0, 100)
+    axes.legend(loc="center right", frameon=False, fontsize=9, bbox_to_anchor=(1, 0.46))
     finish(axes, "Class read from the state", "steps since the picture", "test accuracy (%)")
 
 
@@ -74,10 +74,10 @@ def _pictures(
     places: Sequence[Axes], found: Mapping[str, Sequence[Result]], names: Mapping[str, str]
 ) -> None:
     first = next(iter(found.values()))[0]
-    seen = torch.tensor(first["seen"])[:3]
+    seen = torch.tensor(first["seen"])
     limits = (seen.min().item(), seen.max().item())
     mosaic(places[0], [seen], ["seen"], limits, "test pictures")
     for place, (kernel, own) in zip(places[1:], found.items(), strict=True):
-        rows = [torch.tensor(read)[:3] for read in own[0]["read"][1:]]
+        rows = [torch.tensor(read) for read in own[0]["read"][1:]]
         labels = [f"step {mark}" for mark in own[0]["marks"][1:]]
         mosaic(place, rows, labels, limits, names[kernel].replace(", ", ",\n"))

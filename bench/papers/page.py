@@ -17,6 +17,18 @@ what the paper reports, what was run here, and what came out; rows that miss wha
 say so, and their section says what was tried."""
 
 
+_NAMED = 8  # runs that a page names before it counts the rest
+
+
+def _left(report: Report) -> list[str]:
+    """Say which runs of the plan are not on the page."""
+    if not report.missing:
+        return []
+    names, more = report.missing[:_NAMED], len(report.missing) - _NAMED
+    words = "; ".join(names) + (f"; and {more} more" if more > 0 else "")
+    return [f"*Not run, so not counted below: {words}.*", ""]
+
+
 def write(page: Path, reports: Sequence[tuple[Experiment, Report]], how: str, hours: str) -> None:
     """Write the page.
 
@@ -37,6 +49,7 @@ def write(page: Path, reports: Sequence[tuple[Experiment, Report]], how: str, ho
     lines += table(["", "claim", "theirs", "ours", "asked of ours"], rows)
     for experiment, report in reports:
         lines += ["", f"({experiment.name})=", f"## {experiment.title}"]
-        lines += [f"{PAPERS[experiment.paper]}. `{experiment.command}`", "", *report.lines]
+        lines += [f"{PAPERS[experiment.paper]}. `{experiment.command}`", "", *_left(report)]
+        lines += report.lines
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")

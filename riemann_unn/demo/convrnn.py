@@ -278,7 +278,12 @@ def _norm(states: Tensor) -> Tensor:
 
 @torch.no_grad()
 def read_out(
-    model: nn.Module, task: PictureImages, marks: Sequence[int], *, limit: int | None = None
+    model: nn.Module,
+    task: PictureImages,
+    marks: Sequence[int],
+    *,
+    limit: int | None = None,
+    class_ridge: float = _RIDGE,
 ) -> Trace:
     """Fit a linear readout of the state at each of some steps, and see what it recovers.
 
@@ -291,6 +296,8 @@ def read_out(
         task: Gives the images.
         marks: Steps to look at, ascending.
         limit: At most so many images to fit on, and so many held-out ones; all by default.
+        class_ridge: Penalty of the readout of classes; few images need a larger one for classes
+            than for pixels.
     """
     assert isinstance(model, Keeper)
     batches: list[Batch] = list(task.train_batches(torch.Generator().manual_seed(0)))
@@ -308,8 +315,10 @@ def read_out(
             steps = min(chunk, mark - step)
             state = model.rnn.evolve(state, steps=steps)[-1].clone()
             step += steps
-        told = _ridge(features(state).double(), count, wanted)
-        pixels, scores = told.split([held[0].numel(), 10], dim=1)
+        rows = features(state).double()
+        pixels, scores = _ridge(rows, count, wanted).split([held[0].numel(), 10], dim=1)
+        if class_ridge != _RIDGE:
+            scores = _ridge(rows, count, wanted[:, -10:], class_ridge)
         trace.accuracy[mark] = task.accuracy(scores, held_classes)
         truth = held.flatten(1).double()
         wrong = (pixels - truth).square().sum() / (truth - truth.mean(0)).square().sum()
@@ -318,7 +327,7 @@ def read_out(
     return trace
 
 
-def _ridge(x: Tensor, count: int, wanted: Tensor) -> Tensor:
+def _ridge(x: Tensor, count: int, wanted: Tensor, penalty: float = _RIDGE) -> Tensor:
     """Fit on the first ``count`` rows, answer for the others; the mean where nothing is left."""
     mean = wanted.mean(0)
     # Zero, infinite or not a number: nothing can be told from such a state.
@@ -333,10 +342,10 @@ def _ridge(x: Tensor, count: int, wanted: Tensor) -> Tensor:
     x = x / spread
     rows, wanted = x[:count], wanted - mean
     if x.shape[1] < count:
-        gram = rows.mT @ rows + _RIDGE * count * torch.eye(x.shape[1], dtype=x.dtype)
+        gram = rows.mT @ rows + penalty * count * torch.eye(x.shape[1], dtype=x.dtype)
         weights = torch.linalg.solve(gram, rows.mT @ wanted)
     else:  # the same by a smaller system
-        gram = rows @ rows.mT + _RIDGE * count * torch.eye(count, dtype=x.dtype)
+        gram = rows @ rows.mT + penalty * count * torch.eye(count, dtype=x.dtype)
         weights = rows.mT @ torch.linalg.solve(gram, wanted)
     told: Tensor = x[count:] @ weights + mean
     return told
