@@ -18,7 +18,7 @@ help:  ## list the targets
 demo: $(STAMPS)/demo  ## train an orthogonal RNN on real digits (options: ARGS="copy --rank 4")
 	$(BIN)/python -m riemann_unn.demo $(ARGS)
 
-readme: $(STAMPS)/demo  ## rerun README's demos, rewrite their numbers and its picture, 15 minutes (ARGS="--only digits", ARGS="--check")
+readme: $(STAMPS)/demo  ## rerun the demos of README and rewrite their numbers and its picture (options: ARGS="--check")
 	$(BIN)/python -m bench.readme $(ARGS)
 
 test: lint $(STAMPS)/test  ## lint, then run the tests (options: ARGS="-k sketch")

@@ -78,7 +78,7 @@ def add_arguments(parser: Parser, task: str) -> None:
         add("--permuted", help="--order permuted", **permuted)
         add_validation(parser)
     elif task == Sequences.name:
-        add("--data", metavar="FILE.csv", help="the sequences; without them nothing goes")
+        add("--data", metavar="FILE.csv", help="the sequences (needed)")
     else:
         words = "the delay" if task == Copy.name else "the sequence length"
         add("--length", type=positive, help=f"{words} (default: by task)")
@@ -184,6 +184,8 @@ def below_baseline(task: Task, learner: Learner) -> int | None:
 
 
 def _watched(entries: Sequence[dict[str, float]]) -> str:
+    if not entries:  # a checkpoint of a version that did not keep them
+        return ""
     shares = [entry["captured"] for entry in entries if "captured" in entry]
     followed = f", of which a step followed {sum(shares) / len(shares):.0%}" if shares else ""
     return (
