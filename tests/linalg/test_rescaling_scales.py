@@ -88,10 +88,12 @@ def test_networks_of_every_kind_converge_from_scales_of_twenty_orders(linear):
     assert kinds == set(KINDS)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "count", [pytest.param(150, marks=pytest.mark.slow), pytest.param(500, marks=pytest.mark.long)]
+)
 @modes
-def test_five_hundred_networks_converge_from_scales_of_twenty_orders(linear):
-    for seed in range(500):
+def test_many_networks_converge_from_scales_of_twenty_orders(linear, count):
+    for seed in range(count):
         check(seed, linear)
 
 

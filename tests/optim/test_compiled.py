@@ -35,8 +35,8 @@ def both(**options):
         pytest.param({"rank": 3, "base": SGD, "momentum": 0.9}, marks=pytest.mark.slow),
         pytest.param({"rank": None, "base": Adam, "fused": True}, marks=pytest.mark.slow),
         pytest.param({"rank": 1, "kind": "kernel"}, marks=pytest.mark.slow),
-        pytest.param({"rank": 1, "kind": "tall", "count": 2}, marks=pytest.mark.slow),
-        pytest.param({"rank": 1, "kind": "unitary"}, marks=pytest.mark.slow),
+        pytest.param({"rank": 1, "kind": "tall", "count": 2}, marks=pytest.mark.long),
+        pytest.param({"rank": 1, "kind": "unitary"}, marks=pytest.mark.long),
     ],
 )
 def test_compiled_steps_are_the_same_and_compile_no_more_after_a_few(options):
