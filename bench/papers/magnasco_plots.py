@@ -66,7 +66,7 @@ def _accuracy(axes: Axes, found: Mapping[str, Sequence[Result]], names: Mapping[
     axes.axhline(10, color=GREY, lw=1.2, ls=":")
     axes.annotate("guessing", (marks[-1], 5), ha="right", color=GREY, fontsize=9)
     axes.set_ylim(0, 100)
-    axes.legend(loc="center right", frameon=False, fontsize=9, bbox_to_anchor=(1, 0.46))
+    axes.legend(loc="center right", frameon=False, fontsize=9, bbox_to_anchor=(1, 0.64))
     finish(axes, "Class read from the state", "steps since the picture", "test accuracy (%)")
 
 
