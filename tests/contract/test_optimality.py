@@ -210,7 +210,15 @@ def mini_batch_gap(method: str, base: str, seed: int) -> float:
 
 
 @pytest.mark.parametrize("base", MINI_BATCH)
-@pytest.mark.parametrize("method", ["T rank 1", "D rank 1", "T rank 4", "Cayley"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "T rank 1",
+        pytest.param("D rank 1", marks=pytest.mark.long),
+        pytest.param("T rank 4", marks=pytest.mark.long),
+        "Cayley",
+    ],
+)
 def test_mini_batches(method, base):
     # One run in eight of rank 1 ends some times higher, so the median of three has to hold.
     rank = METHODS[method][1]

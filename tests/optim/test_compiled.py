@@ -32,7 +32,7 @@ def both(**options):
     "options",
     [
         {"rank": 1},
-        pytest.param({"rank": 3, "base": SGD, "momentum": 0.9}, marks=pytest.mark.slow),
+        pytest.param({"rank": 3, "base": SGD, "momentum": 0.9}, marks=pytest.mark.long),
         pytest.param({"rank": None, "base": Adam, "fused": True}, marks=pytest.mark.slow),
         pytest.param({"rank": 1, "kind": "kernel"}, marks=pytest.mark.slow),
         pytest.param({"rank": 1, "kind": "tall", "count": 2}, marks=pytest.mark.long),

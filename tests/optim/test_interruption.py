@@ -144,11 +144,13 @@ def test_ctrl_c_leaves_a_step_before_or_after(name):
     assert count == 15 and not found
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "count", [pytest.param(60, marks=pytest.mark.slow), pytest.param(120, marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_ctrl_c_at_many_more_lines(name):
-    count, found = in_between(OPTIONS[name], 120, seed=1)
-    assert count == 120 and not found
+def test_ctrl_c_at_many_more_lines(name, count):
+    tried, found = in_between(OPTIONS[name], count, seed=1)
+    assert tried == count and not found
 
 
 @pytest.mark.parametrize("steps", [0, WARM])
