@@ -27,7 +27,7 @@ from bench.optimality_peers import (
     stayers,
 )
 from bench.problems import MAKERS, Problem, mini_batch_pca
-from riemann_unn.demo.style import BLUE, GREEN, GREY, INK, VERMILION, finish, new_figure
+from riemann_unn.demo.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILION, finish, new_figure
 
 DOCS = Path(__file__).parent.parent / "docs"
 PACKAGES = ("torch", "geoopt", "pogo-torch", "geotorch", "pymanopt")
@@ -239,7 +239,7 @@ class Report:
                 ("Adam", cayley + "whole"): (GREEN, "--"),
                 ("SGD", "geoopt Euclidean"): (VERMILION, "-."),
                 ("Adam", "geoopt Euclidean"): (VERMILION, "--"),
-                ("SGD", "POGO"): ("#E69F00", ":"),
+                ("SGD", "POGO"): (ORANGE, ":"),
                 ("other", "torch cayley, LBFGS"): (GREY, "-"),
                 ("other", "pymanopt conjugate gradient"): (INK, "-"),
             },

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-import riemann_unn as ru
 from riemann_unn.demo import __main__ as demo
 from riemann_unn.demo import checkpoint, lowrank, rescale, training, warmstart
 from riemann_unn.demo.checkpoint import CheckpointError, Parts
 from riemann_unn.demo.tasks import Pictures
+from tests.demo_nets import small_nets
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -47,16 +46,7 @@ def short(monkeypatch, tmp_path):
     monkeypatch.setattr(rescale, "_MODELS", {"MLP": rescale.mlp})
     monkeypatch.setattr(lowrank, "RANKS", (8,))
     monkeypatch.setattr("riemann_unn.demo.lowrank_plots.RANKS", (8,))
-    net = warmstart.Net(
-        "deep net",
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)),
-        {"1.weight": ru.Stiefel()},
-        1,
-    )
-    residual = warmstart.Net(
-        "residual net", lambda: warmstart._residual_net(3), warmstart.NETS[1].tags, 1
-    )
-    monkeypatch.setattr(warmstart, "NETS", (net, residual))
+    monkeypatch.setattr(warmstart, "NETS", small_nets())
     monkeypatch.chdir(tmp_path)
     rows = [f"{'ud'[i % 2]},{i},{-i}" for i in range(24)]
     Path("two.csv").write_text("\n".join(["label,1,2", *rows]), encoding="utf-8")

@@ -5,7 +5,6 @@ from itertools import islice
 
 import pytest
 import torch
-from torch import nn
 
 import riemann_unn as ru
 from riemann_unn.init.calibration import Batch
@@ -17,21 +16,13 @@ pytest.importorskip("matplotlib")
 from riemann_unn.demo import warmstart
 from riemann_unn.demo.__main__ import main
 from riemann_unn.demo.images import DigitImages
+from tests.demo_nets import small_nets
 
 
 @pytest.fixture
 def small(monkeypatch):
     """A net of few weights beside the small residual one, and a few batches of training."""
-    net = warmstart.Net(
-        "deep net",
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)),
-        {"1.weight": ru.Stiefel()},
-        1,
-    )
-    residual = warmstart.Net(
-        "residual net", lambda: warmstart._residual_net(3), warmstart.NETS[1].tags, 1
-    )
-    monkeypatch.setattr(warmstart, "NETS", (net, residual))
+    monkeypatch.setattr(warmstart, "NETS", small_nets())
     batches = DigitImages.train_batches
     monkeypatch.setattr(DigitImages, "train_batches", lambda self, g: islice(batches(self, g), 2))
 

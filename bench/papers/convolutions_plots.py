@@ -9,13 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from riemann_unn.demo.plots import spread
-from riemann_unn.demo.style import BLUE, GREY, VERMILION, finish, new_figure
+from riemann_unn.demo.style import BLUE, GREY, ORANGE, SKY, VERMILION, finish, new_figure
 
 from .experiment import Result, median
 
 __all__ = ["save_nets"]
 
-SKY, ORANGE = "#56B4E9", "#E69F00"  # more of Okabe and Ito's palette
 STYLES = {
     "orthogonal, BatchNorm": (BLUE, "-"),
     "ordinary, BatchNorm": (VERMILION, "-"),

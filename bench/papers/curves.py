@@ -9,7 +9,17 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from riemann_unn.demo.style import BLUE, GREEN, GREY, INK, VERMILION, finish, new_figure
+from riemann_unn.demo.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    finish,
+    new_figure,
+)
 
 __all__ = ["Curve", "Panel", "curves"]
 
@@ -18,9 +28,9 @@ LOOKS: tuple[tuple[str, Any], ...] = (
     (BLUE, "-"),
     (VERMILION, "--"),
     (GREEN, "-."),
-    ("#CC79A7", (0, (1, 1))),
+    (PURPLE, (0, (1, 1))),
     (GREY, "-"),
-    ("#E69F00", (0, (5, 1, 1, 1, 1, 1))),
+    (ORANGE, (0, (5, 1, 1, 1, 1, 1))),
 )
 
 

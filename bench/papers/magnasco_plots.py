@@ -10,15 +10,14 @@ import torch
 from matplotlib.axes import Axes
 
 from riemann_unn.demo.convrnn_plots import mosaic
-from riemann_unn.demo.style import GREY, LINES, finish, new_figure
+from riemann_unn.demo.style import GREY, LINES, PURPLE, finish, new_figure
 
 from .experiment import Result, median
 
 __all__ = ["save_lattice"]
 
 _CEILING = 1e3
-_PURPLE = "#CC79A7"
-_STYLES = (*LINES, (_PURPLE, ":"))
+_STYLES = (*LINES, (PURPLE, ":"))
 
 
 def save_lattice(

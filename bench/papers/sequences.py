@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from itertools import count
 from typing import Any, cast
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 import riemann_unn as ru
 from bench.contenders import reference_module
-from riemann_unn.demo.models import SequenceModel
+from riemann_unn.demo.models import SequenceModel, count_parameters, smallest
 from riemann_unn.demo.tasks import Adding, Batch, Copy, Pictures, Task
 from riemann_unn.nn import OrthogonalRNN, gate_inputs_
 
@@ -74,7 +73,7 @@ def build(options: Options) -> tuple[nn.Module, torch.optim.Optimizer]:
     task = task_of(options)
     torch.manual_seed(options["seed"])
     if options["model"] != "orthogonal":
-        model = _baseline(options["model"], task, parameters(options))
+        model: nn.Module = smallest(_OTHERS[options["model"]], task, parameters=parameters(options))
         base = getattr(torch.optim, options["base"])
         decay = options["weight_decay"]
         return model, base(model.parameters(), lr=options["lr"], weight_decay=decay)
@@ -140,19 +139,7 @@ def parameters(options: Options) -> int:
     """
     task, hidden = task_of(options), options["hidden"]
     rnn = OrthogonalRNN(task.features, hidden, nonlinearity=options["nonlinearity"])
-    return _count(SequenceModel(rnn, hidden, task))
-
-
-def _baseline(kind: str, task: Task, least: int) -> nn.Module:
-    def made(hidden: int, device: str) -> SequenceModel:
-        rnn = _OTHERS[kind](task.features, hidden, device=device)
-        return SequenceModel(rnn, hidden, task, device=device)
-
-    return made(next(size for size in count(1) if _count(made(size, "meta")) >= least), "cpu")
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return count_parameters(SequenceModel(rnn, hidden, task))
 
 
 def train(options: Options, place: Place) -> Result:
@@ -182,7 +169,7 @@ def train(options: Options, place: Place) -> Result:
             place.tell(run.share, run.words)
         run.check()
         place.save(run.state)
-    run.found["parameters"] = _count(run.model)
+    run.found["parameters"] = count_parameters(run.model)
     return run.found
 
 

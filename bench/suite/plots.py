@@ -9,20 +9,30 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-from riemann_unn.demo.style import BLUE, GREEN, GREY, INK, VERMILION, finish, new_figure
+from riemann_unn.demo.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    finish,
+    new_figure,
+)
 
 __all__ = ["Line", "curves"]
 
 # Colours tell families apart, lines and marks tell their members apart.
-_ORANGE, _SKY, _PURPLE = "#E69F00", "#56B4E9", "#CC79A7"
 FAMILIES = {
     "torch": INK,
     "ProjUNN-T": BLUE,
     "ProjUNN-D": GREEN,
-    "Cayley": _SKY,
-    "Expm": _PURPLE,
+    "Cayley": SKY,
+    "Expm": PURPLE,
     "geoopt": VERMILION,
-    "POGO": _ORANGE,
+    "POGO": ORANGE,
     "parametrization": GREY,
     "geotorch": GREY,
     "projUNN": "#8C510A",

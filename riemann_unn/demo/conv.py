@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import settings_of
 from .cli import Parser, add_common_options, add_validation, positive, positive_float
 from .conv_models import ResNet9, adam, conv_layers, projunn, singular_values
 from .experiment import aligned, one_thread
 from .images import DigitImages
 from .models import Learner
-from .training import train
+from .training import train_as_asked
 
 __all__ = ["LayerState", "Results", "add_arguments", "look", "run", "table"]
 
@@ -87,15 +86,7 @@ def run(args: argparse.Namespace) -> Results:
     images, _ = task.test_batch()
     before = [look(learner.model, images) for learner in learners]
     with one_thread():
-        train(
-            task,
-            learners,
-            epochs=args.epochs,
-            seed=args.seed,
-            checkpoint=args.checkpoint,
-            settings=settings_of(args),
-            quiet=args.quiet,
-        )
+        train_as_asked(task, learners, args)
     return Results(task, learners, before, [look(x.model, images) for x in learners])
 
 

@@ -21,13 +21,12 @@ import riemann_unn as ru
 
 from ..linalg import conv_singular_values
 from ..nn import ConvRNN
-from .checkpoint import settings_of
 from .cli import Choice, Parser, add_common_options, add_validation, positive, positive_float
 from .experiment import aligned, one_thread
 from .images import DigitImages, PictureImages
 from .models import Learner
 from .tasks import Batch, Task
-from .training import train
+from .training import train_as_asked
 
 __all__ = ["Keeper", "Results", "Trace", "add_arguments", "norms", "read_out", "run", "table"]
 
@@ -185,15 +184,7 @@ def run(args: argparse.Namespace) -> Results:
     images, _ = task.test_batch()
     with one_thread():
         before = [norms(learner.model, images[:64], args.steps) for learner in learners]
-        train(
-            task,
-            learners,
-            epochs=args.epochs,
-            seed=args.seed,
-            checkpoint=args.checkpoint,
-            settings=settings_of(args),
-            quiet=args.quiet,
-        )
+        train_as_asked(task, learners, args)
         after = [norms(learner.model, images[:64], args.steps) for learner in learners]
         marks = sorted({0, args.steps // 20, args.steps // 5, args.steps // 2, args.steps})
         traces = [read_out(learner.model, task, marks) for learner in learners]

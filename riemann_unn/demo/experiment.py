@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..init.table import Table
 from .cli import Parser
 
 __all__ = ["Experiment", "Picture", "UsageError", "aligned", "one_thread"]
@@ -94,13 +95,4 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     Args:
         rows: All of the same length.
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
+    return str(Table(rows, right=range(1, len(rows[0]))))

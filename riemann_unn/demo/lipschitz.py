@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..nn import certified_radius
-from .checkpoint import settings_of
 from .cli import Number, Parser, add_common_options, add_validation, positive, positive_float
 from .conv_models import adam, lipschitz_bound, lipschitz_net, projunn, singular_values
 from .experiment import aligned, one_thread
 from .images import DigitImages
 from .models import Learner
-from .training import train
+from .training import train_as_asked
 
 __all__ = [
     "EPSILONS",
@@ -128,15 +127,7 @@ def run(args: argparse.Namespace) -> Results:
     images, classes = task.test_batch()
     before = [singular_values(learner.model, images) for learner in learners]
     with one_thread():
-        train(
-            task,
-            learners,
-            epochs=args.epochs,
-            seed=args.seed,
-            checkpoint=args.checkpoint,
-            settings=settings_of(args),
-            quiet=args.quiet,
-        )
+        train_as_asked(task, learners, args)
         held = [robustness(x.model, images, classes, steps=args.attack_steps) for x in learners]
     after = [singular_values(learner.model, images) for learner in learners]
     return Results(task, learners, held, before, after)

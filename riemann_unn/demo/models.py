@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -13,7 +14,15 @@ import riemann_unn as ru
 from ..nn import OrthogonalRNN
 from .tasks import Task
 
-__all__ = ["History", "Learner", "SequenceModel", "lstm_learner", "orthogonal_learner"]
+__all__ = [
+    "History",
+    "Learner",
+    "SequenceModel",
+    "count_parameters",
+    "lstm_learner",
+    "orthogonal_learner",
+    "smallest",
+]
 
 _RECURRENT_SLOWDOWN = (
     32  # the recurrence is used at every step, so its gradient is that much larger
@@ -106,7 +115,7 @@ class Learner:
     @property
     def parameters(self) -> int:
         """Number of real parameters; a complex number counts as two."""
-        return _count(self.model)
+        return count_parameters(self.model)
 
     def orthogonality_error(self) -> float | None:
         """Largest error of the tagged parameters, or ``None`` if there are none."""
@@ -165,14 +174,15 @@ def orthogonal_learner(
         dtype=torch.complex64 if complex else torch.float32,
     )
     model = SequenceModel(rnn, 2 * hidden if complex else hidden, task)
-    tagged = [parameter for _, parameter in ru.tagged_parameters(model)]
-    ids = {id(parameter) for parameter in tagged}
-    free = [parameter for parameter in model.parameters() if id(parameter) not in ids]
+    groups = ru.param_groups(
+        model,
+        lr=lr,
+        tagged_lr=lr / _RECURRENT_SLOWDOWN,
+        weight_decay=task.weight_decay,
+        tagged_weight_decay=0.0,
+    )
     optimizer = ru.optim.ProjUNNT(
-        [
-            {"params": tagged, "lr": lr / _RECURRENT_SLOWDOWN},
-            {"params": free, "weight_decay": task.weight_decay},
-        ],
+        groups,
         lr=lr,
         rank=rank,
         base=task.base,
@@ -191,17 +201,33 @@ def lstm_learner(task: Task, *, parameters: int, lr: float = 3e-3, seed: int = 0
         lr: Learning rate.
         seed: Seed of the initial weights.
     """
-
-    def build(hidden: int, device: str) -> SequenceModel:
-        rnn = nn.LSTM(task.features, hidden, device=device)
-        return SequenceModel(rnn, hidden, task, device=device)
-
-    hidden = next(size for size in count(1) if _count(build(size, "meta")) >= parameters)
     torch.manual_seed(seed)
-    model = build(hidden, "cpu")
+    model = smallest(nn.LSTM, task, parameters=parameters)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     return Learner("LSTM", model, optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 1.0))
 
 
-def _count(model: nn.Module) -> int:
+def smallest(kind: Callable[..., nn.Module], task: Task, *, parameters: int) -> SequenceModel:
+    """The smallest model of a kind of recurrent layer with at least so many parameters.
+
+    Args:
+        kind: Such as ``nn.LSTM``.
+        task: Gives the sizes of input and answer.
+        parameters: Number of real parameters to reach.
+    """
+
+    def build(hidden: int, device: str) -> SequenceModel:
+        rnn = kind(task.features, hidden, device=device)
+        return SequenceModel(rnn, hidden, task, device=device)
+
+    sizes = (size for size in count(1) if count_parameters(build(size, "meta")) >= parameters)
+    return build(next(sizes), "cpu")
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of real parameters; a complex number counts as two.
+
+    Args:
+        model: Any.
+    """
     return sum(p.numel() * (2 if p.is_complex() else 1) for p in model.parameters())

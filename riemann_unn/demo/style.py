@@ -6,10 +6,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-__all__ = ["BLUE", "GREEN", "GREY", "INK", "LINES", "VERMILION", "finish", "new_figure"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "INK",
+    "LINES",
+    "ORANGE",
+    "PURPLE",
+    "SKY",
+    "VERMILION",
+    "finish",
+    "new_figure",
+]
 
 # Okabe and Ito's palette: told apart with any colour vision, and by line style in grey.
 BLUE, VERMILION, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#767676", "#222222"
+ORANGE, SKY, PURPLE = "#E69F00", "#56B4E9", "#CC79A7"
 LINES = ((BLUE, "-"), (VERMILION, "--"), (GREEN, "-."))
 
 

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from .checkpoint import CheckpointError, Settings, load, save
+from .checkpoint import CheckpointError, Settings, load, save, settings_of
 from .models import History, Learner
 from .progress import Progress
 from .tasks import Task
 
-__all__ = ["CheckpointError", "Settings", "train"]
+__all__ = ["CheckpointError", "Settings", "train", "train_as_asked"]
+
+
+def train_as_asked(task: Task, learners: Sequence[Learner], options: Namespace) -> None:
+    """:func:`train` by the options that every experiment of one run has.
+
+    Args:
+        task: Gives batches, loss and accuracy.
+        learners: Freshly built learners.
+        options: As parsed; all but where files go and what is shown count as settings.
+    """
+    train(
+        task,
+        learners,
+        epochs=options.epochs,
+        seed=options.seed,
+        checkpoint=options.checkpoint,
+        settings=settings_of(options),
+        quiet=options.quiet,
+    )
 
 
 def train(
