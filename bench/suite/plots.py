@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-from riemann_unn.demo.labels import Label, label_lines
+from riemann_unn.demo.labels import Label, label_lines, make_room
 from riemann_unn.demo.style import (
     BLUE,
     GREEN,
@@ -194,9 +194,8 @@ def _panel(axes: Axes, picture: Picture, title: str, lines: Mapping[str, Line]) 
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(FixedLocator(sizes))
     axes.set_xticklabels([f"{size:g}" for size in sizes])
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high * (high / low) ** picture.room)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
+    make_room(axes, picture.room)
     finish(axes, title, picture.x, picture.y)
     return sorted(labels, key=lambda label: not label.bold)

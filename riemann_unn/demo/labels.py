@@ -9,11 +9,14 @@ from typing import cast
 
 import numpy
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator
+from matplotlib.transforms import IdentityTransform
 from numpy.typing import NDArray
 
-__all__ = ["Label", "label_lines"]
+from .plots import spread
+
+__all__ = ["Label", "label_lines", "make_room"]
 
 _Array = NDArray[numpy.float64]
 _PAD = 3.0  # points between a name and the edge of its line
@@ -24,8 +27,11 @@ _OVER_LABEL, _OVER_LINE, _OVER_OWN = (
     50.0,
     30.0,
 )  # what covering costs, a place each
+_NEAR, _NEAR_LINE = 8.0, 0.25  # points from another line, and what each of its places costs there
 _GROWN = numpy.array([-1, -1, 1, 1])  # a box on all sides
-_AWAY = 0.15  # what a point of distance from the line's end costs
+_SLOTS = 41  # heights that are tried beside the end of a line
+_ELSEWHERE = 8.0  # what a name costs that does not stand beside the end of its line
+_AWAY = 0.06  # and each point that it is away
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,22 @@ class Label:
     bold: bool = True
 
 
+def make_room(axes: Axes, share: float) -> None:
+    """Let the horizontal axis go on behind the lines, without ticks, for names at their ends.
+
+    Args:
+        axes: Where all is drawn.
+        share: Of the width that the lines have.
+    """
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(
+        FixedLocator([tick for tick in axes.get_xticks() if low <= tick <= high])
+    )
+    logarithmic = axes.get_xscale() == "log"
+    wide = high * (high / low) ** share if logarithmic else high + share * (high - low)
+    axes.set_xlim(low, wide)
+
+
 def label_lines(axes: Axes, labels: Sequence[Label]) -> None:
     """Write each name beside its line, as near to its right end as there is room in the axes.
 
@@ -52,22 +74,26 @@ def label_lines(axes: Axes, labels: Sequence[Label]) -> None:
         axes: Where all is drawn; limits and scales are set before. Every line on it is left free.
         labels: The names, those that matter most first.
     """
-    figure = cast(Figure, axes.figure)
+    figure = axes.figure.figure  # the whole of a part, too
     figure.draw_without_rendering()  # the layout is only known then
     unit = figure.dpi / 72
     paths = {line: _path(line, axes, _STEP * unit / 2) for line in axes.lines}
     taken = [numpy.array(text.get_window_extent().extents) for text in axes.texts]
-    choices = [_choices(label, axes, paths, unit) for label in labels]
-    chosen: list[int] = []
-    wide = unit * numpy.array([-8.0, 0, 8, 0])  # between names in one row
-    for _ in range(3):  # a name that came early may give way to a later one
-        for i, (boxes, costs, _) in enumerate(choices):
-            names = [choices[j][0][k] + wide for j, k in enumerate(chosen) if j != i]
-            best = int((costs + _OVER_LABEL * _overlaps(boxes, [*taken, *names])).argmin())
-            if i < len(chosen):
-                chosen[i] = best
-            else:
-                chosen.append(best)
+    labels = [label for label in labels if len(paths[label.line])]  # the rest is out of sight
+    if not labels:
+        return
+    sizes = [_size(label, axes) for label in labels]
+    wanted = _heights([paths[label.line][-1] for label in labels], sizes, unit)
+    choices = [
+        _choices(label, size, height, axes, paths, unit)
+        for label, size, height in zip(labels, sizes, wanted, strict=True)
+    ]
+    indices = range(len(labels))
+    orders = [  # large names first: from below, from above, or as they come
+        sorted(indices, key=lambda i: (-labels[i].size, sign * wanted[i])) for sign in (1, -1, 0)
+    ]
+    found = [_arrange(choices, order, taken, unit) for order in orders]
+    chosen = min(found, key=lambda one: one[0])[1]
     back = axes.transData.inverted()
     for label, (boxes, _, anchors), k in zip(labels, choices, chosen, strict=True):
         x, y = anchors[k]
@@ -87,12 +113,35 @@ def label_lines(axes: Axes, labels: Sequence[Label]) -> None:
         text.set_in_layout(False)  # it was placed in the layout that there is
 
 
+def _arrange(
+    choices: Sequence[tuple[_Array, _Array, _Array]],
+    order: Sequence[int],
+    taken: Sequence[_Array],
+    unit: float,
+) -> tuple[float, list[int]]:
+    """Choose one after another, and what that costs."""
+    wide = unit * numpy.array([-8, -0.5, 8, 0.5])  # more between names in one row
+    chosen: dict[int, int] = {}
+    total = 0.0
+    for _ in range(3):  # a name that came early may give way to a later one
+        total = 0.0
+        for i in order:
+            boxes, costs, _ = choices[i]
+            names = [choices[j][0][k] + wide for j, k in chosen.items() if j != i]
+            costs = costs + _OVER_LABEL * _overlaps(boxes, [*taken, *names])
+            chosen[i] = int(costs.argmin())
+            total += float(costs[chosen[i]])
+    return total, [chosen[i] for i in sorted(chosen)]
+
+
 def _path(line: Line2D, axes: Axes, step: float) -> _Array:
     """Places along a line inside its axes, in pixels."""
     points = line.get_transform().transform(line.get_xydata())
     points = points[numpy.isfinite(points).all(1)]
     if not len(points):
         return numpy.zeros((0, 2))
+    if points[0, 0] > points[-1, 0]:  # it ends at the right, however it was drawn
+        points = points[::-1]
     found = [points[:1]]
     for a, b in pairwise(points):
         count = min(max(int(numpy.hypot(*(b - a)) / step), 1), 10_000)
@@ -103,35 +152,57 @@ def _path(line: Line2D, axes: Axes, step: float) -> _Array:
     return cast(_Array, path[inside.all(1)])
 
 
+def _size(label: Label, axes: Axes) -> _Array:
+    """Width and height of a name, in pixels."""
+    probe = axes.text(0, 0, label.text, fontsize=label.size, transform=IdentityTransform())
+    probe.set_fontweight("bold" if label.bold else "normal")
+    extent = probe.get_window_extent()
+    probe.remove()
+    return numpy.array([extent.width, extent.height])
+
+
+def _heights(ends: Sequence[_Array], sizes: Sequence[_Array], unit: float) -> list[float]:
+    """Where the middle of each name should be if it stands beside its line's end."""
+    found = [float(end[1]) for end in ends]
+    for x in {round(end[0] / (4 * unit)) for end in ends}:
+        same = [i for i, end in enumerate(ends) if round(end[0] / (4 * unit)) == x]
+        gap = max(float(sizes[i][1]) for i in same) + unit
+        for i, height in zip(same, spread([found[i] for i in same], gap=gap), strict=True):
+            found[i] = height
+    return found
+
+
 def _choices(
-    label: Label, axes: Axes, paths: dict[Line2D, _Array], unit: float
+    label: Label,
+    size: _Array,
+    wanted: float,
+    axes: Axes,
+    paths: dict[Line2D, _Array],
+    unit: float,
 ) -> tuple[_Array, _Array, _Array]:
     """Boxes that a name may fill, what each costs, and the place of the line it is beside."""
     own = paths[label.line]
     pad = (_PAD + _breadth(label.line) / 2) * unit
-    probe = axes.text(0, 0, label.text, fontsize=label.size, ha="left", va="bottom")
-    probe.set_fontweight("bold" if label.bold else "normal")
-    extent = probe.get_window_extent()
-    probe.remove()
-    size = numpy.array([extent.width, extent.height])
     # Beside, above and below a place of the line, and at the corners; beside its end higher or
     # lower, too, where it reads best.
     sides = numpy.array([s for s in product((-1, -0.5, 0), (-1, -0.5, 0)) if s != (-0.5, -0.5)])
     shifts = sides * size + numpy.sign(sides + 0.5) * pad
     anchors = numpy.repeat(own[::-2], len(shifts), 0)
     corners = anchors + numpy.tile(shifts, (len(own[::-2]), 1))
-    costs = 1 + _AWAY * numpy.hypot(*(anchors - own[-1]).T) / unit
-    heights = numpy.linspace(-2, 1, 25)
-    beside = own[-1] + numpy.stack([numpy.full(25, pad), heights * size[1]], 1)
+    costs = _ELSEWHERE + _AWAY * numpy.hypot(*(anchors - own[-1]).T) / unit
+    heights = numpy.linspace(-3, 2, _SLOTS) * size[1]
+    beside = own[-1] + numpy.stack([numpy.full(_SLOTS, pad + 2 * unit), heights], 1)
     corners = numpy.concatenate([beside, corners])
-    anchors = numpy.concatenate([numpy.repeat(own[-1:], 25, 0), anchors])
-    costs = numpy.concatenate([2 * (heights + 0.5) ** 2, costs])
+    anchors = numpy.concatenate([numpy.repeat(own[-1:], _SLOTS, 0), anchors])
+    off = (beside[:, 1] + size[1] / 2 - wanted) / size[1]
+    costs = numpy.concatenate([2 * off**2 + 0.5 * (heights / size[1] + 0.5) ** 2, costs])
     boxes = numpy.concatenate([corners, corners + size], 1)
     costs += _OVER_OWN * _inside(boxes, own)
     for line, path in paths.items():
         if line is not label.line:
             clear = boxes + _GROWN * (_CLEAR + _breadth(line) / 2) * unit
             costs += _OVER_LINE * _inside(clear, path)
+            costs[_SLOTS:] += _NEAR_LINE * _inside(clear[_SLOTS:] + _GROWN * _NEAR * unit, path)
     frame = axes.bbox
     out = (boxes[:, :2] < frame.p0).any(1) | (boxes[:, 2:] > frame.p1).any(1)
     return boxes, costs + 1e6 * out, anchors
