@@ -37,6 +37,7 @@ class Plan:
     limit: int
     stay: tuple[str, ...]
     mini_batches: bool = True
+    methods: frozenset[tuple[str, str]] | None = None  # table and name; all if none are chosen
 
     def chosen(self, rates: tuple[float, ...]) -> tuple[float, ...]:
         return rates[self.rates] or rates
@@ -129,6 +130,7 @@ def measure(plan: Plan, jobs: int) -> dict[tuple[object, ...], object]:
         for key in plan.problems
         for i, method in enumerate(rows)
         if not method.missing()
+        and (plan.methods is None or (method.table, method.name) in plan.methods)
     ]
     cells += [
         (sample, (i, plan))

@@ -49,22 +49,33 @@ def _ratio(one: str, other: str, *, heading: str = _STEPS, column: str) -> str:
     return f"{over / under:.3g}"
 
 
+def _asked(words: str) -> str:
+    """What the page's own summary says was measured."""
+    found = _table("benchmarks.md", "Asked and measured").cell(words, "measured")
+    if number(found) is None:
+        raise SystemExit(f"error: docs/benchmarks.md says of {words}: {found}")
+    return found
+
+
 def step_4096() -> str:
-    over = partial(_ratio, other="torch Adam, fused", column="n=4096")
-    parts = []
-    for name in ("ProjUNN-T", "ProjUNN-D"):
-        low, high = (over(f"{name}, rank {k}") for k in (1, 8))
-        parts.append(f"{name} rank 1: {low}, rank 8: {high}")
-    slope = _table("benchmarks.md", "Asked and measured")
-    row = next(name for name in slope.rows if name.startswith("growth of ProjUNN-T, rank 1"))
-    grown = slope.cell(row, "measured")
-    return f"{'; '.join(parts)}; from n=2048 to 8192 the time of rank 1 grows as n^{grown}"
+    adam = "torch Adam, fused"
+    t1, t8, d1 = (
+        _asked(f"{name}, over {adam}, n = 4096")
+        for name in ("ProjUNN-T, rank 1", "ProjUNN-T, rank 8", "ProjUNN-D, rank 1")
+    )
+    d8 = _ratio("ProjUNN-D, rank 8", adam, column="n=4096")
+    grown = _asked("growth of ProjUNN-T, rank 1, log-log slope, n = 2048 to 8192")
+    return (
+        f"ProjUNN-T rank 1: {t1}, rank 8: {t8}; ProjUNN-D rank 1: {d1}, rank 8: {d8}; from n=2048 "
+        f"to 8192 the time of rank 1 grows as n^{grown}"
+    )
 
 
 def separate() -> str:
-    ours = "ProjUNN-T, rank 1, separate"
-    over = partial(_ratio, ours, heading=_SEPARATE, column="mean ms")
-    return f"{over('torch Adam, fused, separate')}, {over('ProjUNN-T, rank 1, stacked')}"
+    ours = "ProjUNN-T, rank 1"
+    fused = "torch Adam, fused, separate"
+    over = _ratio(f"{ours}, separate", fused, heading=_SEPARATE, column="mean ms")
+    return f"{over}, {_asked(f'1024 separate 16 × 16, {ours}, over one stack of them, {ours}')}"
 
 
 def share() -> str:
@@ -133,14 +144,73 @@ def collectives() -> str:
     )
 
 
+# The papers at their scale: docs/papers.md -----------------------------------------------------
+
+
+def _paper(heading: str, row: str) -> dict[str, str]:
+    """A row of the first table under a heading that has it, by its columns."""
+    for table in tables(_text("papers.md")):
+        if table.heading == heading and row in table.rows:
+            return dict(zip(table.head, table.rows[row], strict=True))
+    raise SystemExit(f"error: docs/papers.md has no {row!r} under {heading!r}")
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"median of {count} seeds"
+
+
+def copying() -> str:
+    row = _paper("projUNN: copying memory over 1,000 steps", "orthogonal, modReLU")
+    below, recalled = (
+        next(cell for column, cell in row.items() if re.fullmatch(pattern, column))
+        for pattern in (r"below .* from iteration", "95% recalled from iteration")
+    )
+    return f"{below}, {recalled} ({_seeds(int(row['seeds']))})"
+
+
+def adding() -> str:
+    # T, name, parameters, iterations, squared error, by seed, ...
+    pattern = r"^\| %d \| %s \|[^|]*\|[^|]*\| ([^|]*) \| ([^|]*) \|"
+    ours, lstm = "orthogonal, gated inputs", "LSTM"
+    found = [
+        _found("papers.md", pattern % (steps, name))
+        for steps, name in ((200, ours), (750, ours), (200, lstm))
+    ]
+    short, long, theirs = (f"{float(match[1]):g}" for match in found)
+    seeds = _seeds(len(found[0][2].split(",")))
+    return f"{short}, {long} ({seeds}); LSTM of equal size over 200 steps {theirs}"
+
+
+def pixels() -> str:
+    heading = "projUNN: pictures pixel by pixel, in a random order"
+    ours, theirs = (_paper(heading, name) for name in ("orthogonal", "LSTM"))
+    accuracy = [row["test accuracy"].replace("%", " %") for row in (ours, theirs)]
+    seeds = _seeds(len(ours["by seed"].split(",")))
+    return f"{accuracy[0]} ({seeds}); LSTM of equal size {accuracy[1]}"
+
+
+def resnet() -> str:
+    heading, column = "ResNet-9 with orthogonal convolutions", "test accuracy, median (%)"
+    names = ("orthogonal, BatchNorm", "ordinary, BatchNorm", "orthogonal", "ordinary")
+    ours, theirs, plain, other = (_paper(heading, name)[column] for name in names)
+    return (
+        f"orthogonal convolutions {ours} %, ordinary ones {theirs} %; without BatchNorm {plain} "
+        f"and {other} %"
+    )
+
+
 PAGES: Mapping[str, Callable[[], str]] = {
     "optima-count": optima_count,
     "optima": optima,
     "searches": searches,
+    "papers-copying": copying,
+    "papers-adding": adding,
+    "papers-pixels": pixels,
+    "papers-resnet": resnet,
     "step-4096": step_4096,
-    "step-geoopt": partial(_ratio, "geoopt SGD, QR", "ProjUNN-T, rank 1", column="n=2048"),
+    "step-geoopt": partial(_asked, "geoopt SGD, QR, over ProjUNN-T, rank 1, n = 2048"),
     "step-separate": separate,
-    "step-cayley": partial(_ratio, "Cayley, dense", "geoopt SGD, QR", column="n=1024"),
+    "step-cayley": partial(_asked, "Cayley, dense, over geoopt SGD, QR, n = 1024"),
     "step-share": share,
     "bench-command": bench_command,
     "collectives": collectives,

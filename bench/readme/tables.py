@@ -115,7 +115,7 @@ def from_scratch() -> str:
 def gaussian() -> str:
     rows = []
     for (m, n, rank), errors, gains in bench_low_rank.gaussian():
-        shares = ", ".join(f"{100 * gain:.3g} %" for gain in gains)
+        shares = ", ".join(percent(gain) for gain in gains)
         rows.append([f"{m}×{n}, {rank}", *(f"{error:.4f}" for error in errors), shares])
     head = ["shape, rank", "truncated SVD", "closed-form lengths", "default"]
     return _table([*head, "L-BFGS, converged", "share: lengths, default"], rows)

@@ -48,8 +48,10 @@ def label_ends(
         low, high = math.log10(low), math.log10(high)
         heights = [math.log10(height) if height > 0 else low for height in heights]
     shares = [(height - low) / (high - low) for height in heights]
-    # A run that has diverged is labelled at the top.
-    shares = spread([min(x, 1.0) if math.isfinite(x) else 1.0 for x in shares], gap=gap)
+    # A run that has diverged is labelled at the top; a name of two lines stays above the axis.
+    shares = [min(x, 1.0) if math.isfinite(x) else 1.0 for x in shares]
+    lows = [0.03 + 0.03 * label.count("\n") for label in labels]
+    shares = spread([max(x, low) for x, low in zip(shares, lows, strict=True)], gap=gap)
     for share, label, (colour, _) in zip(shares, labels, LINES, strict=False):
         axes.annotate(
             label,
