@@ -41,7 +41,9 @@ LEVERS: dict[str, list[tuple[Any, str, Any]]] = {
     "the closed form of a real plane": [(update, "_rotate_plane_", update._rotate_planes_)],
     "real cores by their squares": [(core, "_SMOOTH", -1.0)],
     "Ω formed for the smallest": [(tangent, "_FORMED", 0)],
-    "the gradient's check by its sketch": [(module.ManifoldOptimizer, "_sees", lambda *_: False)],
+    "the gradient's check by its sketch": [
+        (module.ManifoldOptimizer, "_shows_nonfinite", lambda *_: False)
+    ],
     "batches kept between steps": [
         (tagged.TaggedParams, "_is_current", lambda _: False),
         (batches.Batches, "_batch", _made_anew),

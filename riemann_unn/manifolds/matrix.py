@@ -38,7 +38,7 @@ def _counts(blocks: Any) -> tuple[int, int]:
 
 
 class _BlockedManifold(MatrixManifold):
-    """What manifolds of matrices have in common: a tensor's matrices are its blocks."""
+    """Manifolds of matrices: the matrices of a tensor are its blocks."""
 
     takes_batches = True
 
