@@ -35,11 +35,11 @@ from .linalg.step.tangent import (
 from .linalg.step.update import (
     LargestAngle,
     PlaneGram,
-    factors_of_turn,
     is_plane,
     plane_gram,
+    rotate_low_rank_lazily_,
     rotate_whole_,
-    turn_low_rank_,
+    rotation_factors_lazily,
 )
 from .scalars import plain_scalars
 
@@ -204,7 +204,7 @@ class Directions:
         ):
             coordinates, _ = self.measured(coordinates)
         measured, self._measured = self._measured, None
-        angle, added = turn_low_rank_(
+        angle, added = rotate_low_rank_lazily_(
             x,
             self.v,
             coordinates,
@@ -220,7 +220,7 @@ class Directions:
 
     def factors(self, x: Tensor, coordinates: Tensor) -> tuple[Tensor, Tensor, LargestAngle]:
         """Return thin factors of the change by :meth:`rotate_`, and the function for the angles."""
-        basis, right, angle, added = factors_of_turn(
+        basis, right, angle, added = rotation_factors_lazily(
             self.v,
             coordinates,
             phi=self.retraction.phi,

@@ -15,8 +15,8 @@ from torch.optim import LBFGS, SGD, Optimizer
 from ..errors import ManifoldError
 from ..interruption import no_grad
 from ..linalg import Angle, Phi, TangentMethod
-from ..linalg.host import WithoutReading
 from ..linalg.precision import full_precision, is_full_precision
+from ..linalg.value_branches import WithoutReading
 from ..parallel import Group, is_sharded, together
 from ..retractions import Retraction
 from ..scalars import plain_scalars

@@ -135,7 +135,7 @@ def solve(
         else:
             solution = part.smallest(energies, squares, tolerance)
         z[part.spaces] = solution.z
-        without[part.spaces] = solution.dead
+        without[part.spaces] = solution.unscaled
         found.append(solution)
     worst = max(s.gradient for s in found)
     if not all(s.converged for s in found):
@@ -219,13 +219,13 @@ class _Part:
     ) -> Rescaling:
         """Minimise the sum of squares of the weights."""
         # What no path passes is left alone here too: its norm could shrink for ever.
-        dead = balance_energies(self.blocks(energies), self.count, tol=1.0).dead
+        unscaled = balance_energies(self.blocks(energies), self.count, tol=1.0).unscaled
         found = balance_energies(
-            self.blocks(squares), self.count, linear=False, tol=tolerance, frozen=dead
+            self.blocks(squares), self.count, linear=False, tol=tolerance, frozen=unscaled
         )
         before, after = math.exp(found.before), math.exp(found.after)
         return Rescaling(-found.z, before, after, *_rest(found))
 
 
 def _rest(solution: Rescaling) -> tuple[float, int, bool, Tensor]:
-    return solution.gradient, solution.iterations, solution.converged, solution.dead
+    return solution.gradient, solution.iterations, solution.converged, solution.unscaled
