@@ -18,7 +18,7 @@ from zoo_authors import authors_objective, is_small
 from zoo_models import Entry, perturb_
 
 from riemann_unn.errors import GraphError
-from riemann_unn.graph.closed import tensors_in
+from riemann_unn.graph.opaque_modules import tensors_in
 from riemann_unn.graph.program import unwrapped
 from riemann_unn.init.path_condition import path_condition
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...graph.guess import guessed_input
+from ...graph.inferred_input import inferred_input
+from ...graph.isolation import without_weak_references
 from ...graph.program import Program, read
-from ...graph.untouched import forgotten
 from ...linalg import ACTIVATIONS
 from ...linalg.low_rank.activation_kernel import as_activation
 from ..calibration import Batch, Forward, batches_of, cannot_run
@@ -28,10 +28,10 @@ def program_of(
 ) -> Program | str:
     """Return what a model computes in evaluation mode, or why that cannot be told."""
     try:
-        with forgotten(model), undisturbed(model):
+        with without_weak_references(model), undisturbed(model):
             if inputs is not None:
                 batches = batches_of(inputs, model, forward=forward)
-            first = batches[0] if batches else Batch((guessed_input(model),), {})
+            first = batches[0] if batches else Batch((inferred_input(model),), {})
             return read(model, first.args, first.kwargs, forward=first.forward)
     except Exception as error:  # the model's own code runs, and may raise anything
         for batch in batches[:1] if batches else ():

@@ -79,8 +79,8 @@ def followers(program: Program | str, layers: Mapping[str, nn.Module]) -> dict[s
     result: dict[str, Follower | str] = {}
     for name in layers:
         if name not in found:
-            closed = next((p for p in program.closed if f"{name}.".startswith(f"{p}.")), None)
-            why = "" if closed is None else f": '{closed}' is closed, {program.closed[closed]}"
+            closed = next((p for p in program.opaque if f"{name}.".startswith(f"{p}.")), None)
+            why = "" if closed is None else f": '{closed}' is closed, {program.opaque[closed]}"
             result[name] = f"what the model computes does not reach it{why}"
         elif all(_are_same(found[name][0], other) for other in found[name][1:]):
             result[name] = found[name][0]

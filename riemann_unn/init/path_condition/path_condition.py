@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import GraphError
 from ...graph import ModelGraph, trace
+from ...graph.isolation import preserved
 from ...graph.lifting import path_energies
 from ...graph.program import Called, named_tensors, unwrapped
-from ...graph.untouched import untouched
 from ...interruption import undoing
 from ...linalg.precision import in_full_precision
 from ...tagging import manifold_of
@@ -178,7 +178,7 @@ class _Read:
             )
         state = {f"model.{name}": value for name, value in state.items()}
         try:
-            with untouched(self.model), torch.no_grad():
+            with preserved(self.model), torch.no_grad():
                 torch.manual_seed(0)
                 called = Called(self.model, self.forward)
                 found: list[Tensor] = torch.func.functional_call(called, state, args, kwargs)
@@ -332,7 +332,7 @@ def _random_like(view: ModelGraph) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
             return x
         # A guess has two examples, too few for the statistics of batch normalisation.
-        shape = (8, *x.shape[1:]) if view.is_guess and x.shape[:1] == (2,) else x.shape
+        shape = (8, *x.shape[1:]) if view.is_inferred and x.shape[:1] == (2,) else x.shape
         return torch.randn(shape, dtype=x.dtype, generator=generator).to(x.device)
 
     args, kwargs = tree_map(draw, (view.args, dict(view.kwargs)))

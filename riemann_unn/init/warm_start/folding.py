@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 
 from ...errors import GraphError
 from ...graph import Layer, ModelGraph, trace
+from ...graph.isolation import without_weak_references
 from ...graph.program import named_tensors, operation
-from ...graph.untouched import forgotten
 from ..calibration import Batch
 from ..recording import same_buffers
 
@@ -96,7 +96,7 @@ class Folding:
         self._order: list[str] = []
         self._norms: dict[str, _Norm] = {}
         self._tagged = tagged = list(tagged)
-        with forgotten(model):
+        with without_weak_references(model):
             self._graph = self._read(example)
         if self._graph is None:
             self.reasons = dict.fromkeys(tagged, "the model could not be traced")
