@@ -24,7 +24,7 @@ def draw(path: Path, results: Results) -> None:
 
     Args:
         path: File to write.
-        results: What came of the run.
+        results: Of the run.
     """
     task, learners = results.task, results.learners
     before, after = results.before, results.after
@@ -59,7 +59,7 @@ def singular_values_panel(
         colour: Of those after training.
         title: Of the axes.
     """
-    # Side by side, for those of an orthogonal layer are all 1 at both times.
+    # Side by side, since those of an orthogonal layer are all 1 both times.
     for values, shade, left, label in (
         (before, GREY, -0.4, "before"),
         (after, colour, 0.05, "after"),
@@ -94,7 +94,7 @@ def _order(values: Tensor) -> Tensor:
 
 
 def share_limits(axes: Sequence[Axes], values: Sequence[Sequence[Tensor]]) -> None:
-    """Give panels of singular values one vertical range.
+    """Set a common vertical range for panels of singular values.
 
     Args:
         axes: The panels.

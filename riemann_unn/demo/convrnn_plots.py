@@ -1,4 +1,4 @@
-"""The picture of states over time: their norm, what can be read from them, and the images read."""
+"""The picture of states over time: norms, and what a linear readout recovers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def draw(path: Path, results: Results) -> None:
 
     Args:
         path: File to write.
-        results: What came of the run.
+        results: Of the run.
     """
     task, learners, traces = results.task, results.learners, results.traces
     last = max(traces[0].accuracy)

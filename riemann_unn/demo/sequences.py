@@ -90,7 +90,7 @@ def _number(text: str, path: Path, line: int) -> float:
 
 @dataclass(frozen=True)
 class Sequences(Task):
-    """Sequences of a file, read step by step, then one of their labels.
+    """Sequences of a file, read step by step, and classified at the end.
 
     A fifth of every label's sequences is held out, the same ones in every run. Features are shifted
     and scaled so that those of the training steps have mean 0 and variance 1.

@@ -94,7 +94,7 @@ class _Transposed(Target):
             device="meta",
             dtype=self.weight.dtype,
         )
-        return layer._settle(self.module)  # type: ignore[arg-type]
+        return layer._materialise(self.module)  # type: ignore[arg-type]
 
 
 class _Convolution(Target):
