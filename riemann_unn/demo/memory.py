@@ -108,6 +108,7 @@ def run(options: Namespace) -> Results:
         "lr": lr,
         "complex": options.complex,
         "seed": options.seed,
+        **task.contents,
     }
     with one_thread():
         train(

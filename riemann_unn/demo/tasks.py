@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -87,6 +87,11 @@ class Task(ABC):
     @abstractmethod
     def batches_per_epoch(self) -> int:
         """How many batches ``train_batches`` yields."""
+
+    @property
+    def contents(self) -> Mapping[str, str]:
+        """Digests of the files that it reads, by name, for the settings of a checkpoint."""
+        return {}
 
     @abstractmethod
     def train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
