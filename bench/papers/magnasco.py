@@ -82,7 +82,7 @@ def runs(plan: Plan) -> list[Run]:
 
 
 def train_lattice(options: Options, place: Place) -> Result:
-    """Train one network and let it run on, or look at kernels that were not trained.
+    """Train one network and read out its states over many steps, or measure untrained kernels.
 
     Args:
         options: Of the run.
@@ -154,7 +154,7 @@ def lattice_of(kernel: Tensor, nonlinearity: str = "identity") -> ImageMemory:
 
 
 def _memory(net: ImageMemory, task: PictureImages, options: Options) -> Result:
-    """What becomes of the state, and what can be read from it."""
+    """The norms of the states, and the readouts."""
     steps = options["steps"]
     marks = sorted({0, steps // 10, steps // 2, steps})
     images, _ = task.test_batch()
@@ -221,7 +221,7 @@ def _after(net: ImageMemory, state: Tensor, steps: int) -> Tensor:
 
 
 def report(plan: Plan, results: Mapping[str, Result], images: Path) -> Report:
-    """The section: norms over a thousand steps, and what is left of a picture.
+    """The section: norms over a thousand steps, and readouts.
 
     Args:
         plan: What was run.
