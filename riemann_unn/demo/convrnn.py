@@ -339,8 +339,8 @@ def _ridge(x: Tensor, count: int, wanted: Tensor, penalty: float = _RIDGE) -> Te
     else:  # the same solution by a smaller system
         gram = rows @ rows.mT + penalty * count * torch.eye(count, dtype=x.dtype)
         weights = rows.mT @ torch.linalg.solve(gram, wanted)
-    told: Tensor = x[count:] @ weights + mean
-    return told
+    predicted: Tensor = x[count:] @ weights + mean
+    return predicted
 
 
 def table(results: Results) -> str:

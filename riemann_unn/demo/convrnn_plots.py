@@ -39,9 +39,9 @@ def draw(path: Path, results: Results) -> None:
     for panel in axes[:2]:
         panel.set_ylim(max(min(limits), _FLOOR), min(max(limits), _CEILING))
     for learner, trace, (colour, line) in zip(learners, traces, LINES, strict=False):
-        told = [100 * value for value in trace.accuracy.values()]
+        accuracy = [100 * value for value in trace.accuracy.values()]
         style = {"color": colour, "lw": 2, "marker": "o", "ms": 4, "label": learner.name}
-        axes[2].plot(list(trace.accuracy), told, line, **style)
+        axes[2].plot(list(trace.accuracy), accuracy, line, **style)
     axes[2].axhline(10, color=GREY, lw=1.2, ls=":")
     axes[2].annotate("guessing", (0, 10), xytext=(2, 3), textcoords="offset points", color=GREY)
     axes[2].set_ylim(-2, 103)

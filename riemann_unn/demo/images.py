@@ -70,8 +70,8 @@ class PictureImages(Pictures):
         return self._images(inputs), classes
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
-        asked = answers - self.margin * functional.one_hot(targets, self.outputs)
-        return functional.cross_entropy(asked / self.temperature, targets)
+        shifted = answers - self.margin * functional.one_hot(targets, self.outputs)
+        return functional.cross_entropy(shifted / self.temperature, targets)
 
 
 @dataclass(frozen=True)

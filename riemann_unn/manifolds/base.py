@@ -39,8 +39,8 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
 
     The retraction is the Cayley transform
     :math:`R_X(u) = \mathrm{Cayley}(W) X,\; W = P u X^H - X u^H P,\; P = I - \tfrac12 X X^H`,
-    with its own isometric transport, so that it is reversible, as geoopt's
-    samplers ask; :meth:`expmap` is the geodesic.
+    with its own isometric transport, so that it is reversible, as geoopt's samplers require;
+    :meth:`expmap` is the geodesic.
 
     Reference:
         Edelman, Arias and Smith (1998); Wen and Yin (2013) for the retraction;
@@ -281,8 +281,8 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
 
     def _rotate_both(self, m: Tensor, delta: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if m.shape[-2] == m.shape[-1]:
-            turn = cayley(0.5 * (delta @ m.mH - m @ delta.mH))
-            return turn @ m, turn @ v
+            rotation = cayley(0.5 * (delta @ m.mH - m @ delta.mH))
+            return rotation @ m, rotation @ v
         # Cayley(W) in the Sherman-Morrison-Woodbury form: W = (Δ Xᴴ - X Δᴴ)/2 has rank 2p.
         left = torch.cat([delta, m], dim=-1) * 0.5**0.5
         right = torch.cat([m, -delta], dim=-1) * 0.5**0.5

@@ -87,7 +87,7 @@ def slow(n: int, dtype: torch.dtype, device: torch.device | None = None) -> Tens
     """Rotations by at most a tenth of a radian, for states that ReLU must not erase.
 
     A state of two positive coordinates that is rotated by t a step loses one of them to ReLU after
-    at most a quarter turn; what a coordinate keeps of itself over T steps is ``cos(t)^T``.
+    at most a quarter turn; the share of a coordinate after T steps is ``cos(t)^T``.
 
     Args:
         n: Size of the matrix.

@@ -176,7 +176,7 @@ def _unhooked_step(base: Optimizer, *arguments: Any) -> None:
     """Call the base's own step, without torch's hooks, which belong to the outer optimizer."""
     known = len(base.state)
 
-    def forget() -> None:
+    def drop_new_states() -> None:
         # New states may be incomplete, and the next step would not initialise them again.
         for p in list(base.state)[known:]:
             base.state.pop(p, None)
@@ -185,4 +185,4 @@ def _unhooked_step(base: Optimizer, *arguments: Any) -> None:
     is_hooked = getattr(step, "hooked", False)
     own = partial(getattr(step, "__wrapped__", step), base) if is_hooked else base.step
     own = partial(own, *arguments)
-    undoing(own, forget)
+    undoing(own, drop_new_states)

@@ -251,7 +251,7 @@ class ManifoldOptimizer(Optimizer):
         to be of the same base, rank and shapes, and in the same coordinates. The four optimizers
         share theirs, so that each continues from the state of any other; so do ``Orthogonal``,
         ``Unitary`` and ``Stiefel`` without ``flatten``. A state of 0.1.0, and one of ``base``
-        alone, which knows tagged parameters in Euclidean coordinates, are taken with a warning.
+        alone, which is in Euclidean coordinates, are accepted with a warning.
 
         Args:
             state_dict: from :meth:`state_dict`.
@@ -418,8 +418,8 @@ class ManifoldOptimizer(Optimizer):
         plain = [m for batch in batches if batch not in shown for m in batch.members]
         plain += [point.member for point in points]  # the base sees a proxy of each
         whole = kept_whole(self.base)
-        seen = together((point.placement.group, point.show(whole)) for point in shared)
-        proxies = [one for one in seen if one is not None]
+        shown_proxies = together((point.placement.group, point.show(whole)) for point in shared)
+        proxies = [one for one in shown_proxies if one is not None]
         tangents = chain.from_iterable(batch.show() for batch in shown)
         hidden = [member.param for member in (*plain, *skipped)]
 
@@ -443,7 +443,7 @@ class ManifoldOptimizer(Optimizer):
             ``"directions"`` v and the ``"coordinates"`` :math:`\Omega v` of the gradient on
             them, shape ``(matrices, n, k)``; for whole steps nothing.
         """
-        return {p: told for batch in self._stepped for p, told in batch.report()}
+        return {p: entry for batch in self._stepped for p, entry in batch.report()}
 
 
 # Options are read from the groups at every step, since users may change them there.

@@ -60,7 +60,7 @@ class SharedParam:
 
     # The steps of a step ---------------------------------------------------
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Drop the data of a step that was not taken."""
         self._correction = self._renewed = self._shown = None
 
@@ -236,7 +236,7 @@ class SharedParam:
         if member.is_half and (self._length > 0 or MASTER not in kept):
             kept[MASTER] = sharded_like(member.value, member.param)
         member.version, member.is_inexact = writes_to(member.param), False
-        self.forget()
+        self.reset()
         del self._x, self._kept
 
     # Properties ------------------------------------------------------------
@@ -256,7 +256,7 @@ class SharedParam:
             self.member.refresh()
         return self.member.version != writes_to(self.member.param)
 
-    def tell(self, flags: list[bool]) -> Computation:
+    def count_flags(self, flags: list[bool]) -> Computation:
         """Return for each flag the number of processes on which it is set."""
         dtype = self.member.value.dtype.to_real()
         (counts,) = yield [torch.tensor(flags, dtype=dtype, device=self.member.value.device)]
@@ -280,13 +280,13 @@ class SharedParam:
 
     def report(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """Return its entry of :meth:`ManifoldOptimizer.last_step`."""
-        told: dict[str, Tensor] = {}
+        entry: dict[str, Tensor] = {}
         if self.angle is not None and isinstance(self.tangent, InBlocks):
             v, z = (
                 t.reshape(-1, *t.shape[-2:]) for t in (self.tangent.v, self.tangent.coordinates)
             )
-            told = {"angle": self.angle.amax(), "directions": v, "coordinates": z}
-        return [(self.member.param, told)]
+            entry = {"angle": self.angle.amax(), "directions": v, "coordinates": z}
+        return [(self.member.param, entry)]
 
     def error(self) -> Computation:
         """Return the estimated error of the stored point, the worst of a batch."""

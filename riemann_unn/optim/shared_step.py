@@ -160,7 +160,7 @@ class SharedParams:
             Those that take the step, and those that are left out of it.
         """
         for point in points:
-            point.forget()
+            point.reset()
         while True:
             stale = [point.begin(state) for point in points]
             counts = self._sketch_with_flags(points, stale, retraction, seeds, error)
@@ -202,7 +202,7 @@ class SharedParams:
             computation
             for point, flag in zip(points, flags, strict=True)
             for computation in (
-                (point.placement.group, point.tell(flag)),
+                (point.placement.group, point.count_flags(flag)),
                 (point.placement.group, point.sketch(retraction(point.group), seeds)),
                 (point.placement.group, point.correct()),
             )
@@ -222,11 +222,15 @@ class SharedParams:
     def _nonfinite(self, points: list[SharedParam], nonfinite: Answer) -> list[SharedParam]:
         """Return the points whose gradient is not finite anywhere, or refuse."""
 
-        def ask(point: SharedParam) -> Computation:
-            found = yield from point.tell([point.has_nonfinite_gradient()])
+        def count_nonfinite(point: SharedParam) -> Computation:
+            found = yield from point.count_flags([point.has_nonfinite_gradient()])
             return found[0] > 0
 
-        bad = [p for p, is_bad in zip(points, self._run(points, ask), strict=True) if is_bad]
+        bad = [
+            p
+            for p, is_bad in zip(points, self._run(points, count_nonfinite), strict=True)
+            if is_bad
+        ]
         fine = [point for point in points if point not in bad]
         if bad and nonfinite == "raise":
             refuse_gradients(point.member for point in bad)

@@ -152,9 +152,9 @@ class WithOwner:
         length = length_of(self.move) if self.move is not None else 0.0
         if self._is_replicated:
             return length
-        told = torch.tensor([length], dtype=torch.float64, device=like.device)
-        (told,) = yield [told]
-        return told.item()
+        lengths = torch.tensor([length], dtype=torch.float64, device=like.device)
+        (lengths,) = yield [lengths]
+        return lengths.item()
 
     def scale(self, scale: float | Tensor) -> None:
         """Set the move to a multiple of the coordinates."""

@@ -252,8 +252,8 @@ class TaggedParams:
         Raises:
             LostTagError: a parameter has lost its tag, and was not untagged.
             ManifoldError: parameters share memory, or have another dtype than their state.
-            ManifoldTypeError: a parameter is on a manifold this package does not
-                know, so that it would be trained as if it were on none.
+            ManifoldTypeError: a parameter is on a manifold that this package does not support, so
+                that it would be trained unconstrained.
         """
         if not self._is_current():
             known = {(id(member.param), id(member.group)): member for member in self._members}
@@ -317,7 +317,7 @@ class TaggedParams:
 
     @property
     def others(self) -> list[Tensor]:
-        """The parameters without a tag when the members were last asked for."""
+        """The parameters without a tag, at the last call of :meth:`members`."""
         return self._others
 
     def _is_current(self) -> bool:

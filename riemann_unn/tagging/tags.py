@@ -179,7 +179,7 @@ def tag_(target: T, manifold: MatrixManifold | Mapping[str, MatrixManifold]) -> 
 def untag_(target: T) -> T:
     """Remove the tag of a parameter, or all tags of a module, in place.
 
-    Modules and optimizers that know the parameter forget that it was tagged.
+    Modules and optimizers drop their records of the tag.
 
     Args:
         target: a parameter or a module; untagged ones stay as they are.
