@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -175,7 +174,7 @@ def cases(plan: Plan) -> list[Case]:
     ]
 
 
-def run(plan: Plan, clock: Clock, images: Path) -> Section:
+def run(plan: Plan, clock: Clock) -> Section:
     lines: list[str] = []
     values: dict[str, float] = {}
     todo = cases(plan)

@@ -76,7 +76,8 @@ def accuracy_panel(axes: Axes, task: Task, learners: Sequence[Learner]) -> None:
         values = [100 * value for value in learner.history.test_accuracy]
         epochs = range(1, len(values) + 1)
         axes.plot(epochs, values, line, color=colour, lw=2, marker="o", ms=4, label=learner.name)
-    axes.set_ylim(-2, 103)
+    least = min(100 * value for x in learners for value in x.history.test_accuracy)
+    axes.set_ylim(*((-2, 103) if least < 45 else (5 * (least // 5) - 2, 101)))
     epoch_axis(axes, learners[0])
     last = [100 * learner.history.test_accuracy[-1] for learner in learners]
     labels = [

@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from .labels import Label, label_lines, make_room
 from .style import BLUE, GREEN, GREY, INK, VERMILION, finish, new_figure
 from .warmstart import Results, Trial
 
@@ -39,8 +40,9 @@ def draw(path: Path, results: Results) -> None:
         _panel(panel, [trial for trial in trials if trial.net.title == net])
         finish(panel, net[0].upper() + net[1:], "epochs on the manifold", "")
     panels[0].set_ylabel("held-out accuracy (%), logit scale", labelpad=8)
-    handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
+    for panel in panels:
+        make_room(panel, 0.26)
+        label_lines(panel, [Label(line, str(line.get_label())) for line in panel.lines])
     figure.savefig(path)
 
 
