@@ -1,4 +1,4 @@
-"""What function-aware low rank gains over the truncated SVD, and what it costs.
+"""The accuracy of function-aware low rank relative to the truncated SVD, and its cost.
 
 Run from the repository: ``python bench/bench_low_rank.py``. On real activations the demo measures
 it: ``python -m riemann_unn.demo lowrank``.
@@ -100,7 +100,7 @@ def cost(n: int, repeats: int) -> None:
 
 
 def refinement() -> None:
-    """What refining is worth for each activation: errors and seconds of whole calls."""
+    """The effect of refining for each activation: errors and seconds of whole calls."""
     print("\nerror and seconds of low_rank_ of one layer with a bias")
     print(f"{'layer':30}{'spectral':>15}{'refine=0':>15}{'default':>15}{'refined':>15}")
     shapes, activations = ((512, 512), (768, 3072)), (nn.ReLU, nn.GELU, nn.SiLU)

@@ -1,4 +1,4 @@
-"""Does it reach the optimum: our optimizers and their peers on problems whose optimum is known.
+"""Optimality: our optimizers and their peers on problems whose optimum is known.
 
 Run from the repository: ``python -m bench.optimality``. It takes a quarter of an hour on two
 cores at most and writes docs/optimality.md with its pictures. ``--quick`` takes two minutes for a
@@ -163,7 +163,7 @@ class Report:
         return f"{most}, {self.problems[key].name}{note}"
 
     def ratio(self, base: str, other: str) -> str:
-        """Return the largest ratio of whole steps over another's, on what the other solves."""
+        """Return the largest ratio of whole steps over another's, where the other converges."""
         ratios = []
         for key in self.plan.problems:
             counts: dict[bool, list[int]] = {True: [], False: []}

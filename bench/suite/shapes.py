@@ -44,15 +44,15 @@ def _kernel_error(module: nn.Module) -> float:
 
 @dataclass(frozen=True)
 class Case:
-    """One shape, and who steps on it.
+    """One shape, with its contenders.
 
     Attributes:
         key: Name of its values.
         title: Heading.
         words: What is compared.
         x: Makes the matrices to start from.
-        contenders: Who takes part.
-        error: How far a module is from its constraint.
+        contenders: What is timed.
+        error: The error of a module's constraint.
         columns: Columns of a matrix, where the shape does not say so.
     """
 

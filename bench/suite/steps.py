@@ -33,7 +33,7 @@ __all__ = ["CONTENDERS", "Contender", "present", "run"]
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to take a step.
+    """A package's step, with its properties.
 
     Attributes:
         column: How to ask for it.
@@ -98,7 +98,7 @@ CONTENDERS: list[Contender] = [
 
 
 def present(contenders: Sequence[Contender]) -> tuple[list[Contender], list[str]]:
-    """Return who can take part, and a note for each reason why others cannot."""
+    """Return the available contenders, and a note for each reason why others are not."""
     missing = {c.name: reason for c in contenders if (reason := c.column.missing()) is not None}
     return [c for c in contenders if c.name not in missing], notes(missing)
 
@@ -156,7 +156,7 @@ def measure(
 
     Args:
         x: The matrices; every contender gets a copy, and all share one gradient.
-        contenders: Who takes part.
+        contenders: What is timed.
         seconds: What each may take.
         rounds: Most rounds.
         seed: Seed of the order.
@@ -165,7 +165,7 @@ def measure(
         title: Words for the progress bar.
         memory: Whether to read the memory of a step too.
         columns: Columns of a matrix, where the shape of x does not say so.
-        error: How far a module is from its constraint.
+        error: The error of a module's constraint.
         order: Filled with the names in the order in which they ran.
     """
     g = gradient(x)
@@ -190,7 +190,7 @@ def measure(
             )
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what peers warn of is not the subject
+        warnings.simplefilter("ignore")  # warnings of peers are ignored
         timings = interleave(
             entries,
             seconds=seconds,
@@ -234,7 +234,7 @@ def run(plan: Plan, clock: Clock) -> Section:
         now = []
         for c in contenders:
             last_n, last = seconds.get(c.name, (n, 0.0))
-            # A step at a small n is mostly overhead, so its growth is not known there.
+            # A step at a small n is mostly overhead, which does not predict larger n.
             foreseen = last * (n / last_n) ** (2.5 if c.cubic else 2) if last_n >= 256 else 0.0
             if n >= plan.core_from and c.name not in CORE:
                 left_out.setdefault(c.name, f"from n = {n} on: not in a quick run")

@@ -24,7 +24,7 @@ def draw(path: Path, results: Results) -> None:
 
     Args:
         path: File to write.
-        results: What came of the run.
+        results: Of the run.
     """
     task, learners = results.task, results.learners
     before, after = results.before, results.after
@@ -80,7 +80,7 @@ def _order(values: Tensor) -> Tensor:
 
 
 def share_limits(axes: Sequence[Axes], values: Sequence[Sequence[Tensor]]) -> None:
-    """Give panels of singular values one vertical range.
+    """Set a common vertical range for panels of singular values.
 
     Args:
         axes: The panels.

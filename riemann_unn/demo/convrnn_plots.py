@@ -1,4 +1,4 @@
-"""The picture of states over time: their norm, what can be read from them, and the images read."""
+"""The picture of states over time: norms, and what a linear readout recovers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def draw(path: Path, results: Results) -> None:
 
     Args:
         path: File to write.
-        results: What came of the run.
+        results: Of the run.
     """
     task, learners, traces = results.task, results.learners, results.traces
     last = max(traces[0].accuracy)
@@ -40,9 +40,9 @@ def draw(path: Path, results: Results) -> None:
     for panel in axes[:2]:
         panel.set_ylim(max(min(limits), _FLOOR), min(max(limits), _CEILING))
     for learner, trace, (colour, line) in zip(learners, traces, LINES, strict=False):
-        told = [100 * value for value in trace.accuracy.values()]
+        accuracy = [100 * value for value in trace.accuracy.values()]
         style = {"color": colour, "lw": 2, "marker": "o", "ms": 4, "label": learner.name}
-        axes[2].plot(list(trace.accuracy), told, line, **style)
+        axes[2].plot(list(trace.accuracy), accuracy, line, **style)
     axes[2].axhline(10, color=GREY, lw=1.2, ls=":")
     axes[2].annotate("guessing", (0, 10), xytext=(2, 3), textcoords="offset points", color=GREY)
     axes[2].set_ylim(-2, 103)

@@ -22,7 +22,7 @@ def draw(path: Path, results: Results) -> None:
 
     Args:
         path: File to write.
-        results: What came of the run.
+        results: Of the run.
     """
     learners, before, after = results.learners, results.before, results.after
     figure = new_figure(f"Certified robustness, {results.task.title}", width=14, height=4.6)

@@ -1,4 +1,4 @@
-"""The picture of low rank: what a layer loses by rank, and where training from scratch gets to."""
+"""The picture of low rank: errors by rank, and accuracy of training from scratch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .style import BLUE, GREEN, GREY, INK, VERMILION, finish, new_figure
 
 __all__ = ["draw"]
 
-# The third lies under the fourth: it is drawn wider, and seen on both sides of it.
+# The fourth covers the third, which is therefore drawn wider.
 _METHOD_LINES = ((GREY, "--", 2), (VERMILION, ":", 2), (GREEN, "-", 5), (BLUE, "-", 2))
 _START_LINES = ((VERMILION, "-."), (GREY, "--"), (BLUE, "-"))
 
@@ -24,7 +24,7 @@ def draw(path: Path, results: Results) -> None:
 
     Args:
         path: File to write.
-        results: What was measured.
+        results: Of the run.
     """
     figure = new_figure(f"Low rank that keeps the function of a layer, {results.title}")
     axes = figure.subplots(2, 2)

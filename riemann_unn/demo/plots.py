@@ -1,4 +1,4 @@
-"""What several of the demo's pictures show, and labels that do not cover one another."""
+"""Panels that several pictures share, and labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["accuracy_panel", "epoch_axis", "label_ends", "spread"]
 
 
 def spread(values: Sequence[float], *, gap: float) -> list[float]:
-    """Heights for labels near some values: in the same order, and a gap apart at least.
+    """Heights for labels close to some values, in the same order, at least a gap apart.
 
     Args:
-        values: What the labels belong to; equal ones keep their order.
+        values: Of the labels; equal ones keep their order.
         gap: In the unit of the values.
     """
     order = sorted(range(len(values)), key=lambda i: (values[i], -i))
@@ -40,7 +40,7 @@ def label_ends(
         axes: Where to draw.
         x: Where the lines end.
         heights: And at what height.
-        labels: What is said of them.
+        labels: Their texts.
         gap: Between labels, as a share of the height of the axes.
     """
     low, high = axes.get_ylim()

@@ -22,7 +22,7 @@ def draw(path: Path, results: Results) -> None:
 
     Args:
         path: PNG file to write.
-        results: What came of all runs.
+        results: Of all runs.
     """
     cases, per_epoch = results.cases, results.per_epoch
     columns = len({name[:2] for name, _, _ in cases})

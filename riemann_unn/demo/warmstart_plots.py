@@ -15,7 +15,7 @@ from .warmstart import Results, Trial
 
 __all__ = ["draw"]
 
-# The third lies on the second, which is drawn wider for it.
+# The third covers the second, which is therefore drawn wider.
 _STYLES = (
     (GREY, ":", "s", 2),
     (BLUE, "-", "o", 6),
@@ -30,7 +30,7 @@ def draw(path: Path, results: Results) -> None:
 
     Args:
         path: PNG file to write.
-        results: What came of the run.
+        results: Of the run.
     """
     trials = results.trials
     nets = list(dict.fromkeys(trial.net.title for trial in trials))
@@ -50,7 +50,7 @@ def _panel(panel: Axes, trials: Sequence[Trial]) -> None:
     for i, (colour, line, marker, width) in enumerate(_STYLES):
         starts = [trial.starts[i] for trial in trials]
         curves = torch.tensor([start.accuracy for start in starts], dtype=torch.float64)
-        curves = curves.clamp(0.02, 0.995)  # a logit scale has no ends
+        curves = curves.clamp(0.02, 0.995)  # a logit scale excludes 0 and 1
         epochs = range(curves.shape[1])
         panel.plot(
             epochs,
