@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from bench.optimality_cells import Found, Plan
 from bench.optimality_peers import methods
@@ -113,14 +114,20 @@ def _panel(axes: Axes, lines: Mapping[Look, Any]) -> list[Label]:
     """Draw the gaps of methods, and return their names."""
     labels = []
     for look, found in lines.items():
-        if not isinstance(found, Found) or not found.gaps:
-            continue
-        gaps = [max(gap, 1e-13) for gap in found.gaps[: _LIMIT + 1]]
-        (line,) = axes.plot(gaps, look.style, color=look.colour, lw=look.width)
+        if not isinstance(found, Found) or found.refused or found.least > 0.5:
+            continue  # the caption says so
+        gaps = [max(gap, 1e-10) for gap in found.gaps[1 : _LIMIT + 1]]  # the first is the start's
+        (line,) = axes.plot(
+            range(1, len(gaps) + 1), gaps, look.style, color=look.colour, lw=look.width
+        )
         if look.name:
             grey = look.colour == GREY
             labels.append(Label(line, look.name, size=8 if grey else 9, bold=not grey))
     axes.set_yscale("log")
-    axes.set_ylim(5e-11, 4)
-    axes.set_xlim(0, _LIMIT)
+    axes.set_ylim(2e-12, 4)  # room for names below the ends
+    axes.set_xscale("log")
+    axes.set_xlim(1, 1.15 * _LIMIT)
+    axes.xaxis.set_major_locator(FixedLocator([1, 3, 10, 30, 100, 300]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     return labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -30,6 +31,7 @@ _OVER_LABEL, _OVER_LINE, _OVER_OWN = (
 _NEAR, _NEAR_LINE = 8.0, 0.25  # points from another line, and what each of its places costs there
 _GROWN = numpy.array([-1, -1, 1, 1])  # a box on all sides
 _SLOTS = 41  # heights that are tried beside the end of a line
+_SHUFFLED = 20  # other orders that are tried
 _ELSEWHERE = 8.0  # what a name costs that does not stand beside the end of its line
 _AWAY = 0.06  # and each point that it is away
 
@@ -92,6 +94,8 @@ def label_lines(axes: Axes, labels: Sequence[Label]) -> None:
     orders = [  # large names first: from below, from above, or as they come
         sorted(indices, key=lambda i: (-labels[i].size, sign * wanted[i])) for sign in (1, -1, 0)
     ]
+    shuffle = random.Random(0)
+    orders += [shuffle.sample(indices, len(indices)) for _ in range(_SHUFFLED)]
     found = [_arrange(choices, order, taken, unit) for order in orders]
     chosen = min(found, key=lambda one: one[0])[1]
     back = axes.transData.inverted()
