@@ -32,7 +32,8 @@ _ASKED = {200: 2e-3, 750: 1e-2}
 
 _TEXT = """Two of T numbers are marked, their sum is due at the end; answering 1 has a mean
 squared error of 1/6. Batches of 50 fresh sequences, Adam, gradients clipped to norm 1, rates
-times 0.95 after every 25 iterations, checked on 512 sequences that are not trained on. The LSTM
+that fall to 0.29 of the first, a little after every 25 iterations (times 0.95 over 600 of them),
+checked on 512 sequences that are not trained on. The LSTM
 has 3e-3 (1e-2 was no better over 200 steps after 300 iterations), the unconstrained RNN 1e-3. The
 authors' script has batches of 50 too, ReLU, the identity as initial recurrence, RMSprop at 1e-3,
 and trains for 100,000 iterations.
@@ -45,30 +46,35 @@ the last state: every other state reads through a gate that only number and mark
 and the states between only remember. That start is made for inputs that matter when they come
 together, as here; the row of the plain start shows what it is worth. Weights that act at every
 step then want a rate hundreds of times below that of the readout, not the recurrence alone. The
-decay of the rates was lowered once after the held-out error of T = 750 had been seen at 0.006."""
+decay of the rates was lowered once after the held-out error of T = 750 had been seen at 0.006. Over
+200 steps all models had 600 iterations at first, after which seeds 0, 1 and 2 stood at 0.0007,
+0.0068 and 0.0025; since that was seen they have 2,000."""
 
 
 _OURS = "orthogonal, gated inputs"
 
 
-def _sizes(plan: Plan) -> tuple[tuple[int, ...], int, int, int]:
-    """Lengths, hidden states, sequences in a batch, and iterations."""
-    lengths = tuple(_ASKED)
-    found: tuple[tuple[int, ...], int, int, int] = plan.pick(
-        ((30,), 32, 20, 50), (lengths, 170, 50, 600), (lengths, 170, 50, 10_000)
+_FALL = 0.95**24  # of the rates, from the first iteration to the last
+
+
+def _sizes(plan: Plan) -> tuple[dict[int, int], int, int]:
+    """Iterations by length, hidden states, sequences in a batch."""
+    found: tuple[dict[int, int], int, int] = plan.pick(
+        ({30: 50}, 32, 20), ({200: 2_000, 750: 600}, 170, 50), ({200: 10_000, 750: 10_000}, 170, 50)
     )
     return found
 
 
 def _runs(plan: Plan) -> list[Run]:
-    lengths, hidden, size, count = _sizes(plan)
+    counts, hidden, size = _sizes(plan)
     runs = []
-    for length in lengths:
+    for length, count in counts.items():
         task = {"name": "adding", "length": length, "batch_size": size, "batches": EVERY}
         for seed in range(plan.seeds):
             for name, recipe in _RECIPES.items():
                 options = {"task": task, "hidden": hidden, "epochs": count // EVERY}
-                options |= {"base": "Adam", "clip": 1.0, "decay": 0.95, "seed": seed, **recipe}
+                decay = round(_FALL ** (EVERY / count), 6)
+                options |= {"base": "Adam", "clip": 1.0, "decay": decay, "seed": seed, **recipe}
                 minutes = count * length / 750 * 0.15 / 60
                 runs.append(Run(f"{name}, T = {length}, seed {seed}", options, minutes))
         starts = {n: r for n, r in _RECIPES.items() if n.startswith("orthogonal")}
@@ -80,11 +86,11 @@ def _runs(plan: Plan) -> list[Run]:
 
 
 def _report(plan: Plan, results: Mapping[str, Result], images: Path) -> Report:
-    lengths, hidden, *_ = _sizes(plan)
+    counts, hidden, _ = _sizes(plan)
     report = Report([_TEXT, ""])
     rows, panels = [], []
     groups = by_name({n: r for n, r in results.items() if not n.startswith(READOUT)})
-    for length in lengths:
+    for length in counts:
         end = f", T = {length}"
         found = {n.removesuffix(end): runs for n, runs in groups.items() if n.endswith(end)}
         if not found:

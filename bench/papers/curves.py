@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
+from riemann_unn.demo.labels import Label, label_lines, make_room
 from riemann_unn.demo.style import (
     BLUE,
     GREEN,
@@ -32,6 +34,7 @@ LOOKS: tuple[tuple[str, Any], ...] = (
     (GREY, "-"),
     (ORANGE, (0, (5, 1, 1, 1, 1, 1))),
 )
+_APART = 0.04  # of the height of the axes
 
 
 @dataclass(frozen=True)
@@ -87,18 +90,32 @@ def curves(file: Path, title: str, panels: Sequence[Panel]) -> None:
     looks = dict(zip(names, LOOKS, strict=False))  # the same label looks the same in every panel
     named: set[str] = set()
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _draw(axes, panel, looks)
-        labels = {curve.label for curve in panel.lines}
-        if not labels <= named:
-            axes.legend(frameon=False, fontsize=9)
-        named |= labels
+        lines = _draw(axes, panel, looks)
+        make_room(axes, 0.35)
+        label_lines(axes, [Label(lines[name], name, 9) for name in _to_name(axes, lines, named)])
+        named |= set(lines)
     figure.savefig(file)
 
 
-def _draw(axes: Axes, panel: Panel, looks: Mapping[str, tuple[str, Any]]) -> None:
+def _to_name(axes: Axes, lines: Mapping[str, Line2D], named: set[str]) -> list[str]:
+    """Names that are new, or whose line ends apart from the others."""
+    ends = {
+        name: axes.transLimits.transform(axes.transScale.transform(line.get_xydata()[-1]))[1]
+        for name, line in lines.items()
+    }
+    return [
+        name
+        for name, end in ends.items()
+        if name not in named
+        or all(abs(end - other) > _APART for n, other in ends.items() if n != name)
+    ]
+
+
+def _draw(axes: Axes, panel: Panel, looks: Mapping[str, tuple[str, Any]]) -> dict[str, Line2D]:
+    lines: dict[str, Line2D] = {}
     for curve in panel.lines:
         colour, line = looks[curve.label]
-        axes.plot(curve.x, curve.y, color=colour, ls=line, lw=1.9, label=curve.label)
+        (lines[curve.label],) = axes.plot(curve.x, curve.y, color=colour, ls=line, lw=1.9)
     if panel.level is not None:
         value, name = panel.level
         axes.axhline(value, color=INK, lw=1.1, ls=(0, (6, 3)))
@@ -120,3 +137,4 @@ def _draw(axes: Axes, panel: Panel, looks: Mapping[str, tuple[str, Any]]) -> Non
     if panel.percent:
         axes.yaxis.set_major_formatter("{x:.0%}")
     finish(axes, panel.title, panel.x, panel.y)
+    return lines
