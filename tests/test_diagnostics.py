@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import riemann_unn as ru
-
-from .support import DTYPES, double, gaussian, point, rounding
+from tests.support import DTYPES, double, gaussian, point, rounding
 
 SHAPES = [(6, 6), (9, 4), (4, 9), (1, 1), (1, 5), (3, 5, 5), (2, 3, 4, 7), (2, 3, 7, 4)]
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 import riemann_unn as ru
 from riemann_unn.manifolds import MatrixManifold
-
-from ..support import DTYPES, gaussian, generator, rounding, slope
+from tests.support import DTYPES, gaussian, generator, rounding, slope
 
 Shape = tuple[int, ...]
 Shapes = list[tuple[MatrixManifold, Shape]]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import riemann_unn as ru
-from tests.lbfgs_problems import C128, F64, MADE, closure_of, fit, near, rotation, tagged
+from tests.optim.lbfgs_problems import C128, F64, MADE, closure_of, fit, near, rotation, tagged
 from tests.support import assert_on_manifold, gaussian, point
 
 
