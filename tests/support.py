@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,6 +16,42 @@ REAL = [torch.float32, torch.float64]
 COMPLEX = [torch.complex64, torch.complex128]
 DTYPES = REAL + COMPLEX
 SHAPES = {"square": (12, 12), "tall": (20, 6), "wide": (6, 20), "batched": (3, 8, 8)}
+
+
+def every(
+    names: str | Sequence[str], values: Iterable[Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test for all of some values in one go, and name those that fail.
+
+    For grids of quick cases: what pytest does for a case of its own takes longer than they do.
+    Written as ``pytest.mark.parametrize`` is; function fixtures are shared by the cases.
+    """
+    keys = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    cases = [value if len(keys) > 1 else (value,) for value in values]
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(**fixtures: Any) -> None:
+            assert cases, "there is no case"
+            failed: dict[str, Exception] = {}
+            for case in cases:
+                given = dict(zip(keys, case, strict=True))
+                try:
+                    test(**fixtures, **given)
+                except Exception as error:
+                    failed[", ".join(f"{key}={value}" for key, value in given.items())] = error
+            if failed:
+                named = "\n".join(f"{case}: {error}" for case, error in failed.items())
+                first = next(iter(failed.values()))
+                raise AssertionError(f"{len(failed)} of {len(cases)} fail\n{named}") from first
+
+        signature = inspect.signature(test)
+        kept = [p for p in signature.parameters.values() if p.name not in keys]
+        assert len(kept) == len(signature.parameters) - len(keys), f"not parameters: {keys}"
+        run.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
 
 
 def rounding(dtype: torch.dtype, n: int = 1, factor: float = 8.0) -> float:

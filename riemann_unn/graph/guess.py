@@ -41,6 +41,7 @@ def guessed_input(model: nn.Module) -> Tensor:
         )
     own = next((p for p in model.parameters() if p.is_floating_point() or p.is_complex()), None)
     first: Exception | None = None
+    has_forward = getattr(model.forward, "__func__", None) is not nn.Module.forward
     for shape, dtype in _shapes(model):
         x = _random(shape, dtype or (torch.float32 if own is None else own.dtype))
         x = x if own is None else x.to(own.device)
@@ -50,6 +51,8 @@ def guessed_input(model: nn.Module) -> Tensor:
             return x  # as far as shapes tell
         except Exception as error:  # the model's own code runs, and may raise anything
             first = first or error
+            if not has_forward:  # no input helps
+                break
             continue
         return x
     why = "" if first is None else f". With the first guess: {type(first).__name__}: {first}"

@@ -6,6 +6,7 @@ The problems are those of `bench.problems`, whose optimum is known. A gap is (f 
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from bench.problems import MAKERS, Problem, mini_batch_pca
 from tests.support import assert_on_manifold
 
 T = torch.optim
+LONG = pytest.mark.long
 BASES: dict[str, dict[str, Any]] = {
     "SGD": {"base": T.SGD},
     "momentum": {"base": T.SGD, "momentum": 0.9},
@@ -103,9 +105,19 @@ def test_the_optimum_is_one(key):
 # Reaching it ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("base", ["SGD", "momentum", "Adam"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("key", PROBLEMS)
+def _half(*lists: list[Any]) -> list[Any]:
+    """All combinations, every second one for the long tests: of three lists any two meet."""
+    found = []
+    for places in itertools.product(*(range(len(some)) for some in lists)):
+        marks = [LONG] if sum(places) % 2 else []
+        values = (some[i] for some, i in zip(lists, places, strict=True))
+        found.append(pytest.param(*values, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("key", "method", "base"), _half(PROBLEMS, list(METHODS), ["SGD", "momentum", "Adam"])
+)
 def test_reaches_the_optimum(key, method, base):
     name, rank = METHODS[method]
     limit = 250 if (rank, base) == (1, "SGD") else 350
@@ -113,7 +125,7 @@ def test_reaches_the_optimum(key, method, base):
     assert gap <= 1e-6, f"{gap:.1e} after {steps} steps"
 
 
-@pytest.mark.parametrize("base", ["SGD", "momentum", "Adam"])
+@pytest.mark.parametrize("base", ["SGD", pytest.param("momentum", marks=LONG), "Adam"])
 @pytest.mark.parametrize(
     ("key", "sketch"),
     [
@@ -167,15 +179,14 @@ def stay(key: str, method: str, base: str) -> list[float]:
     return gaps
 
 
-@pytest.mark.parametrize("base", ["Adam", "momentum"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("key", ["pca", "procrustes12"])
+@pytest.mark.parametrize(
+    ("key", "method", "base"), _half(["pca", "procrustes12"], list(METHODS), ["Adam", "momentum"])
+)
 def test_stays_at_the_optimum(key, method, base):
     assert max(stay(key, method, base)) <= 2e-5
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("key", ["pca", "procrustes12"])
+@pytest.mark.parametrize(("key", "method"), _half(["pca", "procrustes12"], list(METHODS)))
 def test_rmsprop_returns_to_the_optimum(key, method):
     # Its first steps move entries by up to 10 learning rates however small the gradient is, whole
     # or sketched, and cost a gap of 1e-3; then it hovers below the limit.
@@ -214,13 +225,15 @@ def mini_batch_gap(method: str, base: str, seed: int) -> float:
     "method",
     [
         "T rank 1",
-        pytest.param("D rank 1", marks=pytest.mark.long),
-        pytest.param("T rank 4", marks=pytest.mark.long),
+        pytest.param("D rank 1", marks=LONG),
+        pytest.param("T rank 4", marks=LONG),
         "Cayley",
     ],
 )
 def test_mini_batches(method, base):
-    # One run in eight of rank 1 ends some times higher, so the median of three has to hold.
+    # One run in eight of rank 1 ends some times higher, so the median of three has to hold. Whole
+    # steps draw nothing: one run is all.
     rank = METHODS[method][1]
-    gap = sorted(mini_batch_gap(method, base, seed) for seed in range(3))[1]
+    seeds = range(1 if rank is None else 3)
+    gap = sorted(mini_batch_gap(method, base, seed) for seed in seeds)[len(seeds) // 2]
     assert gap <= (2e-3 if rank == 1 else 4e-4), f"{gap:.1e}"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import riemann_unn as ru
+from tests.support import every
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -48,7 +49,7 @@ def dead_links(page: Path) -> list[str]:
     return [link for link in local if link and not (page.parent / link).exists()]
 
 
-@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.relative_to(ROOT).as_posix())
+@every("page", TEXTS)
 def test_links_within_the_documentation_lead_somewhere(page):
     assert not dead_links(page)
 

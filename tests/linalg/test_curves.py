@@ -10,7 +10,7 @@ import torch
 from riemann_unn.linalg.curves import Curve, closest_to_descent, projected, riemannian_gradient
 from riemann_unn.linalg.quasi_newton import is_curved, quasi_newton_direction
 from riemann_unn.optim.line_search import Trial, strong_wolfe
-from tests.support import DTYPES, assert_on_manifold, gaussian, point, rounding
+from tests.support import DTYPES, assert_on_manifold, every, gaussian, point, rounding
 
 SHAPES = {"square": (7, 7), "tall": (9, 4), "batched": (3, 6, 6), "batched tall": (2, 8, 3)}
 COMPLEX = [torch.float64, torch.complex128]
@@ -24,9 +24,9 @@ def direction(x, seed):
     return riemannian_gradient(x, gaussian(*x.shape, dtype=x.dtype, seed=seed))
 
 
-@pytest.mark.parametrize("phi", ["cayley", "exp", "polar"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@every("phi", ["cayley", "exp", "polar"])
+@every("dtype", DTYPES)
+@every("shape", SHAPES.values())
 def test_a_curve_stays_on_the_manifold(shape, dtype, phi):
     x = point(*shape, dtype=dtype)
     curve = Curve(x, direction(x, 1), phi=phi)
@@ -35,9 +35,9 @@ def test_a_curve_stays_on_the_manifold(shape, dtype, phi):
     assert float((curve.point(0.0) - x).abs().max()) <= rounding(dtype, 10)
 
 
-@pytest.mark.parametrize("phi", ["cayley", "exp", "polar"])
-@pytest.mark.parametrize("dtype", COMPLEX)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@every("phi", ["cayley", "exp", "polar"])
+@every("dtype", COMPLEX)
+@every("shape", SHAPES.values())
 def test_the_velocity_gives_the_derivative_of_any_loss(shape, dtype, phi):
     x, m = point(*shape, dtype=dtype), gaussian(*shape, dtype=dtype, seed=2)
     curve = Curve(x, direction(x, 3), phi=phi)
@@ -78,8 +78,8 @@ def test_projections_are_the_nearest_tangents(dtype):
         assert abs(inner(one - kept, kept)) <= 1e-13
 
 
-@pytest.mark.parametrize("dtype", COMPLEX)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@every("dtype", COMPLEX)
+@every("shape", SHAPES.values())
 def test_the_linear_part_is_least_where_it_is_said(shape, dtype):
     x, g = point(*shape, dtype=dtype), gaussian(*shape, dtype=dtype, seed=5)
     y = closest_to_descent(x, g)

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import (
 import riemann_unn as ru
 from riemann_unn.nn import ModReLU, OrthogonalRNN
 from riemann_unn.nn.recurrence_init import RECURRENCES
+from tests.support import every
 
 REAL_AND_COMPLEX = [torch.float64, torch.complex128]
 
@@ -237,9 +238,9 @@ def test_dropout_acts_between_layers_while_training_only(dtype: torch.dtype) -> 
 # --- OrthogonalRNN: initial recurrences and tags -----------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
-@pytest.mark.parametrize("n", [1, 2, 64, 65])
-@pytest.mark.parametrize("init", list(RECURRENCES))
+@every("dtype", [torch.float32, torch.complex64])
+@every("n", [1, 2, 64, 65])
+@every("init", list(RECURRENCES))
 def test_initial_recurrences_are_orthogonal(init: str, n: int, dtype: torch.dtype) -> None:
     rnn = OrthogonalRNN(2, n, init=init, dtype=dtype)
     assert rnn.weight_hh_l0.dtype == dtype

@@ -13,6 +13,7 @@ from tests.support import (
     dense_step,
     double,
     error,
+    every,
     gaussian,
     generator,
     low_rank,
@@ -25,9 +26,9 @@ PHIS = list(CLASSES)
 SKETCHES = ["lsi", "column", "svd"]  # which are exact on gradients of their rank
 
 
-@pytest.mark.parametrize("phi", PHIS)
+@every("phi", PHIS)
 @pytest.mark.parametrize("sketch", SKETCHES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(24, 24), (40, 12), (12, 40)])
 def test_one_step_equals_the_dense_reference(phi, sketch, dtype, shape):
     for k in (1, 3):
@@ -218,8 +219,8 @@ def test_slightly_rough_points_are_mended_by_the_first_step():
 
 
 @pytest.mark.parametrize("phi", PHIS)
-@pytest.mark.parametrize("rank", [1, 2, None])
-@pytest.mark.parametrize("n", [1, 2, 3, 12])
+@every("rank", [1, 2, None])
+@every("n", [1, 2, 3, 12])
 def test_gradients_at_the_ends_of_single_precision(phi, rank, n):
     """1e36 turns by a huge angle, and 1e-36 by the one that its learning rate asks for."""
     for dtype in (torch.float32, torch.complex64):

@@ -6,7 +6,7 @@ import torch
 from riemann_unn.linalg import conv_from_spectrum, conv_matrix, conv_spectrum
 from riemann_unn.linalg.conv import blocks
 from riemann_unn.linalg.conv.local import local_kernel_
-from tests.support import gaussian
+from tests.support import every, gaussian
 
 KERNELS = [
     ((3, 4, 9), 1),
@@ -39,7 +39,7 @@ def test_spectra_by_blocks_are_those_of_whole_kernels(shape, ndim, dtype, sites,
 @over_kernels
 @over_dtypes
 @over_blocks
-@pytest.mark.parametrize("rank", [1, 2, 6])
+@every("rank", [1, 2, 6])
 def test_products_of_thin_factors(shape, ndim, dtype, sites, rank, monkeypatch):
     monkeypatch.setattr(blocks, "_BLOCK", sites)
     kernel, real = gaussian(*shape, dtype=dtype), not dtype.is_complex

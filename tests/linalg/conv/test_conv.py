@@ -24,7 +24,7 @@ from riemann_unn.linalg import (
     conv_spectrum,
     conv_truncate,
 )
-from tests.support import gaussian, rounding
+from tests.support import every, gaussian, rounding
 
 SIZES = [(1,), (2,), (5,), (8,), (4, 3), (4, 4), (1, 6), (2, 3, 4), (4, 2, 2)]
 DOUBLES = [torch.float64, torch.complex128]
@@ -171,7 +171,7 @@ def test_maps_are_those_of_the_dense_operator(size, channels, dtype):
 
 @over_sizes
 @over_doubles
-@pytest.mark.parametrize(("out", "in_"), [(3, 3), (4, 2), (2, 4)])
+@every(("out", "in_"), [(3, 3), (4, 2), (2, 4)])
 def test_polar_is_the_nearest_of_the_dense_operator(size, dtype, out, in_):
     k = kernel(out, in_, size, dtype)
     u, _, vh = torch.linalg.svd(conv_matrix(k), full_matrices=False)
