@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -52,6 +54,19 @@ def every(
         return run
 
     return decorate
+
+
+def every_second(*lists: Iterable[Any]) -> list[Any]:
+    """All combinations as pytest's parameters, every second one for the long tests.
+
+    In what is left any two entries of three lists meet.
+    """
+    found = []
+    for places in itertools.product(*(list(enumerate(some)) for some in lists)):
+        is_long = sum(place for place, _ in places) % 2 == 1
+        marks = [pytest.mark.long] if is_long else []
+        found.append(pytest.param(*(value for _, value in places), marks=marks))
+    return found
 
 
 def rounding(dtype: torch.dtype, n: int = 1, factor: float = 8.0) -> float:

@@ -6,7 +6,6 @@ The problems are those of `bench.problems`, whose optimum is known. A gap is (f 
 from __future__ import annotations
 
 import functools
-import itertools
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 import riemann_unn as ru
 from bench.problems import MAKERS, Problem, mini_batch_pca
-from tests.support import assert_on_manifold
+from tests.support import assert_on_manifold, every_second
 
 T = torch.optim
 LONG = pytest.mark.long
@@ -105,18 +104,8 @@ def test_the_optimum_is_one(key):
 # Reaching it ---------------------------------------------------------------------------
 
 
-def _half(*lists: list[Any]) -> list[Any]:
-    """All combinations, every second one for the long tests: of three lists any two meet."""
-    found = []
-    for places in itertools.product(*(range(len(some)) for some in lists)):
-        marks = [LONG] if sum(places) % 2 else []
-        values = (some[i] for some, i in zip(lists, places, strict=True))
-        found.append(pytest.param(*values, marks=marks))
-    return found
-
-
 @pytest.mark.parametrize(
-    ("key", "method", "base"), _half(PROBLEMS, list(METHODS), ["SGD", "momentum", "Adam"])
+    ("key", "method", "base"), every_second(PROBLEMS, METHODS, ["SGD", "momentum", "Adam"])
 )
 def test_reaches_the_optimum(key, method, base):
     name, rank = METHODS[method]
@@ -180,13 +169,14 @@ def stay(key: str, method: str, base: str) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("key", "method", "base"), _half(["pca", "procrustes12"], list(METHODS), ["Adam", "momentum"])
+    ("key", "method", "base"),
+    every_second(["pca", "procrustes12"], METHODS, ["Adam", "momentum"]),
 )
 def test_stays_at_the_optimum(key, method, base):
     assert max(stay(key, method, base)) <= 2e-5
 
 
-@pytest.mark.parametrize(("key", "method"), _half(["pca", "procrustes12"], list(METHODS)))
+@pytest.mark.parametrize(("key", "method"), every_second(["pca", "procrustes12"], METHODS))
 def test_rmsprop_returns_to_the_optimum(key, method):
     # Its first steps move entries by up to 10 learning rates however small the gradient is, whole
     # or sketched, and cost a gap of 1e-3; then it hovers below the limit.
