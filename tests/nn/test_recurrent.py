@@ -1,11 +1,9 @@
-"""OrthogonalRNN against nn.RNN and a naive loop, modReLU by its formula, initial spectra."""
+"""OrthogonalRNN against nn.RNN and a naive loop."""
 
 from __future__ import annotations
 
 import copy
-import math
 import pickle
-from typing import Any
 
 import pytest
 import torch
@@ -19,8 +17,6 @@ from torch.nn.utils.rnn import (
 
 import riemann_unn as ru
 from riemann_unn.nn import ModReLU, OrthogonalRNN
-from riemann_unn.nn.recurrence_init import RECURRENCES
-from tests.support import every
 
 REAL_AND_COMPLEX = [torch.float64, torch.complex128]
 
@@ -55,70 +51,6 @@ def naive(rnn: OrthogonalRNN, sequence: Tensor, hx: Tensor) -> tuple[Tensor, Ten
         outputs.append(torch.stack(steps))
         finals.append(torch.stack(last))
     return torch.stack(outputs, 1), torch.stack(finals, 1)
-
-
-# --- modReLU ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", REAL_AND_COMPLEX)
-def test_modrelu_keeps_the_phase_and_shifts_the_modulus(dtype: torch.dtype) -> None:
-    layer = ModReLU(5, dtype=dtype)
-    with torch.no_grad():
-        layer.bias.copy_(torch.tensor([-0.5, -0.1, 0.0, 0.2, 1.0]))
-    z = torch.randn(100, 5, dtype=dtype)
-    out = layer(z)
-    torch.testing.assert_close(out.abs(), (z.abs() + layer.bias).clamp(min=0))
-    kept = out.abs() > 0
-    assert kept.any() and not kept.all()
-    torch.testing.assert_close((out / out.abs())[kept], (z / z.abs())[kept])
-
-
-@pytest.mark.parametrize("dtype", REAL_AND_COMPLEX)
-def test_modrelu_gradcheck(dtype: torch.dtype) -> None:
-    layer = ModReLU(6, dtype=dtype)
-    with torch.no_grad():
-        layer.bias.uniform_(-0.3, 0.3)
-    z = torch.randn(4, 6, dtype=dtype)
-    z = (z / z.abs() * (z.abs() + 0.5)).requires_grad_()  # away from the kink, where |z| = -b
-
-    def call(z: Tensor, bias: Tensor) -> Tensor:
-        return torch.func.functional_call(layer, {"bias": bias}, (z,))
-
-    bias = layer.bias.detach().clone().requires_grad_()
-    assert torch.autograd.gradcheck(call, (z, bias))
-    assert torch.autograd.gradgradcheck(call, (z, bias))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, *REAL_AND_COMPLEX])
-@pytest.mark.parametrize("size", [0.0, 1e-42, 1e-30])
-def test_modrelu_gradient_is_finite_at_and_near_zero(dtype: torch.dtype, size: float) -> None:
-    layer = ModReLU(3, dtype=dtype)
-    nn.init.constant_(layer.bias, 0.5)
-    z = torch.full((2, 3), size, dtype=dtype, requires_grad=True)
-    out = layer(z)
-    torch.view_as_real(out).sum().backward() if dtype.is_complex else out.sum().backward()
-    assert out.isfinite().all() and z.grad is not None and z.grad.isfinite().all()
-    assert layer.bias.grad is not None and layer.bias.grad.isfinite().all()
-    if size == 0.0:
-        assert not out.any() and not z.grad.any() and not layer.bias.grad.any()
-
-
-def test_modrelu_complex_with_zero_imaginary_part_equals_real() -> None:
-    real, unitary = ModReLU(7, dtype=torch.float64), ModReLU(7, dtype=torch.complex128)
-    unitary.load_state_dict(real.state_dict())
-    z = torch.randn(50, 7, dtype=torch.float64)
-    z[0] = 0
-    torch.testing.assert_close(unitary(z.to(torch.complex128)), real(z).to(torch.complex128))
-
-
-def test_modrelu_bias_is_real_small_and_refuses_bad_arguments() -> None:
-    layer = ModReLU(100, dtype=torch.complex64)
-    assert layer.bias.dtype == torch.float32
-    assert 0 < layer.bias.abs().max() <= 0.01
-    with pytest.raises(ValueError, match="features must be positive, got 0"):
-        ModReLU(0)
-    with pytest.raises(ValueError, match="floating or complex"):
-        ModReLU(3, dtype=torch.int64)
 
 
 # --- OrthogonalRNN: call signature and shapes --------------------------------------------------
@@ -238,43 +170,6 @@ def test_dropout_acts_between_layers_while_training_only(dtype: torch.dtype) -> 
 # --- OrthogonalRNN: initial recurrences and tags -----------------------------------------------
 
 
-@every("dtype", [torch.float32, torch.complex64])
-@every("n", [1, 2, 64, 65])
-@every("init", list(RECURRENCES))
-def test_initial_recurrences_are_orthogonal(init: str, n: int, dtype: torch.dtype) -> None:
-    rnn = OrthogonalRNN(2, n, init=init, dtype=dtype)
-    assert rnn.weight_hh_l0.dtype == dtype
-    assert ru.orthogonality_error(rnn.weight_hh_l0) <= 1e-6
-
-
-@pytest.mark.parametrize("dtype", REAL_AND_COMPLEX)
-@pytest.mark.parametrize("n", [400, 401])
-def test_initial_spectra_are_the_ones_claimed(dtype: torch.dtype, n: int) -> None:
-    def angles(init: str) -> Tensor:
-        return torch.linalg.eigvals(RECURRENCES[init](n, dtype, None)).angle()
-
-    henaff, cayley = angles("henaff"), angles("cayley")
-    assert cayley.abs().max() <= math.pi / 2 + 1e-12 and cayley.min() < -1 < 1 < cayley.max()
-    assert 0.35 < (henaff.abs() > math.pi / 2).double().mean() < 0.65
-    assert 0.35 < (angles("haar").abs() > math.pi / 2).double().mean() < 0.65
-    assert not angles("identity").any()
-    if not dtype.is_complex:
-        assert (henaff.abs() < 1e-12).sum() == n % 2  # an odd size ends in a 1
-        blocks = RECURRENCES["cayley"](n, dtype, None)
-        mask = torch.block_diag(*[torch.ones(2, 2)] * (n // 2), *[torch.ones(1, 1)] * (n % 2))
-        assert not (blocks * (1 - mask)).any()
-
-
-def test_cayley_recurrence_is_the_cayley_transform_of_the_papers_blocks() -> None:
-    w = RECURRENCES["cayley"](10, torch.float64, None)
-    eye = torch.eye(10, dtype=torch.float64)
-    skew = torch.linalg.solve(eye + w, eye - w)  # the Cayley transform is its own inverse
-    torch.testing.assert_close(skew.mH, -skew)
-    t = torch.linalg.eigvals(w).angle().abs().sort().values[::2]
-    s = torch.sqrt((1 - t.cos()) / (1 + t.cos()))
-    torch.testing.assert_close(skew.diagonal(1)[::2].abs().sort().values, s)
-
-
 def test_recurrences_are_tagged_and_the_tags_survive() -> None:
     for dtype, kind in ((torch.float32, ru.Orthogonal), (torch.complex64, ru.Unitary)):
         rnn = OrthogonalRNN(2, 4, 2, dtype=dtype)
@@ -364,41 +259,3 @@ def test_repr_shows_what_is_not_the_default() -> None:
     assert shown == (
         "3, 6, num_layers=2, nonlinearity='identity', batch_first=True, dtype=torch.complex64"
     )
-
-
-# --- gated inputs ------------------------------------------------------------------------------
-
-
-def test_slow_recurrences_turn_by_at_most_a_tenth_of_a_radian() -> None:
-    for dtype in REAL_AND_COMPLEX:
-        angles = torch.linalg.eigvals(RECURRENCES["slow"](401, dtype, None)).angle()
-        assert angles.abs().max() <= 0.1 + 1e-9
-        assert angles.max() > 0.09 and angles.min() < -0.09
-
-
-def test_a_readout_of_gated_inputs_knows_the_sum_of_marked_numbers() -> None:
-    torch.manual_seed(0)
-    numbers = torch.rand(60, 800)
-    marks = torch.zeros_like(numbers)
-    for half in (slice(0, 30), slice(30, 60)):
-        marks[half].scatter_(0, torch.randint(0, 30, (1, 800)), 1.0)
-    inputs, sums = torch.stack([numbers, marks], -1), (numbers * marks).sum(0)
-
-    def error(gated: bool) -> float:
-        rnn = OrthogonalRNN(2, 120, nonlinearity="relu", init="slow")
-        if gated:
-            ru.nn.gate_inputs_(rnn, 4.0)
-            assert not rnn(inputs * torch.tensor([1.0, 0.0]))[0].any()  # unmarked: all gates closed
-        with torch.no_grad():
-            states = rnn(inputs)[1][0]
-        states = torch.cat([states, torch.ones(800, 1)], 1).double()
-        fit = torch.linalg.lstsq(states[:500], sums[:500, None].double(), driver="gelsd").solution
-        return (states[500:] @ fit - sums[500:, None]).square().mean().item()
-
-    assert error(gated=True) < 0.02 < 0.06 < error(gated=False)
-
-
-@pytest.mark.parametrize("options", [{"nonlinearity": "modrelu"}, {"bias": False}])
-def test_what_has_no_gates_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="needs an OrthogonalRNN with nonlinearity='relu'"):
-        ru.nn.gate_inputs_(OrthogonalRNN(2, 4, **{"nonlinearity": "relu", **options}))

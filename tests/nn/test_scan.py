@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import checkpoint
 
 from riemann_unn.nn import ModReLU, OrthogonalRNN, recurrent, scan
-from tests.support import every
 
 NONLINEARITIES = ["modrelu", "tanh", "relu", "identity"]
 DTYPES = [torch.float32, torch.float64]
@@ -83,7 +82,7 @@ def value_and_gradients(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@every("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 @pytest.mark.parametrize(
     ("shape", "layers", "options"),
     [
@@ -97,7 +96,7 @@ def value_and_gradients(
         ((300, 4, INPUTS), 1, {}),
     ],
 )
-@every("with_state", [False, True])
+@pytest.mark.parametrize("with_state", [False, True])
 def test_values_and_gradients_are_those_of_the_loop(
     dtype: torch.dtype,
     nonlinearity: str,
