@@ -139,7 +139,7 @@ class Coordinates:
         shape = (len(piece), len(kind.members), *like.shape)
         piece = piece.to(like.dtype.to_real())
         if like.is_complex():
-            return kind.matrices(torch.view_as_complex(piece.reshape(*shape, 2)))
+            return kind.matrices(_complex(piece, shape))
         return kind.matrices(piece.reshape(shape))
 
     def vector(self, tensors: list[Tensor]) -> Tensor:
@@ -318,8 +318,13 @@ def _numbers(x: Tensor) -> int:
 def _shaped(piece: Tensor, like: Tensor) -> Tensor:
     piece = piece.to(like.dtype.to_real())
     if like.is_complex():
-        return torch.view_as_complex(piece.reshape(*like.shape, 2))
+        return _complex(piece, like.shape)
     return piece.reshape(like.shape)
+
+
+def _complex(pairs: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return complex numbers of pairs, wherever in a vector these begin."""
+    return torch.complex(*pairs.reshape(*shape, 2).unbind(-1))
 
 
 def _plain(x: Tensor) -> Tensor:
