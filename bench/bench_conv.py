@@ -1,8 +1,8 @@
-"""What convolution kernels cost: a step beside its layer, conv_exp beside a pair of transforms.
+"""The cost of convolution kernels: a step and its layer, conv_exp and a pair of transforms.
 
-Each row times two things in turn in one process: an optimizer step and a forward and backward pass
-over whole polish periods, by the ratio of their means, and ``conv_exp``, by that of medians.
-``python bench/bench_conv.py [--rounds 40] [--threads 2]``
+Each row times two functions alternately in one process: an optimizer step and a forward and
+backward pass over whole polish periods, by the ratio of their means, and ``conv_exp``, by that of
+medians. ``python bench/bench_conv.py [--rounds 40] [--threads 2]``
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PERIODS = 32
 def milliseconds(
     first: Callable[[], object], second: Callable[[], object], *, rounds: int
 ) -> tuple[list[float], list[float]]:
-    """Return the times of two functions that are called in turn."""
+    """Return the times of two functions that are called alternately."""
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(rounds + 3):
         for call, found in zip((first, second), times, strict=True):

@@ -1,4 +1,4 @@
-"""What function-aware low rank gains over the truncated SVD, and what it costs.
+"""The accuracy of function-aware low rank relative to the truncated SVD, and its cost.
 
 Run from the repository: ``python bench/bench_low_rank.py``. On real activations the demo measures
 it: ``python -m riemann_unn.demo lowrank``.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 
@@ -46,16 +46,21 @@ def converged(w: Tensor, rank: int) -> float:
     return function_error(w, (x[0] @ x[1]).detach())
 
 
-def gaussian() -> None:
-    print("relative function error, ReLU, Gaussian inputs, He-initialised weights, float32")
-    columns = ("spectral", "lengths", "default", "L-BFGS")
-    print(f"{'shape, rank':16}{''.join(f'{c:>10}' for c in columns)}{'share of gain':>15}")
+def gaussian() -> Iterator[tuple[tuple[int, int, int], list[float], list[float]]]:
+    """Shape and rank, errors of all ways, and shares of the gain of L-BFGS."""
     for m, n, r in tqdm(GAUSSIAN, leave=False):
         w = torch.randn(m, n, generator=torch.Generator().manual_seed(0)) * (2 / n) ** 0.5
         factors = [spectral_factors(w, rank=r)]
         factors += [function_factors(w, rank=r, iterations=i) for i in (0, None)]
         errors = [function_error(w, f.A @ f.B) for f in factors] + [converged(w, r)]
-        gains = [(errors[0] - e) / (errors[0] - errors[3]) for e in errors[1:3]]
+        yield (m, n, r), errors, [(errors[0] - e) / (errors[0] - errors[3]) for e in errors[1:3]]
+
+
+def show_gaussian() -> None:
+    print("relative function error, ReLU, Gaussian inputs, He-initialised weights, float32")
+    columns = ("spectral", "lengths", "default", "L-BFGS")
+    print(f"{'shape, rank':16}{''.join(f'{c:>10}' for c in columns)}{'share of gain':>15}")
+    for (m, n, r), errors, gains in gaussian():
         row = "".join(f"{e:10.4f}" for e in errors) + "".join(f"{g:7.1%}" for g in gains)
         tqdm.write(f"{f'{m}x{n}, {r}':16}{row}")
 
@@ -95,7 +100,7 @@ def cost(n: int, repeats: int) -> None:
 
 
 def refinement() -> None:
-    """What refining is worth for each activation: errors and seconds of whole calls."""
+    """The effect of refining for each activation: errors and seconds of whole calls."""
     print("\nerror and seconds of low_rank_ of one layer with a bias")
     print(f"{'layer':30}{'spectral':>15}{'refine=0':>15}{'default':>15}{'refined':>15}")
     shapes, activations = ((512, 512), (768, 3072)), (nn.ReLU, nn.GELU, nn.SiLU)
@@ -146,7 +151,7 @@ def main() -> None:
     if args.refine:
         refinement()
         return
-    gaussian()
+    show_gaussian()
     cost(args.n, args.repeats)
 
 

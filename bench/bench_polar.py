@@ -2,7 +2,7 @@
 
 Each row times three ways to the nearest orthogonal matrix of a Gaussian one in one process, and
 says how far each is from it: ``excess``, its distance relative to the least there is, less one, and
-``error``, its orthogonality error. The iterations get the smallest singular value for nothing.
+``error``, its orthogonality error. The iterations are given the smallest singular value.
 Before these, the same excess of ``method="lie"`` for n up to 64.
 ``python bench/bench_polar.py [--sizes 128 256 512 1024] [--rounds 3]``
 """

@@ -1,4 +1,4 @@
-"""Contenders: how each package is asked for a constrained weight and an optimizer of it."""
+"""Contenders: for each package, how to make a constrained weight and its optimizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from riemann_unn.manifolds import MatrixManifold
 
 
 class Column:
-    """A package's way to train one matrix; ``lr``, momentum and decay mean what torch says."""
+    """A package's way to train one matrix; ``lr``, momentum and decay are as in torch."""
 
     ours = False
     constrained = True
@@ -44,7 +44,7 @@ class Column:
     def stepper(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, g: Tensor
     ) -> Callable[[], object]:
-        """Return all that is to be timed in a step whose gradient is g; g itself may be shared."""
+        """Return the timed part of a step with the gradient g; g itself may be shared."""
         module.weight.grad = g
         return optimizer.step
 
@@ -59,13 +59,13 @@ class Column:
         optimizer.step()
 
     def missing(self) -> str | None:
-        """Say why this contender cannot take part, if it cannot."""
+        """Return why this contender is not available, or None."""
         found = importlib.util.find_spec(self.needs) is not None
         return None if found else f"{self.needs} is not installed"
 
 
 class Unconstrained(Column):
-    """A ``torch.optim`` class that knows no constraint."""
+    """A ``torch.optim`` class without a constraint."""
 
     constrained = False
 
@@ -151,7 +151,7 @@ class Parametrization(Column):
     def stepper(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, g: Tensor
     ) -> Callable[[], object]:
-        def step() -> None:  # the map and its derivative are this contender's price
+        def step() -> None:  # includes the map and its derivative
             self.feed(module, g)
             optimizer.step()
 

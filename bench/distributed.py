@@ -1,4 +1,4 @@
-"""What steps of shared matrices send between processes, and how far they part from one process.
+"""Communication of steps of shared matrices, and their difference from one process.
 
 Run from the repository: ``python -m bench.distributed``. It takes some twenty minutes on two
 cores and writes the tables of docs/distributed.md. ``--quick`` takes one for the smaller size on

@@ -1,4 +1,4 @@
-"""Cells of `bench.distributed`: what a step sends, and how far it is from that of one process."""
+"""Cells of `bench.distributed`: communication, and the difference from one process."""
 
 import tempfile
 import warnings
@@ -32,7 +32,7 @@ _GIVEN = ("tensors", "input_tensors", "input_tensor", "input", "inputs", "self")
 
 
 class Collectives(TorchDispatchMode):
-    """Counts the bytes that this process gives to collectives of any kind, below all wrappers."""
+    """Counts the bytes that this process sends by collectives of any kind, below all wrappers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Case:
 
 @dataclass
 class Found:
-    """What a case has sent, in each step, and how well it has trained."""
+    """The communication of each step of a case, and the result of training."""
 
     sent: list[int] = field(default_factory=list)
     collectives: list[int] = field(default_factory=list)
@@ -115,7 +115,7 @@ def make(p: nn.Parameter, case: Case, **options: Any) -> Any:
 
 
 def alone(case: Case, start: Tensor, target: Tensor, steps: int) -> Tensor:
-    """Return where one process gets to."""
+    """Return the result of one process."""
     one = nn.Parameter(start.clone())
     ru.tag_(one, ru.Stiefel())
     optimizer = make(one, case)
@@ -206,7 +206,7 @@ def _run(rank: int, world: int, todo: list[Case], steps: int) -> dict[Any, Any]:
 
 
 def measure(sizes: tuple[int, ...], worlds: tuple[int, ...]) -> dict[int, dict[Any, Any]]:
-    """Return what was found, by the number of processes; of processes the one that sends most."""
+    """Return the results by the number of processes, of the process that sends most."""
     results = {}
     for world in worlds:
         with tempfile.TemporaryDirectory() as folder:

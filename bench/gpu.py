@@ -1,4 +1,4 @@
-"""How fast is a step on a CUDA device: as it is, compiled, and captured in a graph.
+"""Times of a step on a CUDA device: eager, compiled, and captured in a graph.
 
 Run from the repository: ``python bench/gpu.py [--quick]``. It replaces the generated part of
 docs/gpu.md; ``--quick`` measures less and leaves the page alone. Elsewhere it says so and does
@@ -106,7 +106,7 @@ def in_mode(step: Step, mode: str) -> Step:
 
 
 def timed(make: Callable[[], Any], mode: str, device: torch.device, seconds: float) -> str | float:
-    """Return the time of a step of a new optimizer, or in a word why there is none."""
+    """Return the time of a step of a new optimizer, or a word for why there is none."""
     if mode == "captured" and device.type != "cuda":
         return "no graphs here"
     try:
@@ -116,7 +116,7 @@ def timed(make: Callable[[], Any], mode: str, device: torch.device, seconds: flo
         return found
     except torch.OutOfMemoryError:
         return "out of memory"
-    except Exception as error:  # one cell is not to cost the others
+    except Exception as error:  # the other cells go on
         print(f"  {mode}: {type(error).__name__}: {error}", file=sys.stderr)
         return type(error).__name__
     finally:
@@ -244,7 +244,7 @@ def kernels(plan: Plan, device: torch.device) -> list[Row]:
         for rank in (1, 8):
             if 2 * rank < channels:
                 make = lambda rank=rank, kernel=kernel: ours([kernel()], rank=rank)  # noqa: E731
-                # Complex matrices gain nothing from a compiler.
+                # Compilation does not speed up complex matrices.
                 times = [timed(make, m, device, plan.seconds) for m in ("eager", "captured")]
                 rows.append(row(f"{title}: rank {rank}", [times[0], "", times[1]], base))
     return rows

@@ -1,4 +1,4 @@
-"""How many evaluations does it take: optimizers that search along lines, to ten digits.
+"""Evaluations to ten digits: optimizers with line searches.
 
 Run from the repository: ``python -m bench.line_searches``. It takes ten minutes on two cores at
 most, prints its tables and writes them to docs/lbfgs.md.
@@ -39,7 +39,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "lbfgs.md"
 BEGIN, END = "<!-- tables of bench.line_searches -->", "<!-- end of tables -->"
 SEEDS = (0, 1, 2)
 LIMIT = 1500
-# The number of evaluations that the three seeds were to stay below.
+# The bound on the number of evaluations of the three seeds.
 TASKS: dict[str, tuple[Callable[[int], Problem], int]] = {
     "PCA digits 64×5": (lambda seed: pca_digits(), 30),
     "Brockett, 3 weights": (brockett, 73),
@@ -57,7 +57,7 @@ ALONG = "`LBFGS` along lines alone"
 
 @dataclass
 class Run:
-    """What a method did from one start."""
+    """The result of a method from one start."""
 
     count: int | None
     least: float

@@ -1,4 +1,4 @@
-"""Does it reach the optimum: our optimizers and their peers on problems whose optimum is known.
+"""Optimality: our optimizers and their peers on problems whose optimum is known.
 
 Run from the repository: ``python -m bench.optimality``. It takes a quarter of an hour on two
 cores at most and writes docs/optimality.md with its pictures. ``--quick`` takes two minutes for a
@@ -12,6 +12,7 @@ import math
 import platform
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from bench.optimality_peers import (
     methods,
     stayers,
 )
+from bench.optimality_pictures import PROBLEMS, draw, drawn
 from bench.problems import MAKERS, Problem, mini_batch_pca
-from riemann_unn.demo.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILION, finish, new_figure
 
 DOCS = Path(__file__).parent.parent / "docs"
 PACKAGES = ("torch", "geoopt", "pogo-torch", "geotorch", "pymanopt")
@@ -162,7 +163,7 @@ class Report:
         return f"{most}, {self.problems[key].name}{note}"
 
     def ratio(self, base: str, other: str) -> str:
-        """Return the largest ratio of whole steps over another's, on what the other solves."""
+        """Return the largest ratio of whole steps over another's, where the other converges."""
         ratios = []
         for key in self.plan.problems:
             counts: dict[bool, list[int]] = {True: [], False: []}
@@ -214,80 +215,6 @@ class Report:
             *table(["", *ROUNDS], ([name, *row] for name, row in rows.items())),
         ]
 
-    # Pictures ----------------------------------------------------------------------
-
-    def draw(self, folder: Path) -> list[str]:
-        """Draw the gaps against gradient evaluations, and return lines that show the files."""
-        t, cayley = "`ProjUNNT` ", "`Cayley` "
-        titles = {
-            "ranks": "Our optimizers: gap to the optimum",
-            "peers": "Beside other packages: gap to the optimum",
-        }
-        pictures = {
-            "ranks": {
-                ("SGD", t + "rank 1"): (BLUE, "-"),
-                ("SGD", t + "rank 4"): (GREEN, "-"),
-                ("SGD", "`Expm` whole"): (INK, "-"),
-                ("Adam", t + "rank 1"): (BLUE, "--"),
-                ("Adam", "`Expm` whole"): (INK, "--"),
-                ("SGD", t + "rank 1, sketch lsi"): (VERMILION, "-"),
-                ("Adam", t + "rank 1, sketch lsi"): (VERMILION, "--"),
-            },
-            "peers": {
-                ("SGD", t + "rank 1"): (BLUE, "-"),
-                ("SGD", cayley + "whole"): (GREEN, "-"),
-                ("Adam", cayley + "whole"): (GREEN, "--"),
-                ("SGD", "geoopt Euclidean"): (VERMILION, "-."),
-                ("Adam", "geoopt Euclidean"): (VERMILION, "--"),
-                ("SGD", "POGO"): (ORANGE, ":"),
-                ("other", "torch cayley, LBFGS"): (GREY, "-"),
-                ("other", "pymanopt conjugate gradient"): (INK, "-"),
-            },
-        }
-        shown = []
-        for name, lines in pictures.items():
-            path = folder / f"optimality_{name}.png"
-            self.picture(path, titles[name], lines)
-            shown += ["", f"![{titles[name]}](images/{path.name})"]
-        return shown
-
-    def picture(
-        self, path: Path, title: str, lines: dict[tuple[str, str], tuple[str, str]]
-    ) -> None:
-        figure = new_figure(title, width=10.5, height=7.4)
-        keys = [k for k in ("pca", "procrustes20", "joint", "gate") if k in self.problems]
-        axes = figure.subplots(2, 2).flat
-        for panel, key in zip(axes, keys, strict=False):
-            for (base, name), (color, style) in lines.items():
-                found = next(
-                    found
-                    for index, method in enumerate(self.rows)
-                    if (method.table, method.name) == (base, name)
-                    for found in [self.found(key, index)]
-                )
-                if found and found.gaps:
-                    label = f"{name.replace('`', '')}{'' if base == 'other' else f', {base}'}"
-                    gaps = [max(gap, 1e-13) for gap in found.gaps]
-                    panel.plot(gaps, style, color=color, lw=1.6, label=label)
-            panel.set_yscale("log")
-            panel.set_ylim(5e-11, 2)
-            panel.set_xlim(0, 300)
-            finish(panel, self.problems[key].name, "gradient evaluations", "gap")
-        handles = {}
-        for panel in figure.axes:
-            for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-                handles.setdefault(label, handle)
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside lower center",
-            ncols=4,
-            frameon=False,
-            fontsize=8,
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=100)
-
 
 def versions() -> str:
     found = [f"Python {platform.python_version()}", f"riemann_unn {ru.__version__}"]
@@ -304,8 +231,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="less of it; the page is left alone")
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, a thread each")
     parser.add_argument("--out", type=Path, default=DOCS, help="folder of the page")
+    parser.add_argument(
+        "--pictures", action="store_true", help="measure what they show, and draw them anew"
+    )
     args = parser.parse_args()
     plan, begin = BRIEF if args.quick else FULL, time.perf_counter()
+    if args.pictures:
+        plan = replace(FULL, problems=PROBLEMS, stay=(), mini_batches=False, methods=drawn())
+        draw(args.out / "images", plan, measure(plan, args.jobs))
+        return
     report = Report(plan, measure(plan, args.jobs))
     lines = report.lines()
     print("\n".join(lines))
@@ -314,7 +248,7 @@ def main() -> None:
     if args.quick:
         return
     head = TEXT.replace("RATES", "five").replace("LIMIT", str(plan.limit))
-    pictures = report.draw(args.out / "images")
+    pictures = draw(args.out / "images", plan, report.results)
     ending = f"Measured with {versions()}, on the CPU, by `python -m bench.optimality`."
     skipped = [f"Left out: {note}." for note in notes]
     text = "\n".join([head.rstrip(), *pictures, "", *lines, "", ending, *skipped])

@@ -37,6 +37,7 @@ class Plan:
     limit: int
     stay: tuple[str, ...]
     mini_batches: bool = True
+    methods: frozenset[tuple[str, str]] | None = None  # table and name; all if none are chosen
 
     def chosen(self, rates: tuple[float, ...]) -> tuple[float, ...]:
         return rates[self.rates] or rates
@@ -48,7 +49,7 @@ BRIEF = Plan(QUICK, slice(1, 3), 400, STAY[:1], mini_batches=False)
 
 @dataclass
 class Found:
-    """What a method did on a problem with the best of its learning rates."""
+    """The result of a method on a problem with its best learning rate."""
 
     reached: dict[float, int] = field(default_factory=dict)
     least: float = math.inf
@@ -67,7 +68,7 @@ class Found:
         hits = {t: n for t in TOLERANCES if (n := trace.reached(t)) is not None}
         if not trace.gaps:
             return
-        # The picture shows the rate that gets furthest, and of those the quickest.
+        # The picture shows the rate with the least gap, and of those the fastest.
         if self._order(hits, min(trace.gaps)) > self._order(self.reached, self.least):
             self.gaps, self.losses = trace.gaps, trace.losses / len(trace.gaps)
         self.least = min(self.least, *trace.gaps)
@@ -85,13 +86,13 @@ def solve(key: str, index: int, plan: Plan) -> Found:
     start, found = problem.start(), Found()
     rates = plan.chosen(method.rates)
     for rate in (*rates[1:], *rates[:1]):  # the largest diverges more often than not
-        # A rate is tried no longer than the best one took.
+        # A rate is tried for no more steps than the best one needed.
         trace = Trace(problem, start, found.reached.get(TOLERANCES[-1], plan.limit))
         try:
             method.run(problem, start, rate, trace)
         except Finished:
             found.refused = False
-        except Exception as exception:  # what a package raises is its result
+        except Exception as exception:  # an exception is the result
             found.message = type(exception).__name__
         else:
             found.refused = False
@@ -129,6 +130,7 @@ def measure(plan: Plan, jobs: int) -> dict[tuple[object, ...], object]:
         for key in plan.problems
         for i, method in enumerate(rows)
         if not method.missing()
+        and (plan.methods is None or (method.table, method.name) in plan.methods)
     ]
     cells += [
         (sample, (i, plan))

@@ -1,7 +1,7 @@
-"""Methods of `bench.optimality`: how each package is asked to minimise a problem.
+"""Methods of `bench.optimality`: for each package, how to minimise a problem.
 
-A method runs from a start until its `Trace` says that it is done. The trace is told of every
-gradient evaluation, by which all methods are compared.
+A method runs from a start until its `Trace` ends it. The trace records every gradient evaluation,
+by which all methods are compared.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RATES = {
     "momentum": (3.0, 1.0, 0.33, 0.11, 0.037),
     "Adam": (0.3, 0.1, 0.033, 0.011, 0.0037),
 }
-# As torch's L-BFGS is asked to go on to the end; ours does so without being asked.
+# Options with which torch's L-BFGS runs to full accuracy; the defaults of ours do.
 SEARCH: dict[str, Any] = {
     "max_iter": 100,
     "tolerance_grad": 0.0,
@@ -81,7 +81,7 @@ class Trace:
 
 
 def searches(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether an optimizer evaluates a closure as often as it likes."""
+    """Tell whether an optimizer evaluates a closure several times in a step."""
     base = getattr(optimizer, "base", optimizer)
     return isinstance(base, torch.optim.LBFGS | ru.optim.LBFGS)
 
@@ -97,7 +97,7 @@ class Method:
 
     Args:
         name: What the table calls it.
-        table: ``"SGD"``, ``"momentum"``, ``"Adam"``, or ``"other"`` for what is none of them.
+        table: ``"SGD"``, ``"momentum"``, ``"Adam"``, or ``"other"`` for others.
         column: How a package is asked for a constrained weight.
         make: The optimizer of a module with a learning rate.
         rates: Learning rates to try.
@@ -162,7 +162,7 @@ class Method:
 
 
 class Pymanopt(Method):
-    """A solver of pymanopt; its line search and its Hessian are its own business."""
+    """A solver of pymanopt, with its own line search and Hessian."""
 
     def __init__(self, name: str, solver: str) -> None:
         column = Column(name)

@@ -43,7 +43,7 @@ class Problem:
     """A loss on orthonormal matrices whose least value is known.
 
     Args:
-        name: How tables call it.
+        name: Its name in tables.
         value: Loss at a matrix, a real scalar tensor.
         best: Its least value on the manifold, or on the component that starts lie in.
         optimum: A matrix at which it is attained.
@@ -107,10 +107,10 @@ class MiniBatch:
 
 @dataclass(frozen=True)
 class Starved:
-    """A gradient that is noise in one plane and a faint, steady pull in another.
+    """A gradient with large noise in one plane and a small constant part in another.
 
-    The pull is towards a quarter turn of the last two coordinates; the noise changes its sign
-    at every step in the first two.
+    The constant part leads to a quarter rotation of the last two coordinates; the noise, in the
+    first two, changes its sign at every step.
     """
 
     size: int
@@ -126,7 +126,7 @@ class Starved:
         return g
 
     def progress(self, x: Tensor) -> float:
-        """Return the sine of the angle by which the last plane has turned: 1 at the target."""
+        """Return the sine of the rotation angle of the last plane: 1 at the target."""
         return float(x[-1, -2] - x[-2, -1]) / 2
 
 

@@ -1,4 +1,4 @@
-"""The passes on the models that people have: what works, how exactly, and how fast.
+"""The initializers on common models: what works, how exactly, and how fast.
 
     make zoo
 

@@ -1,4 +1,4 @@
-"""Low rank on some models of the zoo: what is replaced, and what it costs the function."""
+"""Low rank on some models of the zoo: replaced layers, and errors of the function."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ METHODS = ("spectral", "linear", "function")
 
 @dataclass
 class Thin:
-    """What low_rank_ did to one model.
+    """The results of low_rank_ on one model.
 
     Attributes:
         name: source and name.
         replaced: how many layers.
-        skipped: how many were left alone, by the reason.
+        skipped: how many were not replaced, by the reason.
         activations: how many layers each follows.
         full: relative change of the outputs at full rank.
         held_out: mean of the layers' errors on held-out inputs, by method, at a quarter of the

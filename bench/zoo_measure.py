@@ -18,7 +18,7 @@ from zoo_authors import authors_objective, is_small
 from zoo_models import Entry, perturb_
 
 from riemann_unn.errors import GraphError
-from riemann_unn.graph.closed import tensors_in
+from riemann_unn.graph.opaque_modules import tensors_in
 from riemann_unn.graph.program import unwrapped
 from riemann_unn.init.path_condition import path_condition
 
@@ -38,7 +38,7 @@ class Row:
         source: the package that it comes from.
         name: its name.
         refused: why nothing was done, or an empty string.
-        refusal: words of the refusal that is right, if there is one.
+        refusal: words of the expected refusal, if there is one.
         evaluation: relative change of the outputs in evaluation mode, float32.
         training: the same in training mode.
         random: the same for random scales in double precision, the larger of both modes.
@@ -49,7 +49,7 @@ class Row:
         is_converged: whether the solver says so.
         free: channels with a scale of their own.
         channels: all of them.
-        blocks: submodules that stay closed, with the reason.
+        blocks: opaque submodules, with the reason.
         closed: layers with closed channels, with the reason.
         seconds: by stage: the two passes, the whole call, and its parts.
         readings: whether other ways to read models manage, and in how many seconds.
@@ -76,16 +76,16 @@ class Row:
 
     @property
     def is_refused_truly(self) -> bool:
-        """Whether nothing can be scaled, or what refuses it is known to be so."""
+        """Whether the refusal is the expected one."""
         is_known = bool(self.refusal) and self.refusal in self.refused
         return "there is no channel to rescale" in self.refused or is_known
 
     @property
     def fails(self) -> bool:
-        """Whether something that was asked for is not so."""
+        """Whether the row misses a required bound."""
         if self.refused:
             return not self.is_refused_truly
-        # Nobody is more exact than float32 itself.
+        # The rounding of float32 is allowed.
         limits = [max(x, 2 * y) for x, y in zip((2e-6, 1e-4), self.rounding, strict=True)]
         is_exact = self.evaluation <= limits[0] and self.training <= limits[1]
         is_exact = is_exact and not self.random > 1e-9
@@ -196,7 +196,7 @@ def change(before: list[Tensor], after: list[Tensor]) -> float:
 
 @contextmanager
 def _timed(seconds: dict[str, float], views: list[Any]) -> Iterator[None]:
-    """Note how long the parts of the pass take, and what it read."""
+    """Record the times of the parts of the pass, and the views."""
     kept = {name: getattr(path_condition, name) for name in STAGES}
 
     def timed(name: str) -> Callable[..., Any]:

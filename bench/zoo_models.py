@@ -25,7 +25,7 @@ class Entry:
         inputs: of a number of examples, the keyword arguments of its forward, or one tensor.
         full: the same in the size that the model is made for; None if that is the same.
         forward: calls the model on the inputs, if the model itself does not.
-        refusal: words of the refusal that is right, if nothing can be done.
+        refusal: words of the expected refusal, if nothing can be done.
     """
 
     source: str

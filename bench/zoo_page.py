@@ -1,4 +1,4 @@
-"""What the zoo prints, and the generated part of docs/zoo.md."""
+"""The output of the zoo, and the generated part of docs/zoo.md."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def lines(rows: Sequence[Row], thinned: Sequence[Thin] = ()) -> list[str]:
 
 
 def _low_rank(rows: Sequence[Thin]) -> list[str]:
-    """What low_rank_ does to some of them."""
+    """The results of low_rank_ on some of them."""
     head = ("model", "replaced", "left alone", "activations", "at full rank")
     head += tuple(f"{m}: layers, outputs, s" for m in METHODS)
     cells = []
@@ -104,7 +104,7 @@ def facts() -> str:
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
-    """What was asked for, and how many rows give it."""
+    """The required bounds, and the number of rows that meet them."""
     works = [r for r in rows if not r.refused]
     true = sum(r.is_refused_truly for r in rows)
     large = [r for r in works if r.seconds["passes"] >= LARGE]

@@ -1,4 +1,4 @@
-"""Diagnostics: how far off its manifold a tensor, a parameter or a whole model is."""
+"""Diagnostics: the orthogonality error of a tensor, a parameter or a model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def orthogonality_error(
     .. math:: \|X^H X - I\|_F / \sqrt{p}
 
     computed in float64 on the matrix view of the manifold (for wide matrices
-    :math:`X X^H`). A sharded tensor (DTensor) is gathered, so every process has to ask.
+    :math:`X X^H`). A sharded tensor (DTensor) is gathered, so every process has to call this.
 
     Args:
         x: a tensor, a tagged parameter, or a module with tagged parameters.

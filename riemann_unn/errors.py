@@ -13,7 +13,7 @@ __all__ = [
 
 
 class ManifoldError(ValueError):
-    """A parameter, a manifold and what was asked of them do not fit together."""
+    """A parameter, a manifold and an operation on them do not fit together."""
 
 
 class ManifoldTypeError(ManifoldError, TypeError):
@@ -25,7 +25,7 @@ class OffManifoldError(ManifoldError):
 
 
 class LostTagError(ManifoldError):
-    """A parameter that was tagged is one no longer, although nobody has untagged it."""
+    """A tagged parameter has lost its tag other than by ``untag_``."""
 
 
 class NonFiniteError(ManifoldError):

@@ -1,9 +1,9 @@
-"""Interruption: what an exception at any line, as Ctrl-C raises it, leaves done or undone.
+"""Interruptions: code that an exception at any line, as Ctrl-C raises it, leaves consistent.
 
 Python may raise ``KeyboardInterrupt`` between any two lines, those of a ``finally`` block and of a
-context manager's ``__exit__`` included, but not inside of a call into C. So work is done aside and
-committed by one such call, or undone by a function that may run twice and is called from two nested
-blocks: an exception that cuts off the first run leaves the second.
+context manager's ``__exit__`` included, but not inside a call into C. So results are computed
+first and committed by one such call, or undone by a function that may run twice and is called from
+two nested blocks: an exception that interrupts the first run leaves the second.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ R = TypeVar("R")
 
 
 def each(function: Callable[..., object], *arguments: Iterable[Any]) -> None:
-    """Call a function of C for its effect on each of some arguments, with no line in between."""
+    """Call a C function on each of some arguments, without Python code in between."""
     deque(map(function, *arguments), maxlen=0)
 
 
 def without_torch_function(function: Callable[[], R]) -> R:
-    """Call a function in which nothing asks for a ``__torch_function__`` of tensors or of a mode.
+    """Call a function with ``__torch_function__`` disabled, for tensors and modes.
 
-    One call into C: the exit of torch's context for it may be interrupted, and then nothing in the
-    thread would dispatch to ``__torch_function__`` again.
+    One call into C: torch's own context for it may be interrupted at its exit, and would then leave
+    it disabled in the thread.
     """
     result: R = torch._C._disabled_torch_function_impl(function, (), (), {})
     return result
 
 
 def restoring(work: Callable[[], R], restore: Callable[[], object]) -> R:
-    """Do work, and restore afterwards whatever happens.
+    """Run ``work``, and ``restore`` afterwards whatever happens.
 
-    ``restore`` may run twice; at every line of the second run what is restored must stay so.
+    ``restore`` may run twice; its second run must keep the state restored at every line.
     """
     try:
         try:
@@ -64,7 +64,7 @@ def restoring(work: Callable[[], R], restore: Callable[[], object]) -> R:
 
 
 def undoing(work: Callable[[], R], undo: Callable[[], object]) -> R:
-    """Do work, and undo it if it raises, by a function as :func:`restoring` asks for."""
+    """Run ``work``, and ``undo`` if it raises, which may run twice as in :func:`restoring`."""
     try:
         try:
             return work()
@@ -79,8 +79,8 @@ def undoing(work: Callable[[], R], undo: Callable[[], object]) -> R:
 def afterwards(restore: Callable[[], object]) -> ExitStack:
     """Return a context that restores when it is left, and at no other time.
 
-    The generator of a ``contextmanager`` whose exit was interrupted goes on when it is collected,
-    and would put back what the user has changed since.
+    The generator of a ``contextmanager`` whose exit was interrupted resumes when it is collected,
+    and would overwrite later changes of the user.
     """
     stack = ExitStack()
     stack.callback(restore)
@@ -104,7 +104,7 @@ def random_states(model: nn.Module) -> Callable[[], None]:
 
 
 def no_grad(function: Callable[P, R]) -> Callable[P, R]:
-    """Record no gradients in a function, as ``torch.no_grad()`` whose exit may be interrupted."""
+    """Disable gradients in a function, as ``torch.no_grad()``, safely for interruptions."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -30,7 +30,7 @@ _TITLES = {
     "angle": "rotation angle of a step (radians)",
     "phase": "phase of the determinant (radians)",
 }
-# Above this size errors are estimated, and determinants and singular values left alone.
+# Above this size errors are estimated, and determinants and singular values not computed.
 _LARGE = 512
 
 
@@ -45,8 +45,8 @@ class Monitor:
       or wide X: zero exactly at critical points;
     - ``captured``: for low-rank steps the share of this energy that the step follows,
       :math:`1 - \|\Omega - \Omega_k\|_F^2 / \|\Omega\|_F^2`;
-    - ``missed``: for low-rank steps :math:`\|\Omega - \Omega_k\|_F`. Where it stays while the
-      loss does, a few noisy planes take all of the rank: a rank above their number helps;
+    - ``missed``: for low-rank steps :math:`\|\Omega - \Omega_k\|_F`. Where it stagnates together
+    with the loss, a few noisy planes take all of the rank: a rank above their number helps;
     - ``angle``: the largest rotation angle of the step, in radians; of whole steps
       :math:`2 \arcsin(\tfrac12 \|X^+ - X\|_2)`;
     - ``phase``: of the determinant of a square matrix of up to 512 rows, in radians: 0 or π if
@@ -139,7 +139,7 @@ class Monitor:
                     name = names[j] if names else getattr(p, "tagged_as", f"group{i}.param{j}")
                     found.append((str(name), p, manifold))
                     known.append((repr(str(name)), p, group))
-        self._known.look(optimizer.param_groups, known)
+        self._known.update(optimizer.param_groups, known)
         return found
 
     @torch.no_grad()
@@ -156,11 +156,11 @@ class Monitor:
     @torch.no_grad()
     def _record(self, optimizer: Optimizer, *_: Any) -> None:
         if self._step % self.every == 0:
-            tell = getattr(optimizer, "last_step", dict)  # other optimizers have none
-            told: dict[Tensor, dict[str, Tensor]] = tell()
+            last_step = getattr(optimizer, "last_step", dict)  # other optimizers have none
+            step_report: dict[Tensor, dict[str, Tensor]] = last_step()
             for name, p, manifold in self._tagged(optimizer):
                 if name in self._before:
-                    numbers = _measure(self._before[name], p, manifold, told.get(p, {}))
+                    numbers = _measure(self._before[name], p, manifold, step_report.get(p, {}))
                     self.history.setdefault(name, []).append({"step": float(self._step)} | numbers)
                     if self._log is not None:
                         for key, value in numbers.items():
@@ -170,28 +170,28 @@ class Monitor:
 
 
 def _measure(
-    before: Tensor, p: Tensor, manifold: MatrixManifold, told: dict[str, Tensor]
+    before: Tensor, p: Tensor, manifold: MatrixManifold, step_report: dict[str, Tensor]
 ) -> Numbers:
     now = as_whole(p)
     old, new = (_wide(manifold.to_matrices(_single(x))) for x in (before, now))
     is_large = max(new.shape[-2:]) > _LARGE
     error = manifold.estimated_error if is_large else manifold.orthogonality_error
     numbers = {"error": float(torch.as_tensor(error(now)).max())}
-    if "gradient" in told:  # the last one of several
-        numbers["gradient"] = float(told["gradient"])
+    if "gradient" in step_report:  # of the last evaluation of a closure
+        numbers["gradient"] = float(step_report["gradient"])
     elif p.grad is not None:
         grad = _wide(manifold.displacement_matrices(_single(as_whole(p.grad))))
         v, z = (
             t.reshape(*old.shape[:-2], *t.shape[-2:]) if t is not None else None
-            for t in (told.get("directions"), told.get("coordinates"))
+            for t in (step_report.get("directions"), step_report.get("coordinates"))
         )
         total, missed = (float(energy.sum()) for energy in tangent_energies(old, grad, v, z))
         numbers["gradient"] = total**0.5
         if v is not None:
             numbers["captured"] = 1 - missed / total if total > 0 else 1.0
             numbers["missed"] = missed**0.5
-    if "angle" in told:
-        numbers["angle"] = float(told["angle"])
+    if "angle" in step_report:
+        numbers["angle"] = float(step_report["angle"])
     else:
         chord = _largest_singular_value(new - old) if is_large else _spectral_norm(old, new)
         numbers["angle"] = 2 * math.asin(min(chord / 2, 1.0))

@@ -1,8 +1,8 @@
-"""Retractions: a sketch with a φ, as a value that can be compared, printed and stored.
+"""Retractions: a sketch with a φ, as values that can be compared, printed and stored.
 
-A retraction looks at a gradient at a point and says in which coordinates the step will be taken:
-:class:`Directions`, the few columns of a sketch, or :class:`Whole`, all of the Lie algebra. Both
-tell a base optimizer the Riemannian gradient, read what it wrote, and turn the point by it.
+A retraction maps a gradient at a point to the coordinates of a step: :class:`Directions`, the few
+columns of a sketch, or :class:`Whole`, all of the Lie algebra. Both compute the Riemannian gradient
+that a base optimizer sees, read the displacement that it wrote, and rotate the point by it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol, get_args
 import torch
 from torch import Tensor
 
-# From their files: inside of a step autocast is off already, and a wrapper would take time.
+# Imported from the modules: autocast is off in a step, so that the public wrappers only cost time.
 from .linalg.factor import length_of
 from .linalg.maps import skew
 from .linalg.step.core import Angle, Phi, check_phi
@@ -35,11 +35,11 @@ from .linalg.step.tangent import (
 from .linalg.step.update import (
     LargestAngle,
     PlaneGram,
-    factors_of_turn,
     is_plane,
     plane_gram,
+    rotate_low_rank_lazily_,
     rotate_whole_,
-    turn_low_rank_,
+    rotation_factors_lazily,
 )
 from .scalars import plain_scalars
 
@@ -64,7 +64,7 @@ class Retraction:
         phi: ``"exp"`` (projUNN-T), ``"polar"`` (projUNN-D), ``"cayley"``, or a function of angles.
         rank: k, the directions of a step; ``None`` for all.
         sketch: how directions are found, see :func:`riemann_unn.linalg.tangent_directions`.
-        max_angle: no plane turns by more in a step, in radians; ``None`` for no limit.
+        max_angle: the largest rotation angle of a step, in radians; ``None`` for no limit.
 
     Raises:
         ValueError: an unknown ``phi`` or ``sketch``, ``rank`` below 1, ``max_angle`` not positive.
@@ -81,7 +81,7 @@ class Retraction:
             raise ValueError(
                 f"sketch={self.sketch!r} is unknown; choose from {get_args(TangentMethod)}"
             )
-        for name in ("rank", "max_angle"):  # of numpy, which users set in groups
+        for name in ("rank", "max_angle"):  # users may set numpy scalars in groups
             object.__setattr__(self, name, plain_scalars(getattr(self, name)))
         if self.rank is not None and (
             isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1
@@ -97,15 +97,15 @@ class Retraction:
             )
 
     def is_whole_for(self, shape: torch.Size) -> bool:
-        """Tell whether a step of ``(..., p, n)`` points, ``p <= n``, leaves out nothing."""
+        """Tell whether a step of ``(..., p, n)`` points, ``p <= n``, uses all directions."""
         p, n = shape[-2:]
         return self.rank is None or 2 * self.rank >= n or self.rank >= p
 
     @property
     def shows_nonfinite(self) -> bool:
-        """Whether not-a-number or infinity anywhere in a gradient reaches the coordinates.
+        """Whether NaN or infinity anywhere in a gradient reaches the coordinates.
 
-        The other sketches use factorisations that fail on it, or lie.
+        The factorisations of the other sketches may fail on it, or return finite numbers.
         """
         return self.sketch not in ("svd", "column")
 
@@ -126,8 +126,8 @@ class Retraction:
             g: their Euclidean gradients.
             start: where to start a sketch, the adjoint of :meth:`Tangent.next_start`.
             source: of random directions.
-            step: count of the steps taken.
-            is_cached: whether points stay in cache; by default, whether each matrix does.
+            step: number of steps taken.
+            is_cached: whether points fit in cache; by default, whether each matrix does.
         """
         if not self.is_whole_for(x.shape):
             rank, is_sketch = self.rank or 1, self.sketch == "tangent"
@@ -140,7 +140,7 @@ class Retraction:
             return Directions(self, v, z, xv, step, is_sketch)
         if x.shape[-2] == x.shape[-1]:
             return Whole(self, skew(x.mH @ g))
-        # All of a thin Ω is known from its products with the rows of X.
+        # Products with the rows of X determine all of a thin Ω.
         v = x.mH.clone()
         xv = x @ v
         return Directions(self, v, tangent_times(x, g, v, xv), xv, step=step, is_sketch=False)
@@ -176,35 +176,35 @@ class Directions:
         return self.coordinates * scale
 
     def measured(self, coordinates: Tensor) -> tuple[Tensor, float]:
-        """Return the move of one point and its length, which is not finite where it is not."""
+        """Return the move of one point and its length, finite if the move is."""
         if not is_plane(coordinates):
             return coordinates, length_of(coordinates)
         scale = self._scale if coordinates is self.coordinates else 1.0
         gram = plane_gram(self.v, coordinates, scale=scale)
         length = abs(scale) * math.sqrt(gram.dd)
-        if scale != 1.0 and not is_usual(length):  # which rounding and overflow may have a part in
+        if scale != 1.0 and not is_usual(length):  # may be affected by rounding or overflow
             return self.measured(coordinates * scale)
         self._measured = coordinates, gram
         return coordinates, length
 
     def gradient(self, x: Tensor, out: Tensor | None) -> Tensor:
-        """Return what a base sees: the Riemannian gradient on these directions."""
+        """Return the Riemannian gradient on these directions, for a base."""
         if self.xv is None:
             self.xv = times_columns(x, self.v)
         return tangent_gradient(x, self.v, self.coordinates, self.xv, out=out)
 
     def read(self, x: Tensor, delta: Tensor, *, clear: bool = False) -> Tensor:
-        """Return the coordinates of what a base wrote, and maybe leave zeros there."""
+        """Return the coordinates of a base's displacement; ``clear`` leaves zeros there."""
         return tangent_coordinates(x, delta, self.v, self.xv, clear=clear)
 
     def rotate_(self, x: Tensor, coordinates: Tensor) -> LargestAngle:
-        """Turn points in place; return what finds the largest angles."""
+        """Rotate points in place; return a function that computes the largest angles."""
         if is_plane(coordinates) and (
             self._measured is None or self._measured[0] is not coordinates
         ):
             coordinates, _ = self.measured(coordinates)
         measured, self._measured = self._measured, None
-        angle, added = turn_low_rank_(
+        angle, added = rotate_low_rank_lazily_(
             x,
             self.v,
             coordinates,
@@ -219,8 +219,8 @@ class Directions:
         return angle
 
     def factors(self, x: Tensor, coordinates: Tensor) -> tuple[Tensor, Tensor, LargestAngle]:
-        """Return thin factors of what :meth:`rotate_` adds to points, and what finds the angles."""
-        basis, right, angle, added = factors_of_turn(
+        """Return thin factors of the change by :meth:`rotate_`, and the function for the angles."""
+        basis, right, angle, added = rotation_factors_lazily(
             self.v,
             coordinates,
             phi=self.retraction.phi,
@@ -236,12 +236,12 @@ class Directions:
         return self.v.shape[-1] < x.shape[-2]
 
     def polish_(self, x: Tensor, *, step: int) -> None:
-        """Keep rounding from accumulating in points, as they are after a step."""
+        """Correct rounding errors in points after a step."""
         tall = x if x.shape[-2] == x.shape[-1] else x.mH
         if self.v.shape[-1] < tall.shape[-1]:
             polish_(tall, step=step)
         else:
-            newton_schulz_(tall)  # costs no more than the step itself did
+            newton_schulz_(tall)  # costs no more than the step itself
 
     def polishes_at(self, x: Tensor, *, step: int) -> bool:
         """Tell whether :meth:`polish_` does anything at a step."""
@@ -269,30 +269,30 @@ class Whole:
         return self.coordinates.mul_(scale)
 
     def measured(self, coordinates: Tensor) -> tuple[Tensor, float]:
-        """Return the move of one point and its length, which is not finite where it is not."""
+        """Return the move of one point and its length, finite if the move is."""
         return coordinates, length_of(coordinates)
 
     def gradient(self, x: Tensor, out: Tensor | None) -> Tensor:
-        """Return what a base sees: the Riemannian gradient."""
+        """Return the Riemannian gradient, for a base."""
         return self.coordinates if out is None else out.copy_(self.coordinates)
 
     def read(self, x: Tensor, delta: Tensor, *, clear: bool = False) -> Tensor:
-        """Return the coordinates of what a base wrote, and maybe leave zeros there."""
+        """Return the coordinates of a base's displacement; ``clear`` leaves zeros there."""
         coordinates = skew(delta)
         if clear:
             delta.zero_()
         return coordinates
 
     def rotate_(self, x: Tensor, coordinates: Tensor) -> None:
-        """Turn points in place."""
+        """Rotate points in place."""
         phi, max_angle = self.retraction.phi, self.retraction.max_angle
         rotate_whole_(x, coordinates, phi=phi, max_angle=max_angle)
 
     def polish_(self, x: Tensor, *, step: int) -> None:
-        """Do nothing: whole steps polish as they turn."""
+        """Do nothing: whole steps include the polish."""
 
     def polishes_at(self, x: Tensor, *, step: int) -> bool:
-        """Tell that :meth:`polish_` does nothing."""
+        """Return False: :meth:`polish_` does nothing."""
         return False
 
     def next_start(self) -> None:

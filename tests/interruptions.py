@@ -57,7 +57,7 @@ def _thread_state() -> dict[str, bool]:
 
 
 def lines(call: Callable[[], object], *, where: str = PACKAGE) -> int:
-    """Run a call undisturbed; return how many lines of some files it passes."""
+    """Run a call evaluating; return how many lines of some files it passes."""
     return _traced(call, -1, where)
 
 

@@ -1,4 +1,4 @@
-"""Rerun what the papers claim, and write docs/papers.md: ``python -m bench.papers``.
+"""Rerun the papers' claims, and write docs/papers.md: ``python -m bench.papers``.
 
 Every run is stored as soon as it is done, and long ones save their state every minute: started
 again, the command goes on where it was stopped.
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scale = "quick" if options.quick else "full" if options.full else "usual"
     plan = Plan(scale, options.seeds, options.data)
     try:
-        data.images(plan.data)  # what is missing is said now, not after an hour
+        data.images(plan.data)  # missing data is an error now, not after an hour
     except data.DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""What the deep unitary networks found, as a section and a picture."""
+"""The results of the deep unitary networks, as a section and a picture."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def condition_(model: nn.Module, method: str, example: Tensor) -> float:
 def carry_(
     optimizer: torch.optim.Optimizer, model: nn.Module, report: ru.init.PathConditioning
 ) -> None:
-    """Let the optimizer's state follow a rescaling: momentum scales as gradients do.
+    """Rescale the optimizer's state with the weights: momentum scales as gradients do.
 
     Args:
         optimizer: Of the model, with momentum or with Adam's moments.

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import riemann_unn as ru
 from bench.suite.page import figure, short, table
-from riemann_unn.demo.conv import look
+from riemann_unn.demo.conv import layer_states
 from riemann_unn.demo.conv_models import ResNet9
 from riemann_unn.demo.images import PictureImages
 from riemann_unn.demo.models import Learner
@@ -173,7 +173,7 @@ def train_nets(options: Options, place: Place) -> Result:
     result: Result = {"pictures": task.title}
     for net in nets:
         net.model.eval()
-        values = [state.values.double().flatten() for state in look(net.model, images)]
+        values = [state.values.double().flatten() for state in layer_states(net.model, images)]
         marks = torch.tensor(_QUANTILES, dtype=torch.float64)
         result[net.name] = {
             "parameters": net.parameters,

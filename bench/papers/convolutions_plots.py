@@ -1,4 +1,4 @@
-"""The picture of ordinary and orthogonal convolutions: accuracy, and what became of the layers."""
+"""The picture of ordinary and orthogonal convolutions: accuracy and singular values."""
 
 from __future__ import annotations
 

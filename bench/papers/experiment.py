@@ -1,7 +1,7 @@
-"""What an experiment is: runs that train something, and a report made from their results.
+"""The interface of an experiment: runs that train, and a report of their results.
 
-A run is a function of plain options and gives plain results, so that it can work in a process of
-its own, be stored as a file, and be skipped when it was done before.
+A run is a function of plain options with plain results, so that it can run in another process, be
+stored in a file, and be skipped if it was done before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PAPERS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is run.
+    """The scale of all runs.
 
     Attributes:
         scale: ``"quick"`` (all of it in five minutes), ``"usual"`` (100 minutes on two cores) or
@@ -67,7 +67,7 @@ class Run:
 
 
 class Place:
-    """Where a run works: its checkpoint, and whom it tells how far it is.
+    """The checkpoint of a run, and the callback for its progress.
 
     Args:
         checkpoint: File of the state to go on from.
@@ -106,8 +106,8 @@ class Claim:
         claim: In words.
         theirs: The paper's figure, with its setting.
         ours: Ours, with its setting.
-        asked: What this project asks of itself, if anything.
-        met: Whether that is met.
+        asked: The project's own bound, if any.
+        met: Whether the bound is met.
     """
 
     claim: str
@@ -119,7 +119,7 @@ class Claim:
 
 @dataclass
 class Report:
-    """What an experiment found, in Markdown, pictures written.
+    """The results of an experiment in Markdown, after its pictures were written.
 
     Attributes:
         lines: Text, tables and pictures, without the heading.
@@ -157,11 +157,11 @@ class Experiment:
 
     @property
     def command(self) -> str:
-        """What reruns it."""
+        """The command that reruns it."""
         return f'make papers ARGS="--only {self.name}"'
 
 
 def median(values: Iterable[float]) -> float:
-    """The median, and not a number of nothing."""
+    """The median; NaN of no values."""
     values = list(values)
     return statistics.median(values) if values else float("nan")

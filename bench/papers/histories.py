@@ -1,4 +1,4 @@
-"""What several seeds' histories say together."""
+"""Statistics of histories over several seeds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def first_below(values: Sequence[float], bound: float) -> int | None:
 
 
 def iterations(counts: Sequence[int | None]) -> str:
-    """The middle count in words; runs that are not there yet are the latest."""
+    """The median count in words; unfinished runs count as the latest."""
     found = statistics.median_high([float("inf") if n is None else n for n in counts])
     return "not yet" if found == float("inf") else f"{found:,.0f}"
 

@@ -1,4 +1,4 @@
-"""What path conditioning did, as sections and one picture."""
+"""The results of path conditioning, as sections and one picture."""
 
 from __future__ import annotations
 

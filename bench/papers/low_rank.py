@@ -40,7 +40,7 @@ COMPRESSIONS: dict[str, dict[str, Any]] = {
     "function, calibrated": {"method": "function", "calibration": True},
 }
 DECAYS = ("none", "factors", "product")
-FURTHER = tuple(range(100, 112))  # seeds that were not looked at before the claim was put
+FURTHER = tuple(range(100, 112))  # seeds that were first run after the claim was fixed
 _BATCH = 64
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.suite.page import figure, short, table
-from riemann_unn.demo.convrnn import Keeper, Trace, build, norms, read_out
+from riemann_unn.demo.convrnn import ImageMemory, Trace, build, norms, read_out
 from riemann_unn.demo.images import PictureImages
 from riemann_unn.demo.training import CheckpointError, train
 from riemann_unn.linalg import conv_adjoint, conv_exp, conv_singular_values, conv_skew
@@ -82,7 +82,7 @@ def runs(plan: Plan) -> list[Run]:
 
 
 def train_lattice(options: Options, place: Place) -> Result:
-    """Train one network and let it run on, or look at kernels that were not trained.
+    """Train one network and read out its states over many steps, or measure untrained kernels.
 
     Args:
         options: Of the run.
@@ -111,7 +111,7 @@ def train_lattice(options: Options, place: Place) -> Result:
             place.checkpoint.unlink()
             return train_lattice(options, place)
         place.tell(0.4 * epoch / epochs, f"epoch {epoch}/{epochs}")
-    assert isinstance(learner.model, Keeper)
+    assert isinstance(learner.model, ImageMemory)
     trained = learner.history.test_accuracy[-1]
     return {"trained": trained, **_memory(learner.model, task, options)}
 
@@ -136,7 +136,7 @@ def anti_hermitian(size: tuple[int, ...], *, seed: int) -> Tensor:
     return skew
 
 
-def lattice_of(kernel: Tensor, nonlinearity: str = "identity") -> Keeper:
+def lattice_of(kernel: Tensor, nonlinearity: str = "identity") -> ImageMemory:
     """A network of one complex channel with a given kernel, whose first state is the picture.
 
     Args:
@@ -144,15 +144,17 @@ def lattice_of(kernel: Tensor, nonlinearity: str = "identity") -> Keeper:
         nonlinearity: Of the recurrence.
     """
     height, width = kernel.shape[2:]
-    net = Keeper(1, steps=1, nonlinearity=nonlinearity, size=(height, width), dtype=torch.complex64)
+    net = ImageMemory(
+        1, steps=1, nonlinearity=nonlinearity, size=(height, width), dtype=torch.complex64
+    )
     with torch.no_grad():
         net.rnn.kernel.copy_(kernel)
         net.rnn.weight_ih.fill_(1)
     return net
 
 
-def _memory(net: Keeper, task: PictureImages, options: Options) -> Result:
-    """What becomes of the state, and what can be read from it."""
+def _memory(net: ImageMemory, task: PictureImages, options: Options) -> Result:
+    """The norms of the states, and the readouts."""
     steps = options["steps"]
     marks = sorted({0, steps // 10, steps // 2, steps})
     images, _ = task.test_batch()
@@ -212,14 +214,14 @@ def _waves(task: PictureImages, options: Options) -> Result:
 
 
 @torch.no_grad()
-def _after(net: Keeper, state: Tensor, steps: int) -> Tensor:
+def _after(net: ImageMemory, state: Tensor, steps: int) -> Tensor:
     for start in range(0, steps, _CHUNK):
         state = net.rnn.evolve(state, steps=min(_CHUNK, steps - start))[-1]
     return state
 
 
 def report(plan: Plan, results: Mapping[str, Result], images: Path) -> Report:
-    """The section: norms over a thousand steps, and what is left of a picture.
+    """The section: norms over a thousand steps, and readouts.
 
     Args:
         plan: What was run.

@@ -1,4 +1,4 @@
-"""What a start is worth: a linear readout of the states of a recurrence that was never trained."""
+"""Linear readouts of the states of untrained recurrences, to compare their initial values."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Store:
         return result
 
     def put(self, experiment: Experiment, run: Run, result: Result) -> None:
-        """Store a result in one move, and drop the checkpoint that led to it."""
+        """Store a result atomically, and remove its checkpoint."""
         path = self.path(experiment, run)
         part = path.with_suffix(".part")
         stored = {"run": run.name, "options": run.options, "result": result}

@@ -1,4 +1,4 @@
-"""Two moons: how soon MLPs of different widths fit them, with and without path conditioning."""
+"""Two moons: steps that MLPs of different widths need, with and without path conditioning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the low-rank experiments found, as sections and one picture."""
+"""The results of the low-rank experiments, as sections and one picture."""
 
 from __future__ import annotations
 

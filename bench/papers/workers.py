@@ -1,4 +1,4 @@
-"""Runs in processes of their own, one thread each, with one bar for all and a line for each."""
+"""Runs in separate processes, one thread each, with a common progress bar and a line for each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Job", "cores", "do"]
 
 Job = tuple[Experiment, Run]
 _TELL_EVERY = 0.5  # seconds
-_told: Any = None  # in a worker: the queue that it tells its progress
+_told: Any = None  # in a worker: the queue for its progress
 
 
 def cores() -> int:

@@ -15,13 +15,14 @@ import torch
 from tqdm import tqdm
 
 from . import shapes, sketches, steps, summary, targets, training
-from .page import PAGE, Section, facts, write
+from .page import BEGIN, PAGE, Section, facts, write
 from .plan import FULL, QUICK, SECTIONS, Clock, Plan
+from .plots import draw
 
-__all__ = ["main", "measure"]
+__all__ = ["main", "measure", "redraw"]
 
 _QUICK_OUT = PAGE.parent / "_build" / "bench"
-_RUN: dict[str, Callable[[Plan, Clock, Path], Section]] = {
+_RUN: dict[str, Callable[[Plan, Clock], Section]] = {
     "steps": steps.run,
     "shapes": shapes.run,
     "training": training.run,
@@ -48,7 +49,7 @@ def measure(plan: Plan, out: Path, only: Sequence[str] = SECTIONS) -> dict[str, 
         clock.enter(name)
         with torch.random.fork_rng(devices=[]):  # layers and peers draw from it
             torch.manual_seed(plan.seed)
-            section = _RUN[name](plan, clock, out / "images")
+            section = _RUN[name](plan, clock)
         clock.leave(name)
         found.append(section)
         values |= section.values
@@ -60,10 +61,22 @@ def measure(plan: Plan, out: Path, only: Sequence[str] = SECTIONS) -> dict[str, 
     for section in found:
         lines += ["", f"## {section.title}", "", *section.lines]
     write(out / "benchmarks.md", _tidy(lines))
+    redraw(out)
     print("\n".join(["", f"## {found[0].title}", "", *found[0].lines, ""]))
     parts = ", ".join(f"{name} {t:.0f} s" for name, t in clock.spent.items())
     print(f"{spent:.0f} s: {parts}; written: {out / 'benchmarks.md'}")
     return values
+
+
+def redraw(out: Path) -> None:
+    """Draw the pictures of a page from its tables.
+
+    Args:
+        out: Folder of ``benchmarks.md`` and ``images/``.
+    """
+    text = (out / "benchmarks.md").read_text(encoding="utf-8")
+    for file in draw(text.split(BEGIN)[1], out / "images"):
+        print(f"drawn: {file}")
 
 
 def _tidy(lines: Sequence[str]) -> list[str]:
@@ -79,7 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="wall time of the whole run")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION")
     parser.add_argument("--out", type=Path, help="folder of benchmarks.md and its images")
+    parser.add_argument(
+        "--draw", action="store_true", help="measure nothing; pictures anew from the page's tables"
+    )
     args = parser.parse_args(arguments)
+    if args.draw:
+        redraw(args.out or PAGE.parent)
+        return
     plan = QUICK if args.quick else FULL
     if args.minutes is not None:
         plan = plan.with_minutes(args.minutes)

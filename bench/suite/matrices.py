@@ -1,4 +1,4 @@
-"""The matrices that are stepped on, and how far from orthogonal they end."""
+"""The matrices of the benchmarks, and their orthogonality errors."""
 
 from __future__ import annotations
 

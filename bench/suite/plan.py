@@ -1,4 +1,4 @@
-"""How much a run may cost: sizes, rounds and seconds, and the clock that enforces them."""
+"""The budget of a run: sizes, rounds and seconds, and the clock that enforces them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ QUICK = replace(
 
 @dataclass
 class Clock:
-    """Shares the time that is left among the sections that are still to come."""
+    """Divides the remaining time among the remaining sections."""
 
     plan: Plan
     sections: tuple[str, ...]

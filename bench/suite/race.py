@@ -1,4 +1,4 @@
-"""A race to a target: everyone steps in turn, in shuffled order, until there or out of time."""
+"""Times to a target: optimizers run alternately, in shuffled order, until they reach it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Runner:
         name: Of the optimizer.
         rate: Its learning rate.
         step: Takes a step on what ``draw`` returned; this is what is timed.
-        score: How far it is, the smaller the better; called now and then, not timed.
+        score: The distance to the target, evaluated at intervals, not timed.
         error: Orthogonality error now, or None for an unconstrained one.
         draw: Gives the next batch, not timed.
     """
@@ -53,12 +53,12 @@ def race(
     seed: int,
     title: str,
 ) -> None:
-    """Run until everyone has reached the target, failed, or used up the time or the steps.
+    """Run until all have reached the target, failed, or used up the time or the steps.
 
     Args:
-        runners: Who takes part; they hold the result.
+        runners: The optimizers, which hold the results.
         target: Score to reach.
-        every: Steps between two looks at the score.
+        every: Steps between two evaluations of the score.
         most: Steps that each may take.
         seconds: Wall time of the race.
         turn: Seconds of a turn, so that all get equal time.
@@ -82,7 +82,7 @@ def race(
             if runner.reached or runner.failure or runner.steps >= most:
                 running.remove(runner)
                 bar.update()
-        # A rate that has taken longer than another of the same optimizer needed is beaten.
+        # A rate that takes longer than a finished one of the same optimizer is stopped.
         times: dict[str, float] = {}
         for runner in runners:
             if runner.reached:
@@ -102,7 +102,7 @@ def _look(runner: Runner, count: int) -> None:
             runner.seconds += time.perf_counter() - begin
             runner.steps += 1
         score = runner.score()
-    except Exception as error:  # a peer that refuses is a result
+    except Exception as error:  # an exception of a peer is a result
         runner.failure = type(error).__name__
         return
     if not math.isfinite(score):
@@ -112,7 +112,7 @@ def _look(runner: Runner, count: int) -> None:
 
 
 def best(runners: Sequence[Runner]) -> dict[str, Runner]:
-    """Return for every optimizer its fastest runner, or the one that came nearest."""
+    """Return for every optimizer its fastest runner, or the one with the best score."""
     found: dict[str, Runner] = {}
     for runner in runners:
         other = found.get(runner.name)

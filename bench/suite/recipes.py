@@ -16,7 +16,7 @@ __all__ = ["RECIPES", "Recipe"]
 
 Optimizers = list[torch.optim.Optimizer]
 
-# The recurrence is used at every step, so its gradient is that much larger.
+# The recurrence acts at every step, so its gradient is larger.
 _SLOWDOWN = 32
 
 
@@ -33,7 +33,7 @@ class Recipe:
 
 
 def _groups(model: SequenceModel, lr: float) -> list[dict[str, Any]]:
-    """The recurrence, or what stands for it, and the free weights."""
+    """Parameter groups of the recurrence, or its parametrization, and of the other weights."""
     slow = [p for name, p in model.named_parameters() if "weight_hh" in name]
     ids = {id(p) for p in slow}
     free = [p for p in model.parameters() if id(p) not in ids]
@@ -41,7 +41,7 @@ def _groups(model: SequenceModel, lr: float) -> list[dict[str, Any]]:
 
 
 def _untagged(model: SequenceModel) -> Tensor:
-    """Take the tag off the recurrence, for those who have a way of their own."""
+    """Remove the tag of the recurrence, for packages with their own constraint."""
     weight = model.rnn.weight_hh_l0
     assert isinstance(weight, Tensor)
     return ru.untag_(weight)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -45,15 +44,15 @@ def _kernel_error(module: nn.Module) -> float:
 
 @dataclass(frozen=True)
 class Case:
-    """One shape, and who steps on it.
+    """One shape, with its contenders.
 
     Attributes:
         key: Name of its values.
         title: Heading.
         words: What is compared.
         x: Makes the matrices to start from.
-        contenders: Who takes part.
-        error: How far a module is from its constraint.
+        contenders: What is timed.
+        error: The error of a module's constraint.
         columns: Columns of a matrix, where the shape does not say so.
     """
 
@@ -175,7 +174,7 @@ def cases(plan: Plan) -> list[Case]:
     ]
 
 
-def run(plan: Plan, clock: Clock, images: Path) -> Section:
+def run(plan: Plan, clock: Clock) -> Section:
     lines: list[str] = []
     values: dict[str, float] = {}
     todo = cases(plan)

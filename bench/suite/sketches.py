@@ -6,7 +6,6 @@ import random
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -19,9 +18,9 @@ from riemann_unn.linalg import TangentMethod, skew, tangent_energies
 from riemann_unn.optim import seeds as draws
 from riemann_unn.retractions import Directions, Retraction
 
-from .page import Section, figure, short, table
+from .page import Section, short, table
 from .plan import Clock, Plan
-from .plots import curves
+from .plots import SKETCHES
 
 __all__ = ["run"]
 
@@ -51,14 +50,13 @@ def gradients(task: Task, count: int, *, seed: int) -> list[tuple[Tensor, Tensor
                 return found[_WARM_UP:]
 
 
-def run(plan: Plan, clock: Clock, images: Path) -> Section:
+def run(plan: Plan, clock: Clock) -> Section:
     sources = [Source("digits", Digits()), Source("copying memory", Copy(delay=80, batch_size=32))]
     if not plan.full:
         sources = sources[:1]
     methods: tuple[TangentMethod, ...] = get_args(TangentMethod)
     lines: list[str] = []
     values: dict[str, float] = {}
-    pictured: dict[str, dict[float, float]] = {}
     shuffle, seeds = random.Random(plan.seed), draws.Seeds(plan.seed)
     for source in sources:
         found = gradients(source.task, plan.gradients, seed=plan.seed)
@@ -84,20 +82,8 @@ def run(plan: Plan, clock: Clock, images: Path) -> Section:
                 shares[method, k].append(float(captured))
         lines += _table(source, found, n, ranks, methods, shares, seconds)
         for (name, k), share in shares.items():
-            mean = statistics.fmean(share)
-            values[f"sketch/{source.name}/{name}/{k}"] = mean
-            if name != "svd":  # it misses nothing
-                missed = pictured.setdefault(f"sketch {name}, {source.name}", {})
-                missed[k] = max(1 - mean, 1e-7)
-    curves(
-        images / "bench_sketches.png",
-        pictured,
-        title="What sketches miss of the best energy of rank 2k",
-        x="rank k",
-        y="1 − captured / best",
-        panel="Mean over consecutive gradients of a recurrent matrix",
-    )
-    lines += figure("bench_sketches.png", "Energy that the sketches miss, against the rank")
+            values[f"sketch/{source.name}/{name}/{k}"] = statistics.fmean(share)
+    lines += SKETCHES.markdown()
     return Section("What sketches capture", lines, values)
 
 

@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +23,9 @@ from bench.contenders import (
 
 from .matrices import distance, gradient, orthonormal, weight_of
 from .memory import peak_extra
-from .page import Section, figure, notes, short, table
+from .page import Section, notes, short, table
 from .plan import Clock, Plan
-from .plots import curves
+from .plots import ERRORS, TIMES
 from .timing import Entry, Timing, interleave, polish_period
 
 __all__ = ["CONTENDERS", "Contender", "present", "run"]
@@ -34,7 +33,7 @@ __all__ = ["CONTENDERS", "Contender", "present", "run"]
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to take a step.
+    """A package's step, with its properties.
 
     Attributes:
         column: How to ask for it.
@@ -99,7 +98,7 @@ CONTENDERS: list[Contender] = [
 
 
 def present(contenders: Sequence[Contender]) -> tuple[list[Contender], list[str]]:
-    """Return who can take part, and a note for each reason why others cannot."""
+    """Return the available contenders, and a note for each reason why others are not."""
     missing = {c.name: reason for c in contenders if (reason := c.column.missing()) is not None}
     return [c for c in contenders if c.name not in missing], notes(missing)
 
@@ -126,13 +125,12 @@ class Cell:
     why: str = ""
 
     def text(self, statistic: str, scale: float = 1e3) -> str:
+        if statistic == "error":
+            return "" if self.error is None else f"{self.error:.1e}".replace("e-0", "e-")
         if not self.timing.rounds:
             return self.timing.failure if self.timing.failure.endswith("Error") else ""
         value = short(scale * getattr(self.timing, statistic), 3)
-        if statistic != "mean":
-            return value
-        star = "" if self.timing.whole else "*"
-        return f"{value}{star}" + (f" ({short(self.error, 1)})" if self.error is not None else "")
+        return value + ("*" if statistic == "mean" and not self.timing.whole else "")
 
 
 def weight_error(module: nn.Module) -> float:
@@ -158,7 +156,7 @@ def measure(
 
     Args:
         x: The matrices; every contender gets a copy, and all share one gradient.
-        contenders: Who takes part.
+        contenders: What is timed.
         seconds: What each may take.
         rounds: Most rounds.
         seed: Seed of the order.
@@ -167,7 +165,7 @@ def measure(
         title: Words for the progress bar.
         memory: Whether to read the memory of a step too.
         columns: Columns of a matrix, where the shape of x does not say so.
-        error: How far a module is from its constraint.
+        error: The error of a module's constraint.
         order: Filled with the names in the order in which they ran.
     """
     g = gradient(x)
@@ -192,7 +190,7 @@ def measure(
             )
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what peers warn of is not the subject
+        warnings.simplefilter("ignore")  # warnings of peers are ignored
         timings = interleave(
             entries,
             seconds=seconds,
@@ -227,7 +225,7 @@ def _fits(n: int, count: int) -> bool:
     return 4 * n * n * (3 * count + 4) < 0.8 * free
 
 
-def run(plan: Plan, clock: Clock, images: Path) -> Section:
+def run(plan: Plan, clock: Clock) -> Section:
     contenders, absent = present(CONTENDERS)
     cells: dict[tuple[str, int], Cell] = {}
     left_out: dict[str, str] = {}
@@ -236,7 +234,7 @@ def run(plan: Plan, clock: Clock, images: Path) -> Section:
         now = []
         for c in contenders:
             last_n, last = seconds.get(c.name, (n, 0.0))
-            # A step at a small n is mostly overhead, so its growth is not known there.
+            # A step at a small n is mostly overhead, which does not predict larger n.
             foreseen = last * (n / last_n) ** (2.5 if c.cubic else 2) if last_n >= 256 else 0.0
             if n >= plan.core_from and c.name not in CORE:
                 left_out.setdefault(c.name, f"from n = {n} on: not in a quick run")
@@ -268,7 +266,7 @@ def run(plan: Plan, clock: Clock, images: Path) -> Section:
                 seconds[name] = (n, cell.timing.mean)
             else:
                 left_out.setdefault(name, f"at n = {n}: {cell.timing.failure}")
-    return _section(plan, contenders, cells, absent + notes(left_out), images)
+    return _section(plan, contenders, cells, absent + notes(left_out))
 
 
 def _section(
@@ -276,15 +274,12 @@ def _section(
     contenders: Sequence[Contender],
     cells: dict[tuple[str, int], Cell],
     footnotes: list[str],
-    images: Path,
 ) -> Section:
     sizes = [n for n in plan.sizes if any((c.name, n) in cells for c in contenders)]
 
     def row(c: Contender, statistic: str) -> list[str]:
-        return [
-            c.name,
-            *(cells[c.name, n].text(statistic) if (c.name, n) in cells else "" for n in sizes),
-        ]
+        own = [cells.get((c.name, n)) for n in sizes]
+        return [c.name, *("" if cell is None else cell.text(statistic) for cell in own)]
 
     def memory(c: Contender) -> str:
         cell = cells.get((c.name, plan.memory_size))
@@ -295,11 +290,14 @@ def _section(
 
     head = ["", *(f"n={n}" for n in sizes)]
     lines = [
-        "Mean milliseconds of a step, and in brackets the orthogonality error after the run. The "
-        f"last column is the most memory that a step held on top of what was there before it, in "
-        f"matrices of its size, at n = {plan.memory_size}.",
+        "Mean milliseconds of a step. The last column is the most memory that a step held on top "
+        f"of what was there before it, in matrices of its size, at n = {plan.memory_size}.",
         "",
         *table([*head, "extra memory"], ([*row(c, "mean"), memory(c)] for c in contenders)),
+        "",
+        "The orthogonality error of the same matrices after the run:",
+        "",
+        *table(head, (row(c, "error") for c in contenders if c.column.constrained)),
         "",
         "The medians over the rounds (a polish that runs now and then does not show in them):",
         "",
@@ -314,39 +312,5 @@ def _section(
         for (name, n), cell in cells.items()
         if cell.timing.rounds
     }
-    shown = ("rank 1", "rank 8", "dense", "torch", "geoopt", "POGO", "param", "geotorch", "authors")
-    drawn = {
-        c.name: {
-            n: 1e3 * values[f"step/{c.name}/{n}"] for n in sizes if f"step/{c.name}/{n}" in values
-        }
-        for c in contenders
-        if any(word in c.name for word in shown)
-    }
-    curves(
-        images / "bench_steps.png",
-        drawn,
-        title="One optimizer step on one n × n matrix, float32",
-        x="n",
-        y="mean time of a step (ms)",
-        panel="All in one run, in shuffled order",
-    )
-    lines += figure("bench_steps.png", "Time of a step against n")
-    accuracy = {
-        c.name: {
-            n: cell.error
-            for n in sizes
-            if (cell := cells.get((c.name, n))) is not None and cell.error
-        }
-        for c in contenders
-        if c.name in drawn
-    }
-    curves(
-        images / "bench_error.png",
-        accuracy,
-        title="How far from orthogonal after the run",
-        x="n",
-        y=r"$\|X^{H}X - I\|_F\,/\,\sqrt{n}$",
-        panel="After the steps that were timed, float32",
-    )
-    lines += figure("bench_error.png", "Orthogonality error after the run against n")
+    lines += TIMES.markdown() + ERRORS.markdown()
     return Section("Time of a step against n", lines, values)

@@ -1,4 +1,4 @@
-"""What was asked for, beside what was measured in this run."""
+"""The required ratios, with those measured in this run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Ask:
-    """A line of the table: a ratio of two values, and the bound and the hope for it."""
+    """A line of the table: a ratio of two values, with a bound and a goal."""
 
     words: str
     top: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -275,7 +274,7 @@ def _grid(rates: Sequence[float]) -> str:
     return ", ".join(f"{rate:g}" for rate in rates)
 
 
-def run(plan: Plan, clock: Clock, images: Path) -> Section:
+def run(plan: Plan, clock: Clock) -> Section:
     parts = 5 if plan.full else 1  # the nets take longer: twice the time of both matrices
     lines, values = _matrices(plan, torch.complex64, clock.left / (2 * parts))
     more, found = _matrices(plan, torch.float32, clock.left / (2 * parts - 1))

@@ -29,7 +29,7 @@ def polish_period(p: int) -> int:
 
 @dataclass
 class Entry:
-    """A contender at work: ``step`` takes one step and returns when it is done.
+    """A contender to time: ``step`` takes one step and returns when it is done.
 
     Attributes:
         name: Name in the tables.
@@ -52,7 +52,7 @@ class Timing:
         rounds: Mean step of each round.
         block: Steps per round.
         period: Steps that the mean is to run over multiples of.
-        failure: Why there is no number.
+        failure: The reason for a missing number.
     """
 
     rounds: list[float] = field(default_factory=list)
@@ -108,7 +108,7 @@ def interleave(
     """Time the entries in rounds of shuffled order.
 
     Args:
-        entries: Who takes part.
+        entries: What is timed.
         seconds: What each may take.
         rounds: Most rounds.
         seed: Seed of the order.
@@ -141,7 +141,7 @@ def interleave(
         for number in range(total):
             if clock is not None and number and clock.left < 0:
                 break
-            # Who takes fewer rounds takes them spread over all, and everyone takes the first.
+            # Entries with fewer rounds spread them over all rounds; all run in the first.
             now = [
                 entry
                 for entry in running

@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -65,7 +64,7 @@ def _prepare(recipe: Recipe, plan: Plan, task: Copy) -> Trained:
     return Trained(recipe.name, model, optimizers, lambda: weight_of(rnn, "weight_hh_l0"))
 
 
-def run(plan: Plan, clock: Clock, images: Path) -> Section:
+def run(plan: Plan, clock: Clock) -> Section:
     hidden, batch, length = plan.hidden
     task = Copy(delay=max(length - 20, 1), batch_size=batch, batches=1)
     (inputs, targets) = next(iter(task.train_batches(torch.Generator().manual_seed(plan.seed))))

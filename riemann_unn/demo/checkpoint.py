@@ -1,4 +1,4 @@
-"""Checkpoints of the demo: files that a run goes on from, and that no other run takes."""
+"""Checkpoints of the demo: files from which the same run, and no other, continues."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def settings_of(options: Namespace) -> Settings:
 
 
 def save(path: Path, settings: Settings, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint in one move, so that an interruption leaves the last whole one.
+    """Write a checkpoint atomically, so that an interruption leaves the last complete one.
 
     Args:
         path: The file.
-        settings: What the run depends on.
+        settings: The options that the run depends on.
         state: Tensors and plain values.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
@@ -54,8 +54,8 @@ def load(path: Path, settings: Settings, key: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        settings: What the run depends on.
-        key: What the state has to hold.
+        settings: The options that the run depends on.
+        key: A key that the state must have.
 
     Raises:
         CheckpointError: If the file is none, or of a run with other settings; names them.
@@ -70,7 +70,7 @@ def load(path: Path, settings: Settings, key: str) -> dict[str, Any]:
     if saved != dict(settings):
         changed = [k for k in sorted(saved.keys() | settings) if saved.get(k) != settings.get(k)]
         if saved.keys() != settings.keys() and "task" in changed:
-            changed = ["task"]  # the options of different tasks are not worth comparing
+            changed = ["task"]  # different tasks have different options
         shown = ", ".join(f"{k}: {saved.get(k)} there, {settings.get(k)} now" for k in changed)
         raise CheckpointError(
             f"{path} was made with other settings ({shown}): "
@@ -87,8 +87,8 @@ class Parts:
     """Finished parts of a run that consists of many, each independent of the others.
 
     Args:
-        path: File that keeps them; ``None`` keeps nothing.
-        settings: What the run depends on.
+        path: File to save them to; ``None`` saves nothing.
+        settings: The options that the run depends on.
 
     Raises:
         CheckpointError: As :func:`load`.
@@ -108,7 +108,7 @@ class Parts:
         return self._parts[name]
 
     def put(self, name: str, value: Any) -> None:
-        """Keep a part that is finished.
+        """Save a finished part.
 
         Args:
             name: Its name.

@@ -1,4 +1,4 @@
-"""The command line: one grammar for all tasks, and values that say what they want to be."""
+"""The command line: one grammar for all tasks, and types whose errors say what is wanted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _EXAMPLES = """examples:
 
 
 def fail(message: str, task: str = "") -> NoReturn:
-    """Say what is wrong with the command line, where its options are listed, and end.
+    """Print an error of the command line and how to list its options, and exit.
 
     Args:
         message: What is wrong.
@@ -146,7 +146,7 @@ class Parser(argparse.ArgumentParser):
         self.set_defaults(task=task)
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
-        """Add an option, as in argparse, and remember its names.
+        """Add an option, as in argparse, and record its names.
 
         Args:
             names: Its names.
@@ -159,7 +159,7 @@ class Parser(argparse.ArgumentParser):
         return action
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and end.
+        """Print the error and exit.
 
         Args:
             message: From argparse.
@@ -207,10 +207,10 @@ def add_validation(parser: Parser) -> None:
 
 
 def overview(tasks: Mapping[str, str]) -> str:
-    """What there is, as ``--help`` shows it.
+    """The list of tasks that ``--help`` shows.
 
     Args:
-        tasks: Names of tasks, and what they are; the default first.
+        tasks: Names and descriptions of the tasks; the default first.
     """
     default = next(iter(tasks))
     return "\n".join(
@@ -244,7 +244,7 @@ def read(
     Args:
         argv: The arguments.
         parsers: Of every task.
-        tasks: What they are; the default first.
+        tasks: Their descriptions; the default first.
 
     Raises:
         SystemExit: With status 2 if something is wrong with it, or 0 after ``--help``.
@@ -277,7 +277,7 @@ def read(
 def _split(
     argv: Sequence[str], known: Mapping[str, argparse.Action]
 ) -> tuple[list[str], list[tuple[str, str | None]]]:
-    """Words that are no options, and options with their values, ``None`` for those without."""
+    """Split into positional words, and options with their values, ``None`` for those without."""
     words: list[str] = []
     given: list[tuple[str, str | None]] = []
     rest = list(argv)

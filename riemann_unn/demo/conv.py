@@ -14,16 +14,16 @@ from .conv_models import ResNet9, adam, conv_layers, projunn, singular_values
 from .experiment import aligned, one_thread
 from .images import DigitImages
 from .models import Learner
-from .training import train_as_asked
+from .training import train_by_options
 
-__all__ = ["LayerState", "Results", "add_arguments", "look", "run", "table"]
+__all__ = ["LayerState", "Results", "add_arguments", "layer_states", "run", "table"]
 
 _PLAIN_LR = 3e-3
 
 
 @dataclass(frozen=True)
 class LayerState:
-    """A convolution at one moment.
+    """The state of a convolution.
 
     Attributes:
         kernel: A copy of its weight.
@@ -36,7 +36,7 @@ class LayerState:
 
 @dataclass(frozen=True)
 class Results:
-    """What came of a run.
+    """The results of a run.
 
     Attributes:
         task: What was trained on.
@@ -84,14 +84,14 @@ def run(args: argparse.Namespace) -> Results:
     learners = (orthogonal, plain)
     print(f"ResNet-9 on {task.title}, circular convolutions")
     images, _ = task.test_batch()
-    before = [look(learner.model, images) for learner in learners]
+    before = [layer_states(learner.model, images) for learner in learners]
     with one_thread():
-        train_as_asked(task, learners, args)
-    return Results(task, learners, before, [look(x.model, images) for x in learners])
+        train_by_options(task, learners, args)
+    return Results(task, learners, before, [layer_states(x.model, images) for x in learners])
 
 
-def look(model: nn.Module, images: Tensor) -> list[LayerState]:
-    """Note the kernels and the singular values of every convolution.
+def layer_states(model: nn.Module, images: Tensor) -> list[LayerState]:
+    """Return the kernels and the singular values of every convolution.
 
     Args:
         model: The network.
@@ -107,7 +107,7 @@ def table(results: Results) -> str:
     """The final numbers.
 
     Args:
-        results: What came of the run.
+        results: Of the run.
     """
     head = ["", "parameters", "accuracy", "loss", "seconds", "singular values before"]
     rows = [[*head, "after", "orthogonality error", "kernels"]]

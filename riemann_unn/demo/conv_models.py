@@ -1,4 +1,4 @@
-"""Networks of circular convolutions, orthogonal or ordinary, and what they do to norms."""
+"""Networks of circular convolutions, orthogonal or ordinary, and their singular values."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class ResNet9(nn.Module):
     The network of the projUNN paper's experiment on images: ``width`` channels on all sites, twice
     as many on a quarter of them and four times as many on a sixteenth, averaged over the quarters
     of the image and multiplied by the root of the number of sites in each, so that features which
-    differ from site to site keep their size. Ordinary kernels have the factor that ReLU asks for in
-    their initial values; orthogonal ones cannot, so there it stands in the activation.
+    differ from site to site keep their size. Ordinary kernels include the factor for ReLU in their
+    initial values; orthogonal ones cannot, so there it is in the activation.
 
     Args:
         width: Channels of the first layer.
@@ -109,7 +109,7 @@ class ResNet9(nn.Module):
 
 
 def lipschitz_net(width: int = 16, *, plain: bool = False) -> nn.Sequential:
-    """A network of layers that cannot stretch a distance, or of ordinary ones in their place.
+    """A network of 1-Lipschitz layers, or of ordinary ones in their place.
 
     Args:
         width: Channels of the first layer.
@@ -167,10 +167,10 @@ def conv_layers(model: nn.Module, images: Tensor) -> list[tuple[nn.Module, tuple
     """
     found: list[tuple[nn.Module, tuple[int, ...]]] = []
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         found.append((module, tuple(inputs[0].shape[1:])))
 
-    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, _CONVS)]
+    hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, _CONVS)]
     with torch.no_grad():
         model(images[:1])
     for hook in hooks:
@@ -183,7 +183,7 @@ def operator_kernel(layer: nn.Module, shape: tuple[int, ...]) -> Tensor:
     """The kernel of a layer's whole linear operator, strided ones included, in float64.
 
     A circular convolution with stride s commutes with shifts by s sites: with the s by s sites of
-    each cell as channels it is a plain one, whose kernel is what the layer makes of impulses.
+    each cell as channels it is a plain one, whose kernel is the layer's response to impulses.
 
     Args:
         layer: A circular convolution of either kind.
@@ -222,10 +222,10 @@ def singular_values(model: nn.Module, images: Tensor) -> list[Tensor]:
 
 
 def lipschitz_bound(model: nn.Module, images: Tensor) -> float:
-    """The product of the spectral norms of all layers, measured, not assumed.
+    """The product of the measured spectral norms of all layers.
 
     Args:
-        model: Convolutions, linear layers, and activations that do not stretch distances.
+        model: Convolutions, linear layers, and 1-Lipschitz activations.
         images: An input to find the shapes with.
     """
     norms = [float(values.max()) for values in singular_values(model, images)]

@@ -24,7 +24,7 @@ def draw(path: Path, results: Results) -> None:
 
     Args:
         path: File to write.
-        results: What came of the run.
+        results: Of the run.
     """
     task, learners = results.task, results.learners
     before, after = results.before, results.after
@@ -60,28 +60,14 @@ def singular_values_panel(
         title: Of the axes.
     """
     # Side by side, for those of an orthogonal layer are all 1 at both times.
-    for values, shade, left, label in (
-        (before, GREY, -0.4, "before"),
-        (after, colour, 0.05, "after"),
-    ):
+    for values, shade, left in ((before, GREY, -0.4), (after, colour, 0.05)):
         for layer, value in enumerate(values):
             x = layer + 1 + left + 0.35 * _order(value)
             x, y = x.unsqueeze(-1).expand_as(value).flatten(), value.flatten()
-            name = f"{label} training" if layer == 0 else None
-            axes.scatter(
-                x.numpy(),
-                y.numpy(),
-                s=6,
-                color=shade,
-                alpha=0.5,
-                lw=0,
-                label=name,
-                rasterized=True,
-            )
+            axes.scatter(x.numpy(), y.numpy(), s=6, color=shade, alpha=0.5, lw=0, rasterized=True)
     axes.set_yscale("log")
     axes.set_xticks(range(1, len(before) + 1))
-    axes.legend(loc="lower right", frameon=False, markerscale=2, fontsize=9)
-    finish(axes, title, "layer; each time from low to high frequency", "")
+    finish(axes, title, "layer, by frequency; grey: before training", "")
 
 
 def _order(values: Tensor) -> Tensor:
@@ -94,7 +80,7 @@ def _order(values: Tensor) -> Tensor:
 
 
 def share_limits(axes: Sequence[Axes], values: Sequence[Sequence[Tensor]]) -> None:
-    """Give panels of singular values one vertical range.
+    """Set a common vertical range for panels of singular values.
 
     Args:
         axes: The panels.

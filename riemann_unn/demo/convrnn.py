@@ -1,9 +1,10 @@
-"""Experiment: a picture kept for hundreds of steps in the waves of a recurrent convolution.
+"""Experiment: how long a recurrent convolution keeps an image in its state.
 
-A network sees a digit at step 0 and nothing after it. A kernel turns the state, an image on a
-torus, at every step; after some tens of steps a linear layer has to tell the digit, and all is
-trained for that. Then the state runs on, many times longer than in training, and at chosen steps a
-linear readout, fitted in closed form on the training images, shows what can still be told from it.
+A network sees a digit at step 0 and no input after it. At every step the state, an image on a
+torus, is convolved with a kernel; after some tens of steps a linear layer has to classify the
+digit, for which all is trained. Then the recurrence continues, many times longer than in training,
+and at chosen steps a linear readout, fitted in closed form on the training images, shows what can
+still be recovered from the state.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from .experiment import aligned, one_thread
 from .images import DigitImages, PictureImages
 from .models import Learner
 from .tasks import Batch, Task
-from .training import train_as_asked
+from .training import train_by_options
 
-__all__ = ["Keeper", "Results", "Trace", "add_arguments", "norms", "read_out", "run", "table"]
+__all__ = ["ImageMemory", "Results", "Trace", "add_arguments", "norms", "read_out", "run", "table"]
 
 _NONLINEARITIES = ("modrelu", "phase_sigmoid", "identity")
 _SHOWN = 4
 _RIDGE = 1e-3
 _CHUNK = 25
-_NUMBERS = 25_000_000  # at most so many in the states that are kept at once
+_NUMBERS = 25_000_000  # at most so many in the states held at once
 
 
-class Keeper(nn.Module):
-    """A ConvRNN that sees an image once, runs on its own, and tells its class.
+class ImageMemory(nn.Module):
+    """A ConvRNN that sees an image once, runs without input, and classifies it.
 
     Args:
         channels: Of the state.
@@ -77,7 +78,7 @@ class Keeper(nn.Module):
         self.head = nn.Linear(numbers, 10)
 
     def first(self, images: Tensor) -> Tensor:
-        """The state that an image leaves.
+        """The state after an image.
 
         Args:
             images: ``(N, 1, height, width)``.
@@ -112,10 +113,10 @@ class ClippedLearner(Learner):
 
 @dataclass(frozen=True)
 class Trace:
-    """What a linear readout recovers from the states of a trained network.
+    """The results of a linear readout of the states of a trained network.
 
     Attributes:
-        accuracy: Share of held-out images told right, by step.
+        accuracy: Share of held-out images classified correctly, by step.
         pictures: The first few held-out images as read from the state, by step.
         explained: Share of the variance of held-out pixels that is recovered, by step.
     """
@@ -127,14 +128,14 @@ class Trace:
 
 @dataclass(frozen=True)
 class Results:
-    """What came of a run.
+    """The results of a run.
 
     Attributes:
         task: What was trained on.
         learners: The three networks.
         before: Norm of the state at every step before training.
         after: And after it.
-        traces: What can be read from the states after training.
+        traces: The readouts of the states after training.
     """
 
     task: DigitImages
@@ -170,7 +171,7 @@ def add_arguments(parser: Parser, task: str) -> None:
 
 
 def run(args: argparse.Namespace) -> Results:
-    """Train the networks on the same batches, and let them run on.
+    """Train the networks on the same batches, and read out their states over many steps.
 
     Args:
         args: As parsed with the options of :func:`add_arguments`.
@@ -184,7 +185,7 @@ def run(args: argparse.Namespace) -> Results:
     images, _ = task.test_batch()
     with one_thread():
         before = [norms(learner.model, images[:64], args.steps) for learner in learners]
-        train_as_asked(task, learners, args)
+        train_by_options(task, learners, args)
         after = [norms(learner.model, images[:64], args.steps) for learner in learners]
         marks = sorted({0, args.steps // 20, args.steps // 5, args.steps // 2, args.steps})
         traces = [read_out(learner.model, task, marks) for learner in learners]
@@ -192,15 +193,15 @@ def run(args: argparse.Namespace) -> Results:
 
 
 def build(kernel: str, args: argparse.Namespace, size: tuple[int, int] = (8, 8)) -> ClippedLearner:
-    """One network and its optimizer; the three differ in the kernel and nothing else.
+    """One network and its optimizer; the three differ in the kernel alone.
 
     Args:
-        kernel: As for :class:`Keeper`.
+        kernel: As for :class:`ImageMemory`.
         args: The options.
         size: Of the lattice.
     """
     torch.manual_seed(args.seed)
-    model = Keeper(
+    model = ImageMemory(
         args.channels,
         steps=args.train_steps,
         nonlinearity=args.nonlinearity,
@@ -208,8 +209,8 @@ def build(kernel: str, args: argparse.Namespace, size: tuple[int, int] = (8, 8))
         size=size,
         dtype=torch.complex64 if args.complex else torch.float32,
     )
-    # The recurrence is used at every step, so its gradient is that much larger, and a threshold
-    # wears down or builds up the state at every one of them.
+    # The recurrence and the thresholds act at every step, so their gradients are larger by the
+    # number of steps, and small changes accumulate.
     slow = [model.rnn.kernel]
     thresholds = list(model.rnn.activation.parameters())
     ids = {id(p) for p in slow + thresholds}
@@ -248,11 +249,11 @@ def norms(model: nn.Module, images: Tensor, steps: int) -> Tensor:
     """Mean norm of the state at steps 0, 1, ..., ``steps``.
 
     Args:
-        model: A :class:`Keeper`.
+        model: A :class:`ImageMemory`.
         images: ``(N, 1, height, width)``.
         steps: The last step.
     """
-    assert isinstance(model, Keeper)
+    assert isinstance(model, ImageMemory)
     state = model.first(images)
     result = [_norm(state).unsqueeze(0)]
     for start in range(0, steps, _CHUNK):
@@ -276,21 +277,21 @@ def read_out(
     limit: int | None = None,
     class_ridge: float = _RIDGE,
 ) -> Trace:
-    """Fit a linear readout of the state at each of some steps, and see what it recovers.
+    """Fit a linear readout of the state at each of some steps, and measure what it recovers.
 
     Ridge regression from the states of the training images onto their pixels and classes. States
-    are first scaled to mean square 1, all by one number, so that a small state is as good as a
-    large one: what counts is what is left in it above a noise of about 3 %.
+    are first scaled to mean square 1, all by one number, so that their size does not matter, only
+    the information above a noise of about 3 %.
 
     Args:
-        model: A :class:`Keeper`.
+        model: A :class:`ImageMemory`.
         task: Gives the images.
-        marks: Steps to look at, ascending.
+        marks: Steps of the readout, ascending.
         limit: At most so many images to fit on, and so many held-out ones; all by default.
         class_ridge: Penalty of the readout of classes; few images need a larger one for classes
             than for pixels.
     """
-    assert isinstance(model, Keeper)
+    assert isinstance(model, ImageMemory)
     batches: list[Batch] = list(task.train_batches(torch.Generator().manual_seed(0)))
     images = torch.cat([inputs for inputs, _ in batches])[:limit]
     classes = torch.cat([targets for _, targets in batches])[:limit]
@@ -319,9 +320,9 @@ def read_out(
 
 
 def _ridge(x: Tensor, count: int, wanted: Tensor, penalty: float = _RIDGE) -> Tensor:
-    """Fit on the first ``count`` rows, answer for the others; the mean where nothing is left."""
+    """Fit on the first ``count`` rows, and predict the others, or the mean without information."""
     mean = wanted.mean(0)
-    # Zero, infinite or not a number: nothing can be told from such a state.
+    # Zero, infinite or NaN: such a state holds no information.
     size = x.abs().amax()
     if not (torch.isfinite(size) and size > 0):
         return mean.expand(len(x) - count, -1)
@@ -335,18 +336,18 @@ def _ridge(x: Tensor, count: int, wanted: Tensor, penalty: float = _RIDGE) -> Te
     if x.shape[1] < count:
         gram = rows.mT @ rows + penalty * count * torch.eye(x.shape[1], dtype=x.dtype)
         weights = torch.linalg.solve(gram, rows.mT @ wanted)
-    else:  # the same by a smaller system
+    else:  # the same solution by a smaller system
         gram = rows @ rows.mT + penalty * count * torch.eye(count, dtype=x.dtype)
         weights = rows.mT @ torch.linalg.solve(gram, wanted)
-    told: Tensor = x[count:] @ weights + mean
-    return told
+    predicted: Tensor = x[count:] @ weights + mean
+    return predicted
 
 
 def table(results: Results) -> str:
     """The final numbers.
 
     Args:
-        results: What came of the run.
+        results: Of the run.
     """
     last = max(results.traces[0].accuracy)
     nets = [["", "parameters", "accuracy, trained", "singular values", "orthogonality error"]]

@@ -1,4 +1,4 @@
-"""The picture of states over time: their norm, what can be read from them, and the images read."""
+"""The picture of states over time: norms, and what a linear readout recovers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .convrnn import Results, Trace
 from .images import DigitImages
+from .labels import Label, label_lines
 from .models import Learner
 from .style import GREY, LINES, finish, new_figure
 
@@ -25,7 +26,7 @@ def draw(path: Path, results: Results) -> None:
 
     Args:
         path: File to write.
-        results: What came of the run.
+        results: Of the run.
     """
     task, learners, traces = results.task, results.learners, results.traces
     last = max(traces[0].accuracy)
@@ -39,16 +40,17 @@ def draw(path: Path, results: Results) -> None:
     for panel in axes[:2]:
         panel.set_ylim(max(min(limits), _FLOOR), min(max(limits), _CEILING))
     for learner, trace, (colour, line) in zip(learners, traces, LINES, strict=False):
-        told = [100 * value for value in trace.accuracy.values()]
+        accuracy = [100 * value for value in trace.accuracy.values()]
         style = {"color": colour, "lw": 2, "marker": "o", "ms": 4, "label": learner.name}
-        axes[2].plot(list(trace.accuracy), told, line, **style)
+        axes[2].plot(list(trace.accuracy), accuracy, line, **style)
     axes[2].axhline(10, color=GREY, lw=1.2, ls=":")
     axes[2].annotate("guessing", (0, 10), xytext=(2, 3), textcoords="offset points", color=GREY)
     axes[2].set_ylim(-2, 103)
     finish(axes[2], "Told by a linear readout", "step", "accuracy (%)")
-    handles, labels = axes[2].get_legend_handles_labels()
-    top.legend(handles, labels, loc="outside lower center", ncols=len(learners), frameon=False)
     _images(bottom.subplots(1, len(learners) + 1), task, learners, traces)
+    for panel in axes:
+        lines = panel.lines[: len(learners)]
+        label_lines(panel, [Label(line, _name(str(line.get_label())), size=9) for line in lines])
     figure.savefig(path)
 
 
@@ -70,7 +72,12 @@ def _images(
     for place, learner, trace in zip(axes[1:], learners, traces, strict=True):
         rows = [trace.pictures[mark] for mark in marks]
         labels = [f"step {mark}" for mark in marks]
-        mosaic(place, rows, labels, (low, high), learner.name.replace(", ", ",\n"))
+        mosaic(place, rows, labels, (low, high), _name(learner.name))
+
+
+def _name(name: str) -> str:
+    """A long one in two lines."""
+    return name.replace(", ", ",\n")
 
 
 def mosaic(

@@ -1,4 +1,4 @@
-"""Pictures of ten classes from files that anyone can have: nothing is downloaded.
+"""Pictures of ten classes from local files; nothing is downloaded.
 
 ========================= ==================================================================
 source                    what it is
@@ -44,7 +44,7 @@ _TO_GET = (
 
 
 class DataError(ValueError):
-    """Data is not there, or is not what it should be."""
+    """Data is missing or damaged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ def images(source: str = "auto", *, validation: bool = False) -> Images:
 def stratified(
     pictures: Tensor, classes: Tensor, *, share: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Split off a share of every class, the same one every time.
+    """Split off a share of every class, deterministically.
 
     Args:
         pictures: ``(N, ...)``.

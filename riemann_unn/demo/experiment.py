@@ -1,4 +1,4 @@
-"""What a task of the demo is, and what all of them share."""
+"""The interface of a task of the demo, and what all tasks share."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ __all__ = ["Experiment", "Picture", "UsageError", "aligned", "one_thread"]
 
 
 class UsageError(ValueError):
-    """Options that do not go together; said before anything has run."""
+    """Options that do not fit together; raised before anything has run."""
 
 
 class Experiment(Protocol):
-    """A module of the demo: it trains and measures, and draws nothing.
+    """A module of the demo, which trains and measures but does not draw.
 
-    ``run`` returns a dataclass of its own, which ``table`` puts into words and the module's
-    :class:`Picture` draws.
+    ``run`` returns a dataclass, which ``table`` formats and the module's :class:`Picture` draws.
     """
 
     def add_arguments(self, parser: Parser, task: str) -> None:
@@ -46,27 +45,27 @@ class Experiment(Protocol):
         """The numbers as plain text.
 
         Args:
-            results: What ``run`` returned.
+            results: From ``run``.
         """
 
 
 class Picture(Protocol):
-    """The module of the same name with ``_plots`` behind it."""
+    """The module of the same name with the suffix ``_plots``."""
 
     def draw(self, path: Path, results: Any) -> None:
         """Write the picture.
 
         Args:
             path: PNG file.
-            results: What ``run`` returned.
+            results: From ``run``.
         """
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: tensors this small gain nothing from a second one.
+    """Run torch on one thread: small tensors do not profit from more.
 
-    Waiting for one on a busy machine costs a hundredfold.
+    On a busy machine waiting for another thread can take a hundred times longer.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -79,9 +78,9 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def _no_denormals() -> Iterator[None]:
-    # The gradients of an LSTM vanish over hundreds of steps into numbers below the smallest normal
-    # one, on which a processor computes many times more slowly: 2.5 s in the place of 0.4 s for 784
-    # steps. There is no way to ask for the setting before; afterwards it is torch's default.
+    # The gradients of an LSTM vanish over hundreds of steps into denormal numbers, which are many
+    # times slower: 2.5 s instead of 0.4 s for 784 steps. The previous setting cannot be queried;
+    # torch's default is restored.
     torch.set_flush_denormal(True)
     try:
         yield

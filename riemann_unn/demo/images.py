@@ -18,16 +18,16 @@ __all__ = ["DigitImages", "PictureImages"]
 
 @dataclass(frozen=True)
 class PictureImages(Pictures):
-    """Those of :class:`Pictures`, shifts included, whole: inputs are ``(N, 1, height, width)``.
+    """The pictures of :class:`Pictures`, as images ``(N, 1, height, width)``.
 
     Pixels run from 0, the background, to 1, or with ``standardized`` as in :class:`Pictures`, with
     mean 0 and variance 1. The loss is cross-entropy after ``margin`` was taken
-    off the right logit, with logits over ``temperature``: it presses on until the right logit leads
-    by the margin, which a network that cannot stretch distances only reaches by real distance.
+    off the right logit, with logits over ``temperature``: it pushes the right logit to lead by the
+        margin, which a 1-Lipschitz network only reaches by an equal distance of the inputs.
 
     Args:
         standardized: Give pixels mean 0 and variance 1.
-        margin: Lead that the right logit is asked for.
+        margin: Desired lead of the right logit.
         temperature: Logits are divided by it.
     """
 
@@ -50,7 +50,7 @@ class PictureImages(Pictures):
 
     @cached_property
     def _range(self) -> tuple[float, float]:
-        """What a black and a white pixel are in the scale of :class:`Pictures`."""
+        """The values of a black and a white pixel in :class:`Pictures`."""
         inputs, _ = super().test_batch()
         return inputs.min().item(), inputs.max().item()
 
@@ -70,8 +70,8 @@ class PictureImages(Pictures):
         return self._images(inputs), classes
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
-        asked = answers - self.margin * functional.one_hot(targets, self.outputs)
-        return functional.cross_entropy(asked / self.temperature, targets)
+        shifted = answers - self.margin * functional.one_hot(targets, self.outputs)
+        return functional.cross_entropy(shifted / self.temperature, targets)
 
 
 @dataclass(frozen=True)

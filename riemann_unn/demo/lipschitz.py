@@ -1,4 +1,4 @@
-"""Experiment: a network that cannot stretch distances, and the accuracy that it certifies."""
+"""Experiment: a 1-Lipschitz network and its certified accuracy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .conv_models import adam, lipschitz_bound, lipschitz_net, projunn, singular
 from .experiment import aligned, one_thread
 from .images import DigitImages
 from .models import Learner
-from .training import train_as_asked
+from .training import train_by_options
 
 __all__ = [
     "EPSILONS",
@@ -36,10 +36,10 @@ _WIDTH = Number("an even whole number of at least 2", int, 2, 2**20, multiple_of
 
 @dataclass(frozen=True)
 class Robustness:
-    """What a network holds against perturbations of its input.
+    """The robustness of a network against perturbations of its input.
 
     Attributes:
-        lipschitz: The bound its certificates rest on.
+        lipschitz: The Lipschitz bound of its certificates.
         radii: Certified radius of every held-out image, 0 where the answer is wrong.
         attacked: At each of :data:`EPSILONS` whether an image withstood the attack.
     """
@@ -66,18 +66,18 @@ class Robustness:
 
     @property
     def violations(self) -> int:
-        """Images certified at an epsilon where the attack was successful all the same."""
+        """Images certified at an epsilon where the attack nevertheless succeeded."""
         return sum(int(((self.radii > e) & ~held).sum()) for e, held in self.attacked.items())
 
 
 @dataclass(frozen=True)
 class Results:
-    """What came of a run.
+    """The results of a run.
 
     Attributes:
         task: What was trained on.
         learners: The orthogonal network and the ordinary one.
-        held: What they hold against perturbations.
+        held: Their robustness.
         before: Singular values of their convolutions before training.
         after: And after it.
     """
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> Results:
     images, classes = task.test_batch()
     before = [singular_values(learner.model, images) for learner in learners]
     with one_thread():
-        train_as_asked(task, learners, args)
+        train_by_options(task, learners, args)
         held = [robustness(x.model, images, classes, steps=args.attack_steps) for x in learners]
     after = [singular_values(learner.model, images) for learner in learners]
     return Results(task, learners, held, before, after)
@@ -199,7 +199,7 @@ def table(results: Results) -> str:
     """The final numbers.
 
     Args:
-        results: What came of the run.
+        results: Of the run.
     """
     head = ["", "parameters", "accuracy", "Lipschitz bound", "seconds", "orthogonality error"]
     first = [[*head, "certified, yet fooled"]]

@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 
 from .conv_plots import share_limits, singular_values_panel
+from .labels import Label, label_lines
 from .lipschitz import EPSILONS, Results, Robustness
 from .models import Learner
 from .style import LINES, finish, new_figure
@@ -21,7 +22,7 @@ def draw(path: Path, results: Results) -> None:
 
     Args:
         path: File to write.
-        results: What came of the run.
+        results: Of the run.
     """
     learners, before, after = results.learners, results.before, results.after
     figure = new_figure(f"Certified robustness, {results.task.title}", width=14, height=4.6)
@@ -32,6 +33,7 @@ def draw(path: Path, results: Results) -> None:
     ):
         singular_values_panel(place, one, last, colour, f"Singular values, {learner.name}")
     share_limits(axes[1:], [*before, *after])
+    label_lines(axes[0], [Label(line, str(line.get_label()), size=9) for line in axes[0].lines])
     figure.savefig(path)
 
 
@@ -45,7 +47,6 @@ def _accuracy(axes: Axes, learners: Sequence[Learner], held: Sequence[Robustness
         attacked = [clean, *(100 * one.withstood(e) for e in EPSILONS)]
         label = f"{learner.name}, under attack (PGD)"
         axes.plot([0, *EPSILONS], attacked, "o:", color=colour, lw=1, ms=5, label=label)
-    axes.set_ylim(-2, 103)
-    axes.legend(loc="upper right", frameon=False, fontsize=9)
+    axes.set_ylim(-8, 103)
     title = "Certified accuracy (lines), accuracy under attack (dots)"
     finish(axes, title, "2-norm of the perturbation, pixels 0 to 1", "accuracy (%)")

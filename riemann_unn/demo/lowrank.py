@@ -1,4 +1,4 @@
-"""Experiment: low rank that keeps a layer's function, without training and as a place to start."""
+"""Experiment: low rank that preserves a layer's function, without training and as a start of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .training import train
 __all__ = ["METHODS", "RANKS", "STARTS", "Results", "add_arguments", "run", "table"]
 
 RANKS = (32, 8, 4, 2)
-METHODS: dict[str, tuple[Method, bool]] = {  # how factors are chosen, and whether from images
+METHODS: dict[str, tuple[Method, bool]] = {  # method, and whether it is calibrated on images
     "spectral": ("spectral", False),
     "function, Gaussian": ("function", False),
     "linear, calibrated": ("linear", True),
@@ -46,7 +46,7 @@ _LR = 1e-2  # from scratch; the best of 2e-3, 5e-3 and 1e-2 for every start, wit
 
 @dataclass
 class Results:
-    """What was measured; every list is over seeds.
+    """The results of a run; every list is over seeds.
 
     Attributes:
         title: Of the task.
@@ -67,7 +67,7 @@ class Results:
     off: list[float] = field(default_factory=list)
 
     def add(self, other: Results) -> None:
-        """Take the seeds of other results.
+        """Append the seeds of other results.
 
         Args:
             other: Of the same task.
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> Results:
 def _one_seed(
     results: Results, task: DigitImages, seed: int, rank: int, epochs: int
 ) -> Iterator[str]:
-    """Measure everything once, and say after each run what it was."""
+    """Measure everything for one seed, and report the name of each run."""
     long = _LONGER * epochs
     dense = adam("dense", _dense_net(seed), lr=1e-3, epochs=long)
     train(task, [dense], epochs=long, seed=seed, quiet=True)
@@ -209,7 +209,7 @@ def table(results: Results) -> str:
     """The final numbers.
 
     Args:
-        results: What was measured.
+        results: Of the run.
     """
     seeds, (first, *_, last) = len(results.dense), METHODS
     over = f"median of {seeds} seeds" if seeds > 1 else "one seed"

@@ -1,4 +1,4 @@
-"""The picture of low rank: what a layer loses by rank, and where training from scratch gets to."""
+"""The picture of low rank: errors by rank, and accuracy of training from scratch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from statistics import median
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from .labels import Label, label_lines, make_room
 from .lowrank import METHODS, RANKS, STARTS, Results
 from .style import BLUE, GREEN, GREY, INK, VERMILION, finish, new_figure
 
 __all__ = ["draw"]
 
-# The third lies under the fourth: it is drawn wider, and seen on both sides of it.
+# The fourth covers the third, which is therefore drawn wider.
 _METHOD_LINES = ((GREY, "--", 2), (VERMILION, ":", 2), (GREEN, "-", 5), (BLUE, "-", 2))
 _START_LINES = ((VERMILION, "-."), (GREY, "--"), (BLUE, "-"))
 
@@ -23,7 +24,7 @@ def draw(path: Path, results: Results) -> None:
 
     Args:
         path: File to write.
-        results: What was measured.
+        results: Of the run.
     """
     figure = new_figure(f"Low rank that keeps the function of a layer, {results.title}")
     axes = figure.subplots(2, 2)
@@ -36,6 +37,9 @@ def draw(path: Path, results: Results) -> None:
     low = min(place.get_ylim()[0] for place in axes[1])
     for place in axes[1]:
         place.set_ylim(low, 102)
+    for place, room in zip(axes.flat, (0.1, 0.5, 0.2, 0.2), strict=True):
+        make_room(place, room)
+        label_lines(place, [Label(line, str(line.get_label()), size=9) for line in place.lines])
     figure.savefig(path)
 
 
@@ -49,11 +53,11 @@ def _by_rank(accuracy: Axes, error: Axes, results: Results) -> None:
             )
     dense = 100 * median(results.dense)
     accuracy.axhline(dense, color=INK, lw=1, label="full rank")
+    accuracy.set_ylim(top=108)
     error.set_yscale("log")
     for place in (accuracy, error):
         place.set_xscale("log", base=2)
         place.set_xticks(RANKS, [str(rank) for rank in RANKS])
-    accuracy.legend(loc="lower right", frameon=False, fontsize=9)
     finish(accuracy, "One layer compressed, without training", "rank", "accuracy (%)")
     finish(error, "Error of the layer's function, held out", "rank", "relative error")
 
@@ -67,5 +71,4 @@ def _by_epoch(axes: Axes, results: Results, factors: str, title: str) -> None:
         axes.plot(epochs, middle, line, color=colour, lw=2, marker="o", ms=3, label=start)
         axes.fill_between(epochs, low, high, color=colour, alpha=0.12, lw=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.legend(loc="lower right", frameon=False, fontsize=9, title="start")
     finish(axes, title, "epoch", "accuracy (%), median and range")

@@ -1,7 +1,7 @@
 """Experiment: an orthogonal RNN beside an LSTM of no fewer parameters, on tests of long memory.
 
-Four tasks: digits read pixel by pixel, copying memory, the adding problem, and sequences of one's
-own from a CSV file.
+Four tasks: digits read pixel by pixel, copying memory, the adding problem, and the user's sequences
+from a CSV file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Results", "add_arguments", "below_baseline", "run", "table"]
 
 @dataclass(frozen=True)
 class Results:
-    """What came of a run.
+    """The results of a run.
 
     Attributes:
         task: What was trained on.
@@ -95,7 +95,7 @@ def run(options: Namespace) -> Results:
     lr = task.lr if options.lr is None else options.lr
     if options.rank > hidden:
         raise UsageError(f"--rank {options.rank} is more than --hidden {hidden}, the full rank")
-    print(f"{task.title[0].upper()}{task.title[1:]}")  # reads the data, and may find it damaged
+    print(f"{task.title[0].upper()}{task.title[1:]}")  # reads the data, which may raise a DataError
     orthogonal = orthogonal_learner(
         task, hidden=hidden, rank=options.rank, lr=lr, complex=options.complex, seed=options.seed
     )
@@ -108,6 +108,7 @@ def run(options: Namespace) -> Results:
         "lr": lr,
         "complex": options.complex,
         "seed": options.seed,
+        **task.contents,
     }
     with one_thread():
         train(
@@ -138,10 +139,10 @@ def _task(options: Namespace) -> Task:
 
 
 def table(results: Results) -> str:
-    """The final numbers, what a model without memory reaches, and what the steps followed.
+    """The final numbers, the baseline without memory, and what the monitor recorded.
 
     Args:
-        results: What came of the run.
+        results: Of the run.
     """
     task = results.task
     epochs = len(results.lstm.history.test_accuracy)
@@ -184,7 +185,7 @@ def below_baseline(task: Task, learner: Learner) -> int | None:
 
 
 def _watched(entries: Sequence[dict[str, float]]) -> str:
-    if not entries:  # a checkpoint of a version that did not keep them
+    if not entries:  # a checkpoint of a version without them
         return ""
     shares = [entry["captured"] for entry in entries if "captured" in entry]
     followed = f", of which a step followed {sum(shares) / len(shares):.0%}" if shares else ""

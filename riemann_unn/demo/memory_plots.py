@@ -1,4 +1,4 @@
-"""The picture of the tests of memory: did it learn, did it stay orthogonal, what did it become."""
+"""The picture of the memory tasks: losses, orthogonality and the spectrum of the recurrence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def draw(path: Path, results: Results) -> None:
 
     Args:
         path: File to write.
-        results: What came of the run.
+        results: Of the run.
     """
     task, learners = results.task, results.learners
     figure = new_figure(task.title)

@@ -24,9 +24,7 @@ __all__ = [
     "smallest",
 ]
 
-_RECURRENT_SLOWDOWN = (
-    32  # the recurrence is used at every step, so its gradient is that much larger
-)
+_RECURRENT_SLOWDOWN = 32  # the recurrence acts at every step, so its gradient is larger
 
 
 class SequenceModel(nn.Module):
@@ -72,7 +70,7 @@ class SequenceModel(nn.Module):
 
 @dataclass
 class History:
-    """What was measured while training; plain lists, so that a checkpoint can hold them.
+    """The measurements during training, in plain lists for checkpoints.
 
     Attributes:
         train_loss: Loss of every training batch.
@@ -101,7 +99,7 @@ class Learner:
         model: The model.
         optimizer: Its optimizer.
         scheduler: Its learning rate schedule, stepped once an epoch.
-        history: What was measured so far.
+        history: The measurements so far.
         monitor: Watches one parameter once an epoch, if there is one.
     """
 

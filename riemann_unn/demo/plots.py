@@ -1,4 +1,4 @@
-"""What several of the demo's pictures show, and labels that do not cover one another."""
+"""Panels that several pictures share, and labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["accuracy_panel", "epoch_axis", "label_ends", "spread"]
 
 
 def spread(values: Sequence[float], *, gap: float) -> list[float]:
-    """Heights for labels near some values: in the same order, and a gap apart at least.
+    """Heights for labels close to some values, in the same order, at least a gap apart.
 
     Args:
-        values: What the labels belong to; equal ones keep their order.
+        values: Of the labels; equal ones keep their order.
         gap: In the unit of the values.
     """
     order = sorted(range(len(values)), key=lambda i: (values[i], -i))
@@ -40,7 +40,7 @@ def label_ends(
         axes: Where to draw.
         x: Where the lines end.
         heights: And at what height.
-        labels: What is said of them.
+        labels: Their texts.
         gap: Between labels, as a share of the height of the axes.
     """
     low, high = axes.get_ylim()
@@ -48,8 +48,10 @@ def label_ends(
         low, high = math.log10(low), math.log10(high)
         heights = [math.log10(height) if height > 0 else low for height in heights]
     shares = [(height - low) / (high - low) for height in heights]
-    # A run that has diverged is labelled at the top.
-    shares = spread([min(x, 1.0) if math.isfinite(x) else 1.0 for x in shares], gap=gap)
+    # A run that has diverged is labelled at the top; a name of two lines stays above the axis.
+    shares = [min(x, 1.0) if math.isfinite(x) else 1.0 for x in shares]
+    lows = [0.03 + 0.03 * label.count("\n") for label in labels]
+    shares = spread([max(x, low) for x, low in zip(shares, lows, strict=True)], gap=gap)
     for share, label, (colour, _) in zip(shares, labels, LINES, strict=False):
         axes.annotate(
             label,
@@ -76,7 +78,8 @@ def accuracy_panel(axes: Axes, task: Task, learners: Sequence[Learner]) -> None:
         values = [100 * value for value in learner.history.test_accuracy]
         epochs = range(1, len(values) + 1)
         axes.plot(epochs, values, line, color=colour, lw=2, marker="o", ms=4, label=learner.name)
-    axes.set_ylim(-2, 103)
+    least = min(100 * value for x in learners for value in x.history.test_accuracy)
+    axes.set_ylim(*((-2, 103) if least < 45 else (5 * (least // 5) - 2, 101)))
     epoch_axis(axes, learners[0])
     last = [100 * learner.history.test_accuracy[-1] for learner in learners]
     labels = [

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, lines in a file."""
+"""The progress of a run: a bar on a terminal, lines in a file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Progress:
     """A bar where standard error is a terminal; else a line for each part that is done.
 
     Args:
-        total: How many units there are.
-        unit: What they are.
-        done: How many of them are done already.
+        total: The number of units.
+        unit: Their name.
+        done: The number of those done already.
         quiet: Show nothing.
     """
 
@@ -39,7 +39,7 @@ class Progress:
             self._bar.close()
 
     def begin(self, part: str) -> None:
-        """A part begins.
+        """Begin a part.
 
         Args:
             part: Its name.
@@ -49,7 +49,7 @@ class Progress:
             self._bar.set_description(part)
 
     def advance(self, text: str = "", *, units: int = 1) -> None:
-        """Some units are done.
+        """Advance by some units.
 
         Args:
             text: Shown beside the bar.
@@ -60,10 +60,10 @@ class Progress:
             self._bar.update(units)
 
     def end(self, text: str) -> None:
-        """The part is done.
+        """End the part.
 
         Args:
-            text: What came of it.
+            text: The result.
         """
         if self._bar is not None:
             self._bar.set_postfix_str(text)

@@ -1,8 +1,8 @@
 """Digits with and without path conditioning: MLPs and a CNN, from two initialisations.
 
-The badly scaled networks compute what PyTorch's default initialisation computes: every hidden
+The badly scaled networks have the function of PyTorch's default initialisation: every hidden
 channel is multiplied by a random number and divided by it again in the next layer. So before
-training all four networks of a seed are equal, and only the weights that express them differ.
+training all four networks of a seed are the same function with different weights.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ Case = tuple[tuple[str, str, str], list[Run], list[Run]]
 
 @dataclass(frozen=True)
 class Results:
-    """What came of all runs.
+    """The results of all runs.
 
     Attributes:
         runs: All of them.
@@ -181,7 +181,7 @@ def table(results: Results) -> str:
     """Epochs to 90 % and final accuracy, medians over the seeds.
 
     Args:
-        results: What came of all runs.
+        results: Of all runs.
     """
     rows = [["", "epochs to 90 %", "conditioned", "final accuracy", "conditioned"]]
     for (model, start, optimizer), without, with_ in results.cases:

@@ -8,6 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from .labels import Label, label_lines
 from .rescale import Results, Run
 from .style import BLUE, GREY, finish, new_figure
 
@@ -21,12 +22,12 @@ def draw(path: Path, results: Results) -> None:
 
     Args:
         path: PNG file to write.
-        results: What came of all runs.
+        results: Of all runs.
     """
     cases, per_epoch = results.cases, results.per_epoch
     columns = len({name[:2] for name, _, _ in cases})
     rows = max(1, len(cases) // columns)
-    title = "Handwritten digits: the same functions, in weights that train well and badly"
+    title = "Handwritten digits: the same functions in weights that train well and badly"
     figure = new_figure(title, width=3.1 * columns + 0.6, height=2.7 * rows + 0.9)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for i, (name, *groups) in enumerate(cases):
@@ -35,8 +36,8 @@ def draw(path: Path, results: Results) -> None:
         x = "epoch" if i % rows == rows - 1 else ""
         y = "test accuracy (%)" if i // rows == 0 else ""
         finish(panel, ", ".join(name), x, y)
-    handles = axes[0][0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
+    for panel in axes.flat:
+        label_lines(panel, [Label(line, str(line.get_label())) for line in panel.lines[:2]])
     figure.savefig(path)
 
 
@@ -48,5 +49,5 @@ def _panel(panel: Axes, groups: list[list[Run]], per_epoch: int) -> None:
         low, high = curves.amin(0), curves.amax(0)
         panel.fill_between(epochs, low, high, color=colour, alpha=0.18, lw=0)
     panel.axhline(90, color="#BBBBBB", lw=1, ls=":")
-    panel.set_ylim(0, 103)
+    panel.set_ylim(0, 106)
     panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

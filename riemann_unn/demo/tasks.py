@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -35,11 +35,11 @@ _TEST_SEED = 20_220_316  # held-out synthetic sequences are the same whatever th
 
 
 class Task(ABC):
-    """What the demo needs to know of a task.
+    """A task: its data, model settings, loss and accuracy.
 
     Attributes:
         name: Word on the command line.
-        every_step: Whether an answer is due at every step, or only after the last.
+        every_step: Whether there is an answer at every step, or only after the last.
         hidden: Default size of the recurrent state.
         head_width: Width of the head's hidden layer; 0 for a linear head.
         nonlinearity: Nonlinearity of the orthogonal RNN; a complex one always has modReLU.
@@ -81,12 +81,17 @@ class Task(ABC):
     @property
     @abstractmethod
     def baseline(self) -> float:
-        """Loss of the best model that forgets its input."""
+        """Loss of the best model without memory."""
 
     @property
     @abstractmethod
     def batches_per_epoch(self) -> int:
         """How many batches ``train_batches`` yields."""
+
+    @property
+    def contents(self) -> Mapping[str, str]:
+        """Digests of the files that it reads, by name, for the settings of a checkpoint."""
+        return {}
 
     @abstractmethod
     def train_batches(self, generator: torch.Generator) -> Iterator[Batch]:
@@ -121,14 +126,14 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Pictures(Task):
-    """Pictures of ten classes, read pixel by pixel or row by row; then the class is due.
+    """Pictures of ten classes, read pixel by pixel or row by row and then classified.
 
     Pixels are shifted and scaled so that those of the training pictures have mean 0 and variance 1,
     and in every epoch four in ten training pictures, drawn anew, are moved by one pixel up, down,
     left or right.
 
-    With ``validation`` the test pictures are left alone and a fifth of the training pictures is
-    held out instead, as for choosing settings.
+    With ``validation`` a fifth of the training pictures is held out in place of the test pictures,
+    as for choosing settings.
 
     Args:
         source: Where the pictures come from, in words of :mod:`riemann_unn.demo.data`.
@@ -319,8 +324,8 @@ class Adding(Task):
 
     Each step carries a number from U(0, 1) and a mark, which is 1 at one step of either half and 0
     elsewhere. Without memory the best is to answer 1: the variance of the sum of two uniforms, 1/6.
-    Taking a number only where it is marked is a job for a threshold on the input, so the orthogonal
-    RNN has ReLU here: modReLU's threshold would wear down the stored numbers at every step.
+    Selecting marked numbers needs a threshold on the input, so the orthogonal RNN has ReLU here:
+        modReLU's threshold would change the stored numbers at every step.
 
     Args:
         length: Number of steps.

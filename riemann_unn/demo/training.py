@@ -1,4 +1,4 @@
-"""Train learners side by side on the same batches, with checkpoints that resume bit-equal."""
+"""Training learners side by side on the same batches, with checkpoints that resume bit-equal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .models import History, Learner
 from .progress import Progress
 from .tasks import Task
 
-__all__ = ["CheckpointError", "Settings", "train", "train_as_asked"]
+__all__ = ["CheckpointError", "Settings", "train", "train_by_options"]
 
 
-def train_as_asked(task: Task, learners: Sequence[Learner], options: Namespace) -> None:
-    """:func:`train` by the options that every experiment of one run has.
+def train_by_options(task: Task, learners: Sequence[Learner], options: Namespace) -> None:
+    """Call :func:`train` with the options that all experiments have.
 
     Args:
         task: Gives batches, loss and accuracy.
@@ -50,8 +50,7 @@ def train(
     """Train every learner for ``epochs`` epochs, filling its history.
 
     Each epoch draws its batches once and every learner steps on each of them. If ``checkpoint``
-    exists the run goes on from there, and ends with exactly the numbers of a run that was never
-    interrupted.
+    exists the run continues from there, and ends with exactly the numbers of an uninterrupted run.
 
     Args:
         task: Gives batches, loss and accuracy.
@@ -59,8 +58,8 @@ def train(
         epochs: Total number of epochs, those in the checkpoint included.
         seed: Seed of the batches.
         checkpoint: File to resume from and to save each epoch to.
-        settings: What the run depends on; a checkpoint with other settings is refused.
-        quiet: Do not show how far it is.
+        settings: The options that the run depends on; a checkpoint with others is refused.
+        quiet: Do not show progress.
 
     Raises:
         CheckpointError: If the file is no checkpoint of a run with these settings.
@@ -141,7 +140,7 @@ def _save(
 def _load(
     path: Path, learners: Sequence[Learner], generator: torch.Generator, settings: Settings
 ) -> int:
-    """Put everything back and return the number of epochs done."""
+    """Restore everything and return the number of epochs done."""
     state = load(path, settings, "learners")
     for learner in learners:
         part = state["learners"][learner.name]

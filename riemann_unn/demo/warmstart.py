@@ -1,4 +1,4 @@
-"""Warm start: orthogonal nets that begin from trained weights beside one that begins at random.
+"""Warm start: orthogonal nets from trained weights compared with random initial weights.
 
 An ordinary deep net and a small residual net are trained on handwritten digits, converted by each
 method, and trained on with ProjUNN-T.
@@ -102,13 +102,13 @@ NETS = (
 
 @dataclass
 class Start:
-    """One way to begin, and what came of it.
+    """One way to start, and its results.
 
     Attributes:
         name: ``"random"`` or the method of the warm start.
         accuracy: held-out accuracy before training and after every epoch.
         function_error: relative distance of its held-out logits to those of the trained net.
-        seconds: what the conversion took.
+        seconds: the time of the conversion.
     """
 
     name: str
@@ -125,7 +125,7 @@ class Start:
 
 @dataclass
 class Trial:
-    """One net of one seed, trained freely and then from every start.
+    """One net of one seed, trained without constraints and then from every start.
 
     Attributes:
         net: which.
@@ -140,7 +140,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Results:
-    """What came of a run.
+    """The results of a run.
 
     Attributes:
         task: What was trained on.
@@ -185,7 +185,7 @@ def _trial(
 def _begin(
     model: nn.Module, net: Net, name: str, calibration: list[Tensor], seed: int
 ) -> tuple[nn.Module, float]:
-    """Return a tagged model on its manifolds, and the seconds it took to bring it there."""
+    """Return a tagged model on its manifolds, and the seconds of the conversion."""
     if name == "random":
         torch.manual_seed(seed + 1000)
         fresh = ru.tag_(net.build(), net.tags)
@@ -196,7 +196,7 @@ def _begin(
                 p.copy_(manifold.random(*p.shape))
         return fresh, 0.0
     tagged = ru.tag_(copy.deepcopy(model), net.tags)
-    # Procrustes needs all inputs; to the others one batch tells what shape inputs have.
+    # Procrustes needs all inputs; the others need one batch for the shapes.
     inputs = calibration if name == "procrustes" else calibration[:1]
     start = time.perf_counter()
     ru.init.warm_start_(tagged, method=cast(Method, name), calibration=inputs, progress=False)
@@ -240,7 +240,7 @@ def table(results: Results) -> str:
     """The final numbers, medians over the seeds, and both function errors seed by seed.
 
     Args:
-        results: What came of the run.
+        results: Of the run.
     """
     trials = results.trials
     head = ["", f"epochs to {TARGET:.0%}", "accuracy before training", "after", "function error"]

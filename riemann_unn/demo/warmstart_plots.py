@@ -9,12 +9,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from .labels import Label, label_lines, make_room
 from .style import BLUE, GREEN, GREY, INK, VERMILION, finish, new_figure
 from .warmstart import Results, Trial
 
 __all__ = ["draw"]
 
-# The third lies on the second, which is drawn wider for it.
+# The third covers the second, which is therefore drawn wider.
 _STYLES = (
     (GREY, ":", "s", 2),
     (BLUE, "-", "o", 6),
@@ -29,7 +30,7 @@ def draw(path: Path, results: Results) -> None:
 
     Args:
         path: PNG file to write.
-        results: What came of the run.
+        results: Of the run.
     """
     trials = results.trials
     nets = list(dict.fromkeys(trial.net.title for trial in trials))
@@ -39,8 +40,9 @@ def draw(path: Path, results: Results) -> None:
         _panel(panel, [trial for trial in trials if trial.net.title == net])
         finish(panel, net[0].upper() + net[1:], "epochs on the manifold", "")
     panels[0].set_ylabel("held-out accuracy (%), logit scale", labelpad=8)
-    handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
+    for panel in panels:
+        make_room(panel, 0.26)
+        label_lines(panel, [Label(line, str(line.get_label())) for line in panel.lines])
     figure.savefig(path)
 
 
@@ -48,7 +50,7 @@ def _panel(panel: Axes, trials: Sequence[Trial]) -> None:
     for i, (colour, line, marker, width) in enumerate(_STYLES):
         starts = [trial.starts[i] for trial in trials]
         curves = torch.tensor([start.accuracy for start in starts], dtype=torch.float64)
-        curves = curves.clamp(0.02, 0.995)  # a logit scale has no ends
+        curves = curves.clamp(0.02, 0.995)  # a logit scale excludes 0 and 1
         epochs = range(curves.shape[1])
         panel.plot(
             epochs,

@@ -1,4 +1,4 @@
-"""Sums of products, in the letters of einsum: linear maps, matrix products, attention."""
+"""Rules for sums of products, as einsum letters: linear maps, matrix products, attention."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .layers import bias_role, note_layer
+from .layers import bias_role, record_layer
 from .walk import Activation, Call, Rule, Walk, Weight
 
 __all__ = ["RULES"]
@@ -24,7 +24,7 @@ def contract(
         call: the call.
         operands: two tensors.
         letters: those of the two operands' dimensions, and of the result's.
-        bias: what is added along the last dimension, or None.
+        bias: a bias along the last dimension, or None.
     """
     (a, b), (of_a, of_b, out) = operands, letters
     if isinstance(a, Activation) and isinstance(b, Weight):
@@ -42,7 +42,7 @@ def contract(
 
 
 def _mixed(walk: Walk, call: Call, x: Activation, other: Any, of_x: str, out: str) -> Activation:
-    """Homogeneous in one operand when the other keeps its scale, as attention in its values."""
+    """Homogeneous in one operand if the other is closed, as attention in its values."""
     walk.close(other, f"{call.label} multiplies two activations")
     gone = tuple(d for d, letter in enumerate(of_x) if letter not in out)
     ids = walk.spaces.union_over(x.ids, gone)
@@ -50,7 +50,7 @@ def _mixed(walk: Walk, call: Call, x: Activation, other: Any, of_x: str, out: st
 
 
 def _arranged(ids: Tensor, own: str, wanted: str) -> Tensor:
-    """Dimensions in the order of other letters, of length one where a letter is missing."""
+    """Permute dimensions to the order of other letters, with length one for missing ones."""
     kept = [letter for letter in own if letter in wanted]
     dropped = tuple(d for d, letter in enumerate(own) if letter not in wanted)
     ids = ids[tuple(0 if d in dropped else slice(None) for d in range(ids.ndim))]
@@ -61,7 +61,7 @@ def _arranged(ids: Tensor, own: str, wanted: str) -> Tensor:
 def _map(
     walk: Walk, call: Call, x: Activation, w: Weight, of_x: str, of_w: str, out: str, bias: Any
 ) -> Any:
-    """A linear map by a weight: its result has spaces of its own."""
+    """A linear map by a weight: its result has new spaces."""
     if bias is not None and not isinstance(bias, Weight):
         return walk.opaque(call, f"the bias of {call.label} is computed")
     fed = [letter for letter in of_w if letter in out]
@@ -80,7 +80,7 @@ def _map(
     ids = _arranged(outputs, "".join(fed), out).expand(call.result.shape)
     if bias is not None:
         bias_role(walk, call, bias, ids)
-    note_layer(walk, call, "linear", w, bias, inputs.reshape(-1), outputs.reshape(-1))
+    record_layer(walk, call, "linear", w, bias, inputs.reshape(-1), outputs.reshape(-1))
     return Activation(ids)
 
 
@@ -139,7 +139,7 @@ def attention(walk: Walk, call: Call) -> Any:
         return walk.opaque(call)
     ids = walk.spaces.union_over(v.ids, (v.ids.ndim - 2,))
     heads = call.result.shape[-3] if call.result.ndim > 2 else 1
-    if ids.ndim > 2 and ids.shape[-3] not in (1, heads):  # several queries to one value
+    if ids.ndim > 2 and ids.shape[-3] not in (1, heads):  # grouped-query attention
         ids = ids.repeat_interleave(heads // ids.shape[-3], dim=-3)
     return Activation(ids.expand(call.result.shape))
 

@@ -1,4 +1,4 @@
-"""Operations with weights of their own: convolutions, normalisations, embeddings, scales."""
+"""Rules for operations with weights: convolutions, normalisations, embeddings, scales."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .walk import Activation, Call, Layer, Rule, Walk, Weight
 __all__ = ["RULES"]
 
 
-def note_layer(
+def record_layer(
     walk: Walk,
     call: Call,
     kind: str,
@@ -24,11 +24,11 @@ def note_layer(
     inputs: Tensor | None,
     outputs: Tensor,
 ) -> None:
-    """Remember a use of a weight."""
+    """Record a use of a weight."""
     path = module_of(call.node)
     inside = [user for user in call.node.users if f"{module_of(user)}.".startswith(f"{path}.")]
     owner = weight.name.rpartition(".")[0]
-    is_whole = path and not inside and (owner == path or walk.holds(path, weight.name))
+    is_whole = path and not inside and (owner == path or walk.owns(path, weight.name))
     name = bias.name if bias is not None else None
     walk.layers.append(
         Layer(call.node.name, path if is_whole else "", kind, weight.name, name, inputs, outputs)
@@ -36,13 +36,13 @@ def note_layer(
 
 
 def bias_role(walk: Walk, call: Call, bias: Weight, ids: Tensor) -> None:
-    """Note that a bias scales as what it is added to."""
+    """Record that a bias scales as the activation that it is added to."""
     shape = bias.value.shape
     if is_constant_where_broadcast(ids, shape):
         walk.scale(bias, at_entries(ids, shape))
     else:
         walk.close(Activation(ids), f"{call.label} adds one bias to several channels")
-        walk.keep(bias, f"{call.label} adds it to several channels")
+        walk.close_weights(bias, f"{call.label} adds it to several channels")
 
 
 def _aligned(ids: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
@@ -54,7 +54,7 @@ def _aligned(ids: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def is_constant_where_broadcast(ids: Tensor, shape: Sequence[int]) -> bool:
-    """Whether each entry of an operand that is broadcast meets one space only."""
+    """Whether each entry of a broadcast operand belongs to one space only."""
     for dim in _aligned(ids, shape):
         if ids.shape[dim] > 1 and ids.stride(dim) != 0:
             short = compact(ids)
@@ -64,19 +64,19 @@ def is_constant_where_broadcast(ids: Tensor, shape: Sequence[int]) -> bool:
 
 
 def at_entries(ids: Tensor, shape: Sequence[int]) -> Tensor:
-    """The space that each entry of an operand meets, in the operand's shape."""
+    """Return the space of each entry of a broadcast operand, in the operand's shape."""
     for dim in _aligned(ids, shape):
         ids = ids.narrow(dim, 0, 1)
     return ids.reshape(ids.shape[ids.ndim - len(shape) :]).expand(shape)
 
 
 def scaled_entries(walk: Walk, call: Call, ids: Tensor, weight: Weight) -> Activation:
-    """A product with a weight, entry by entry, whose result has spaces of its own."""
+    """An elementwise product with a weight, whose result has new spaces."""
     shape = weight.value.shape
     inputs = at_entries(ids, shape)
     outputs = walk.spaces.new(weight.value.numel()).reshape(shape)
     walk.scale(weight, outputs, inputs)
-    note_layer(walk, call, "scale", weight, None, inputs.reshape(-1), outputs.reshape(-1))
+    record_layer(walk, call, "scale", weight, None, inputs.reshape(-1), outputs.reshape(-1))
     return Activation(outputs.expand(call.result.shape))
 
 
@@ -92,7 +92,7 @@ def _convolution(transposed: bool) -> Rule:
         others = tuple(d for d in range(x.ids.ndim) if d != dim)
         inputs = walk.spaces.union_over(x.ids, others).reshape(-1)
         outputs = walk.spaces.new(second * groups if transposed else first)
-        # What belongs to the second dimension of the weight differs from group to group.
+        # The second dimension of the weight has other spaces in each group.
         rows, columns = (inputs, outputs) if transposed else (outputs, inputs)
         columns = columns.reshape(groups, second)
         if groups > 1:
@@ -102,7 +102,7 @@ def _convolution(transposed: bool) -> Rule:
         if bias is not None:
             walk.scale(bias, outputs)
         kind = "conv_transpose" if transposed else "conv"
-        note_layer(walk, call, kind, w, bias, inputs, outputs)
+        record_layer(walk, call, kind, w, bias, inputs, outputs)
         thin = outputs.reshape(-1, *(1,) * len(kernel))
         return Activation(thin.expand(call.result.shape))
 
@@ -110,7 +110,7 @@ def _convolution(transposed: bool) -> Rule:
 
 
 def _norm(weight_at: int, channels_last: bool) -> Rule:
-    """Normalisation closes what goes in; its affine part opens new spaces."""
+    """Normalisation closes its input; its affine part has new spaces."""
 
     def norm(walk: Walk, call: Call) -> Any:
         x, weight = call.input, call.argument(weight_at, "weight")
@@ -127,7 +127,7 @@ def _norm(weight_at: int, channels_last: bool) -> Rule:
             walk.scale(bias, outputs)
         elif bias is not None:
             return walk.opaque(call, f"the bias of {call.label} is computed")
-        note_layer(walk, call, "norm", weight, bias, None, outputs.reshape(-1))
+        record_layer(walk, call, "norm", weight, bias, None, outputs.reshape(-1))
         first = call.result[0] if isinstance(call.result, (tuple, list)) else call.result
         if not channels_last:
             outputs = outputs.reshape(-1, *(1,) * (first.ndim - 2))
@@ -147,7 +147,7 @@ def embedding(walk: Walk, call: Call) -> Any:
         return walk.opaque(call, f"the rows of {call.label} are computed")
     outputs = walk.spaces.new(weight.value.shape[1])
     walk.scale(weight, outputs)
-    note_layer(walk, call, "embedding", weight, None, None, outputs)
+    record_layer(walk, call, "embedding", weight, None, None, outputs)
     return Activation(outputs.expand(call.result.shape))
 
 

@@ -1,4 +1,4 @@
-"""The energy of each weight: how much the paths through it carry, for one backward pass."""
+"""Path energies: the squared weights of all paths through each weight, by one backward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .model import ModelGraph
 from .program import operation
-from .regions import doors, keeps_statistics
+from .regions import boundaries, keeps_statistics
 from .walk import run_on_constants
 from .writes import Aliases, writes_to
 
@@ -39,16 +39,16 @@ def path_energies(
         = \sum_{\text{paths } p \ni i} \; \prod_{j \in p,\, j \ne i} \theta_j^2
 
     It is the gradient, with respect to :math:`\theta^2`, of the sum of outputs of the network whose
-    weights are squared, which is fed with ones. Batch normalisation is there the affine map that it
-    is in evaluation mode. Where something reads an activation that is not homogeneous the network
-    ends, and another one that is fed with ones begins: each region of the model is a network of
-    its own, see :func:`riemann_unn.graph.regions.regions`.
+    weights are squared, on an input of ones. Batch normalisation is taken as the affine map of
+    evaluation mode. At an operation that is not homogeneous the network ends, and another one with
+    an input of ones begins: each region of the model is a network of its own, see
+    :func:`riemann_unn.graph.regions.regions`.
 
     Args:
-        view: what :func:`riemann_unn.graph.trace` gave for the model.
-        inputs: the leaves of what the model is called with, of the shapes that it was traced with,
-            whose squares take the place of ones.
-        tensors: values to take in the place of the model's own weights, by name.
+        view: from :func:`riemann_unn.graph.trace`.
+        inputs: the leaves of the model's arguments, of the traced shapes, whose squares replace the
+            ones.
+        tensors: values that replace the model's weights, by name.
 
     Returns:
         By canonical name, for each weight that touches a space, a float64 tensor of its shape,
@@ -87,10 +87,10 @@ class _Lifted:
         self.ends: list[Tensor] = []
 
     def run(self) -> Tensor:
-        """Return the sum of all that leaves the network, or a part of it."""
+        """Return the sum of the outputs of all regions, or a part of it."""
         values: dict[fx.Node, Any] = {}
         graph = self.view.program.graph
-        aliases, ends = Aliases(graph), doors(self.view)
+        aliases, ends = Aliases(graph), boundaries(self.view)
         for node in graph.nodes:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             if node.op == "output":
@@ -122,7 +122,7 @@ class _Lifted:
         return _Squares(_square(own) if squares is None else squares, own)
 
     def _ones(self, like: Any) -> Any:
-        """What a region is fed with, in the place of a tensor."""
+        """Return the input of a region that starts at a tensor."""
         if not isinstance(like, Tensor):
             return like
         if not _is_number(like):
@@ -144,13 +144,13 @@ class _Lifted:
     def _operation(self, node: fx.Node, args: Any, kwargs: dict[str, Any]) -> Any:
         name = node.name
         rule = self.view.rules.get(name)
-        if name in self.view.closings:
-            return self._closing(node)
+        if name in self.view.opaque_results:
+            return self._opaque_result(node)
         if rule is None:
-            copy = writes_to(node)  # not to the model's own
+            copy = writes_to(node)  # not into the model's tensors
 
             def real(x: Any) -> Any:
-                return (_weight(x).clone() if copy else _weight(x)) if _is_ours(x) else x
+                return (_weight(x).clone() if copy else _weight(x)) if _is_tracked(x) else x
 
             return run_on_constants(node, *tree_map(real, (args, kwargs)))
         own = _RULES.get(rule)
@@ -165,8 +165,8 @@ class _Lifted:
             return tree_map(_Squares, squares, views)
         return tree_map(lambda x: _Squares(x) if _is_number(x) else x, squares)
 
-    def _closing(self, node: fx.Node) -> Any:
-        found = tree_map(self._ones, self.view.closings[node.name])
+    def _opaque_result(self, node: fx.Node) -> Any:
+        found = tree_map(self._ones, self.view.opaque_results[node.name])
         if operation(node) in ("softmax", "_softmax") and isinstance(found, _Squares):
             dim = node.args[1]  # weights of a mean
             found = _Squares(found.value / found.value.shape[int(dim)])  # type: ignore[arg-type]
@@ -183,7 +183,7 @@ def _run(node: fx.Node, args: Any, kwargs: Any) -> Any:
     return node.target(*args, **kwargs)
 
 
-def _is_ours(x: Any) -> bool:
+def _is_tracked(x: Any) -> bool:
     return isinstance(x, _Squares)
 
 
@@ -195,7 +195,7 @@ def _value(x: Any) -> Any:
 
 def _factor(x: Any) -> Any:
     """A factor of a product: constants are squared too."""
-    return _squared(x) if _is_ours(x) or _is_number(x) else x
+    return _squared(x) if _is_tracked(x) or _is_number(x) else x
 
 
 def _weight(x: Any) -> Any:
@@ -217,7 +217,7 @@ def _squared(x: Any) -> Any:
     return _square(x) if isinstance(x, Tensor) else abs(x) ** 2
 
 
-# -- operations that are not what they are on numbers --------------------------------------------
+# -- operations that differ on squares ------------------------------------------------------------
 
 
 def _same(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> Any:
@@ -257,7 +257,7 @@ def _reduce(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> Any:
 
 
 def _where(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
-    """Which of the two it is depends on the sign, of which squares know nothing."""
+    """The choice depends on signs, which squares do not have."""
     a, b = (_squared(x) for x in args[1:3])
     largest = torch.maximum(*(torch.as_tensor(x, dtype=torch.float64) for x in (a, b)))
     return _Squares(largest.expand(node.meta["val"].shape))
@@ -297,7 +297,7 @@ def _join(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
 
 
 def _attention(lifted: _Lifted, node: fx.Node, args: Any, kwargs: Any) -> _Squares:
-    """A mean over all places, as if the weights were equal."""
+    """A mean over all positions, as with equal attention weights."""
     shape = node.meta["val"].shape
     mean = _squared(args[2]).mean(-2, keepdim=True)
     if mean.ndim > 2 and mean.shape[-3] not in (1, shape[-3]):

@@ -1,4 +1,4 @@
-"""What reading a model gives: its layers, their spaces, and how its weights scale with them."""
+"""The view of a model: its layers, their spaces, and how its weights scale with them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .guess import guessed_input
+from .inferred_input import inferred_input
+from .isolation import preserved, without_weak_references
 from .program import Forward, Program, named_tensors, read, unwrapped
 from .rules import RULES
 from .spaces import ONE, Spaces, compact
-from .untouched import forgotten, untouched
 from .walk import UNUSED, Layer, Role, Walk
 
 __all__ = ["ModelGraph", "Scaling", "trace"]
@@ -38,7 +38,7 @@ class Scaling:
     reads: Tensor | None
 
     def factor(self, scales: Tensor) -> Tensor:
-        """Return what the weight is to be multiplied by; it broadcasts with the weight.
+        """Return the factor of the weight; it broadcasts with the weight.
 
         Args:
             scales: ``(spaces,)``, positive, and one for closed spaces.
@@ -50,7 +50,7 @@ class Scaling:
         """Sum over entries that feed and read the same spaces.
 
         Args:
-            values: anything that the weight has an entry of, of the weight's shape.
+            values: one for each entry of the weight, of its shape.
 
         Returns:
             Sums ``(batch, rows, columns)``, the space each row feeds ``(batch, rows)``, and the
@@ -101,14 +101,14 @@ class ModelGraph:
         scalings: how each weight that touches a space scales, by canonical name.
         reasons: for each space why it is closed, or None where it is free.
         tensors: the weights named there.
-        weights: by placeholder of the program, the canonical name of the weight that it stands for.
+        weights: by placeholder of the program, the canonical name of its weight.
         program: what the model computes in the mode it is in.
-        blocks: by path, why a submodule is closed as a whole.
-        rules: by node, the name of the rule that its operation went by.
-        closings: by node, what came out of an operation that is not homogeneous, without values.
+        blocks: by path, why a submodule is opaque.
+        rules: by node, the name of the rule of its operation.
+        opaque_results: by node, the result of an operation that is not homogeneous, without values.
         args: the positional arguments of the forward that it was read with.
         kwargs: the keyword arguments.
-        is_guess: whether these are a guess.
+        is_inferred: whether these were inferred from the first layer.
     """
 
     layers: tuple[Layer, ...]
@@ -119,10 +119,10 @@ class ModelGraph:
     program: Program
     blocks: Mapping[str, str]
     rules: Mapping[str, str]
-    closings: Mapping[str, Any]
+    opaque_results: Mapping[str, Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    is_guess: bool
+    is_inferred: bool
 
     @property
     def free(self) -> Tensor:
@@ -136,7 +136,7 @@ class ModelGraph:
 
     @torch.no_grad()
     def scale_(self, tensors: Mapping[str, Tensor], scales: Tensor) -> None:
-        """Scale weights in place so that the model's function stays as it is.
+        """Scale weights in place without changing the model's function.
 
         Args:
             tensors: at least those named in ``scalings``, by canonical name.
@@ -158,7 +158,7 @@ class ModelGraph:
 
 
 def _pieces(p: Tensor, factors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Parts of a tensor along its first dimension that fit in cache, with those of factors."""
+    """Yield parts of a tensor and factors, along the first dimension, that fit in cache."""
     if p.numel() <= _IN_CACHE or p.ndim < 2:
         yield (p, *factors)
         return
@@ -186,17 +186,17 @@ def trace(
     The scales :math:`s > 0` of the free spaces leave every output as it is when each weight
     becomes :math:`w \cdot s_{\text{feeds}} / s_{\text{reads}}`, in training and in evaluation mode.
     Between two layers the channels have one space each; sums join them, concatenation, reshapes and
-    permutations move them, and whatever is not positively homogeneous closes them. The model is
-    read by ``torch.export`` and not changed: mode, buffers, attributes and the global random state
-    stay as they are. Submodules that cannot be read, because their control flow depends on data,
-    and those with forward hooks and recurrent layers, are closed as a whole.
+    permutations move them, and operations that are not positively homogeneous close them. The model
+    is read by ``torch.export`` and not changed: mode, buffers, attributes and the global random
+    state stay as they are. Submodules that cannot be read, because their control flow depends on
+    data, and those with forward hooks and recurrent layers, are opaque.
 
     Args:
-        model: the model, of which compiled and data-parallel wrappers are taken off.
+        model: the model; compiled and data-parallel wrappers are removed.
         example_inputs: arguments of its forward, of which only shapes and dtypes matter. Without
-            them an input is guessed from the first layer.
+            them an input is inferred from the first layer.
         kwargs: keyword arguments of its forward.
-        forward: what calls the model on these arguments, if not the model itself.
+        forward: a function that calls the model on these arguments; by default the model itself.
         closed: weights that must not be scaled, by name, each with the reason to report.
         per: one space for each channel of a layer's output, or one for all of them.
         buffers: whether weights that are buffers may be scaled too.
@@ -221,18 +221,18 @@ def trace(
     def names(p: Tensor) -> str | None:
         return canonical.get(_memory(p))
 
-    is_guess = not example_inputs and not kwargs
-    with forgotten(model):
-        given = (guessed_input(model),) if is_guess else example_inputs
+    is_inferred = not example_inputs and not kwargs
+    with without_weak_references(model):
+        given = (inferred_input(model),) if is_inferred else example_inputs
     spaces = Spaces(per_channel=per == "channel")
     blocks = _whole_blocks(model)
     walks: list[Walk] = []
-    with forgotten(model), untouched(model):
+    with without_weak_references(model), preserved(model):
         for program in _programs(model, given, kwargs or {}, forward, blocks):
             walks.append(Walk(RULES, program, names, spaces, buffers))
             walks[-1].run()
-            blocks.update(program.closed)
-            for path, why in program.closed.items():
+            blocks.update(program.opaque)
+            for path, why in program.opaque.items():
                 for p in named_tensors(model.get_submodule(path)).values():
                     walks[-1].closed.setdefault(names(p) or "", f"'{path}' is closed: {why}")
     merged = walks[0]
@@ -242,7 +242,7 @@ def trace(
         for name, why in part.closed.items():
             merged.closed.setdefault(name, why)
     merged.share(reasons)
-    return _result(walks, named, blocks, given, kwargs or {}, is_guess)
+    return _result(walks, named, blocks, given, kwargs or {}, is_inferred)
 
 
 def _programs(
@@ -252,15 +252,15 @@ def _programs(
     forward: Forward | None,
     blocks: Mapping[str, str],
 ) -> list[Program]:
-    """The model in the mode that it is in, and in that of the two that it is not in."""
-    first = read(model, args, kwargs, forward=forward, closed=blocks)
+    """Read the model in its mode and, where that makes a difference, in the other one."""
+    first = read(model, args, kwargs, forward=forward, opaque=blocks)
     found = [first]
     if not first.depends_on_mode:
         return found
     for mode in {True, False} - {m.training for m in model.modules()} or {True, False}:
         for module in model.modules():
             module.training = mode
-        other = read(model, args, kwargs, forward=forward, closed=blocks)
+        other = read(model, args, kwargs, forward=forward, opaque=blocks)
         if str(other.graph) != str(first.graph):
             found.append(other)
     return found
@@ -283,7 +283,7 @@ def _check_values(model: nn.Module) -> None:
 
 
 def _whole_blocks(model: nn.Module) -> dict[str, str]:
-    """Submodules that are not looked into, with the reason."""
+    """Return the submodules that are opaque from the start, with the reason."""
     found = {}
     for path, module in model.named_modules():
         if path and (module._forward_hooks or module._forward_pre_hooks):
@@ -296,7 +296,7 @@ def _whole_blocks(model: nn.Module) -> dict[str, str]:
 
 
 def _memory(p: Tensor) -> Any:
-    """What two names of one parameter have in common."""
+    """Return the identity of a parameter's memory, the same for all of its names."""
     if p.numel() == 0:
         return id(p)
     return p.device, p.data_ptr(), tuple(p.shape), p.stride()
@@ -308,9 +308,9 @@ def _result(
     blocks: Mapping[str, str],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    is_guess: bool,
+    is_inferred: bool,
 ) -> ModelGraph:
-    """Number the spaces that weights touch, and write everything in these numbers."""
+    """Number the spaces of weights, and express the result in these numbers."""
     spaces = walks[0].spaces
     number: dict[int, int] = {}
 
@@ -344,8 +344,8 @@ def _result(
         walks[0].program,
         dict(blocks),
         walks[0].rules,
-        walks[0].closings,
+        walks[0].opaque_results,
         args,
         kwargs,
-        is_guess,
+        is_inferred,
     )

@@ -1,7 +1,7 @@
-"""What a model computes, as ATen operations: torch.export, and parts that stay closed.
+"""A model as ATen operations, by torch.export, with opaque submodules.
 
-A part that cannot be read, because its control flow depends on data or because hooks run in it, is
-one operation of the graph, of which only the shapes of what comes out are known.
+A submodule that cannot be read, because its control flow depends on data or because it has hooks,
+is one operation of the graph, of which only the shapes of the results are known.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tre
 
 from ..errors import GraphError
 from ..interruption import afterwards
-from .closed import ClosedBlocks, tensors_in
-from .modes import ModeNotes
-from .untouched import let_go, quiet, untouched
+from .isolation import drop_references, preserved, silenced
+from .modes import ModeReads
+from .opaque_modules import OpaqueModules, tensors_in
 
 __all__ = [
     "Called",
@@ -45,10 +45,10 @@ Kind = Literal["parameter", "buffer", "constant", "input"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a placeholder of the graph comes from.
+    """The origin of a placeholder of the graph.
 
     Attributes:
-        kind: a parameter or a buffer of the model, a tensor that its forward made, or an input.
+        kind: a parameter or a buffer of the model, a constant of its forward, or an input.
         name: its name in the model, or in the signature of the forward.
         value: the tensor, or the input as it was given.
     """
@@ -60,21 +60,21 @@ class Source:
 
 @dataclass(frozen=True)
 class Program:
-    """What a model computes in the mode that it is in.
+    """The operations of a model in its current mode.
 
     Attributes:
-        graph: calls of ATen operations; nested graphs are written out in place.
-        sources: by placeholder, where it comes from.
-        closed: by path, why a submodule is one operation.
+        graph: calls of ATen operations; nested graphs are inlined.
+        sources: the origin of each placeholder.
+        opaque: by path, why a submodule is one operation.
         classes: by path, the class of each submodule.
         tensors: by path, the parameters and buffers of each submodule itself.
-        depends_on_mode: whether it may be another graph in the other mode, apart from the mode
-            that normalisations and dropout are told.
+        depends_on_mode: whether the graph may differ in the other mode, apart from the mode
+            argument of normalisations and dropout.
     """
 
     graph: fx.Graph
     sources: Mapping[str, Source]
-    closed: Mapping[str, str] = field(default_factory=dict)
+    opaque: Mapping[str, str] = field(default_factory=dict)
     classes: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     depends_on_mode: bool = True
@@ -100,7 +100,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def module_of(node: fx.Node) -> str:
-    """Return the path of the innermost module in whose forward a node was called."""
+    """Return the path of the innermost module whose forward called a node."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed([entry[0] for entry in stack.values()]), "")
     return _own_path(path)
@@ -120,42 +120,42 @@ def read(
     kwargs: Mapping[str, Any],
     *,
     forward: Forward | None = None,
-    closed: Mapping[str, str] | None = None,
+    opaque: Mapping[str, str] | None = None,
 ) -> Program:
-    """Read what a model computes on inputs of these shapes, in the mode that it is in.
+    """Read the operations of a model in its current mode, for inputs of these shapes.
 
     Args:
-        model: the model; nothing of it stays changed, buffers aside that its forward writes.
+        model: the model, not changed except for buffers that its forward writes.
         args: positional arguments of its forward.
         kwargs: keyword arguments.
-        forward: what calls the model on these arguments, which follow the model.
-        closed: by path, submodules not to look into, with the reason.
+        forward: a function that calls the model on these arguments.
+        opaque: by path, submodules to treat as one operation, with the reason.
 
     Raises:
         GraphError: the model's own forward cannot be read; the message names the line.
     """
-    reasons = dict(closed or {})
+    reasons = dict(opaque or {})
     with ExitStack() as stack:
-        stack.enter_context(quiet())
-        stack.enter_context(untouched(model))
+        stack.enter_context(silenced())
+        stack.enter_context(preserved(model))
         called = Called(model, forward)
-        blocks = ClosedBlocks(model, partial(called, *args, **kwargs))
-        is_watched = True
+        blocks = OpaqueModules(model, partial(called, *args, **kwargs))
+        is_tracked = True
         while True:
-            notes = ModeNotes()
+            notes = ModeReads()
             try:
-                with untouched(model):
-                    blocks.close_(reasons)
-                    _note_failures_(model, reasons)
-                    if is_watched:
-                        notes.watch_(model)
+                with preserved(model):
+                    blocks.replace_(reasons)
+                    _record_failures_(model, reasons)
+                    if is_tracked:
+                        notes.track_(model)
                     exported = _export(called, args, kwargs)
                 place = _symbolic(exported.graph)
             except GraphError:
                 raise
             except _UnreadableError as error:
-                if is_watched and not isinstance(error.__cause__, GraphError):
-                    is_watched = False  # which may be why
+                if is_tracked and not isinstance(error.__cause__, GraphError):
+                    is_tracked = False  # tracking may be the cause
                     continue
                 assert isinstance(error.__cause__, Exception)
                 if not error.path or error.path in reasons:
@@ -163,8 +163,8 @@ def read(
                 reasons[error.path] = _first_line(error.__cause__)
                 continue
             except Exception as error:
-                if is_watched:
-                    is_watched = False
+                if is_tracked:
+                    is_tracked = False
                     continue
                 raise _unreadable(model, error) from error
             if place is None:
@@ -176,7 +176,7 @@ def read(
                 )
             reasons[place] = "a shape in it depends on the values of tensors"
     graph = fx.Graph()
-    _written_out(exported.graph_module, graph, {})
+    _inlined(exported.graph_module, graph, {})
     graph.eliminate_dead_code(_is_impure)
     modules = dict(model.named_modules())
     tensors = {
@@ -186,12 +186,12 @@ def read(
     classes = {path: type(m).__name__ for path, m in modules.items()}
     for node in exported.graph.nodes:
         for value in tree_leaves(node.meta.get("val")):
-            let_go(getattr(value, "fake_mode", None))
-    # A copy may have another name, such as input_1 for input, in the same place.
+            drop_references(getattr(value, "fake_mode", None))
+    # A copy may have another name, such as input_1 for input, at the same position.
     places = zip(*(_placeholders(g) for g in (exported.graph, graph)), strict=True)
     known = _sources(exported, model, forward, args, kwargs)
     sources = {copied: known[name] for name, copied in places}
-    depends = notes.is_asked or not is_watched or bool(reasons)
+    depends = notes.was_read or not is_tracked or bool(reasons)
     return Program(graph, sources, reasons, classes, tensors, depends)
 
 
@@ -205,11 +205,11 @@ def _is_impure(node: fx.Node) -> bool:
 
 
 class Called(nn.Module):
-    """A model as something calls it, which returns a list of tensors, whatever holds them.
+    """A model as called by a function, with a flat list of tensors as its result.
 
     Args:
         model: the model, whose parameters get ``model.`` before their names.
-        forward: what calls it; itself if left out.
+        forward: a function that calls it; by default itself.
     """
 
     def __init__(self, model: nn.Module, forward: Forward | None = None) -> None:
@@ -225,20 +225,20 @@ class Called(nn.Module):
 
 
 def _own_path(path: str) -> str:
-    """The path of a module inside :class:`Called`, in the model itself."""
+    """Convert a path inside :class:`Called` to one in the model."""
     return path.partition(".")[2]
 
 
 def _export(called: Called, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     with (
         _without_stack_traces(),
-        torch.enable_grad(),  # without it attention may take a fused path of its own
+        torch.enable_grad(),  # without it attention may take a fused path
     ):
         return torch.export.export(called, args, dict(kwargs), strict=False)
 
 
 def _without_stack_traces() -> ExitStack:
-    """Keep torch from writing down for each operation where it was called; nobody reads it."""
+    """Keep torch from recording a stack trace for each operation."""
     config: Any = getattr(fx, "config", None)
     name = "do_not_emit_stack_traces"
     if not hasattr(config, name):
@@ -249,9 +249,9 @@ def _without_stack_traces() -> ExitStack:
 
 
 class _UnreadableError(Exception):
-    """What a forward raised, by the path of the innermost module that it came out of.
+    """An exception of a forward, with the path of the innermost module that raised it.
 
-    Exporters write a graph into an exception, and then print it; into this one they cannot.
+    A class of its own, since exporters write a graph into exceptions that they know.
     """
 
     partial_fx_graph = property()
@@ -261,14 +261,14 @@ class _UnreadableError(Exception):
         self.path = path
 
 
-def _note_failures_(model: nn.Module, closed: Mapping[str, str]) -> None:
-    """Have every module tell its path if it is the innermost one that fails."""
+def _record_failures_(model: nn.Module, opaque: Mapping[str, str]) -> None:
+    """Make every module record its path if it is the innermost one that fails."""
     for path, module in model.named_modules():
-        if path not in closed:
-            vars(module)["forward"] = partial(_noting, module.forward, path)
+        if path not in opaque:
+            vars(module)["forward"] = partial(_recording_failure, module.forward, path)
 
 
-def _noting(forward: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
+def _recording_failure(forward: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
     try:
         return forward(*args, **kwargs)
     except (_UnreadableError, GraphError):
@@ -278,7 +278,7 @@ def _noting(forward: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -
 
 
 def _symbolic(graph: fx.Graph) -> str | None:
-    """The path of the module of the first node whose shape is not known, or None."""
+    """Return the path of the module of the first node with an unknown shape, or None."""
     for node in graph.nodes:
         for value in tree_leaves(node.meta.get("val")):
             unknown = isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
@@ -295,7 +295,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _unreadable(model: nn.Module, error: Exception) -> GraphError:
-    """Say at which line of the model's own forward it ends."""
+    """Return the error, with the line of the model's forward at which it was raised."""
     code = getattr(type(model).forward, "__code__", None)
     steps = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in steps if frame.f_code is code]
@@ -311,13 +311,13 @@ def _unreadable(model: nn.Module, error: Exception) -> GraphError:
     )
 
 
-def _written_out(module: fx.GraphModule, target: fx.Graph, given: dict[fx.Node, Any]) -> Any:
-    """Copy a graph, nested graphs in the place of the calls of them; return what it returns.
+def _inlined(module: fx.GraphModule, target: fx.Graph, given: dict[fx.Node, Any]) -> Any:
+    """Copy a graph with nested graphs inlined; return its outputs.
 
     Args:
         module: the graph with its nested ones.
         target: where to.
-        given: what stands for placeholders; those that are missing are copied.
+        given: the nodes in place of placeholders; missing ones are copied.
     """
     done: dict[fx.Node, Any] = dict(given)
 
@@ -345,16 +345,16 @@ def _written_out(module: fx.GraphModule, target: fx.Graph, given: dict[fx.Node, 
             continue
         body, arguments = nested
         inner = [n for n in body.graph.nodes if n.op == "placeholder"]
-        done[node] = _written_out(body, target, dict(zip(inner, mapped(arguments), strict=True)))
+        done[node] = _inlined(body, target, dict(zip(inner, mapped(arguments), strict=True)))
     return None
 
 
-# Of what is known of a node; stand-ins for tensors would keep weak references to parameters.
+# Metadata of nodes without fake tensors, which keep weak references to parameters.
 _KEPT = ("nn_module_stack", "torch_fn")
 
 
 def _without_values(x: Any) -> Any:
-    """A tensor of the shape, dtype and device of a stand-in, in the memory of one number."""
+    """Return a tensor of the shape, dtype and device of a fake one, in the memory of one entry."""
     if not isinstance(x, Tensor):
         return x
     return torch.ones((), dtype=x.dtype, device=x.device).expand(tuple(x.shape))
@@ -365,7 +365,7 @@ def _no_module(x: Any) -> Any:
 
 
 def _nested(node: fx.Node, done: Mapping[fx.Node, Any]) -> tuple[fx.GraphModule, Any] | None:
-    """The graph that a node calls as it is, such as one under ``no_grad``, and its arguments."""
+    """Return the nested graph that a node calls, such as under ``no_grad``, and its arguments."""
     if getattr(node.target, "__name__", "") not in (
         "wrap_with_set_grad_enabled",
         "wrap_with_autocast",
@@ -406,7 +406,7 @@ def _sources(
 def _named_inputs(
     names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any]]:
-    """Each leaf of the arguments with its name, in the order of the placeholders."""
+    """Yield each leaf of the arguments with its name, in the order of the placeholders."""
     for name, value in (*zip(names, args, strict=True), *kwargs.items()):
         for path, leaf in tree_flatten_with_path(value)[0]:
             yield name + keystr(path), leaf

@@ -1,4 +1,4 @@
-"""Where the positively homogeneous parts of a model begin and end, and their weights."""
+"""Regions: the positively homogeneous parts of a model, and their weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import fx
 from .model import ModelGraph
 from .program import operation
 
-__all__ = ["doors", "keeps_statistics", "regions"]
+__all__ = ["boundaries", "keeps_statistics", "regions"]
 
 
 def keeps_statistics(node: fx.Node) -> bool:
@@ -20,9 +20,9 @@ def keeps_statistics(node: fx.Node) -> bool:
 
 
 def _ends(view: ModelGraph, node: fx.Node) -> list[fx.Node]:
-    """The arguments of a node that do not go on through it."""
+    """Return the arguments of a node at which a region ends."""
     rule = view.rules.get(node.name)
-    if node.name in view.closings:
+    if node.name in view.opaque_results:
         return node.all_input_nodes
     if rule == "norm" and not keeps_statistics(node):
         return node.all_input_nodes[:1]
@@ -31,10 +31,10 @@ def _ends(view: ModelGraph, node: fx.Node) -> list[fx.Node]:
     return []
 
 
-def doors(view: ModelGraph) -> set[fx.Node]:
-    """Return the nodes that something reads which is not positively homogeneous.
+def boundaries(view: ModelGraph) -> set[fx.Node]:
+    """Return the nodes that an operation reads which is not positively homogeneous.
 
-    A region ends there, and whatever else reads the node is in another region.
+    A region ends there, and other readers of the node are in another region.
     """
     return {end for node in view.program.graph.nodes for end in _ends(view, node)}
 
@@ -62,14 +62,14 @@ class _Union:
 
 
 def regions(view: ModelGraph) -> dict[str, int]:
-    """Return the number of the region that each weight which touches a space is in.
+    """Return the number of the region of each weight that has spaces.
 
     A region is a part of the model through which positive scalings pass: it begins and ends at
-    inputs, at outputs, and where something reads an activation that is not homogeneous, such as an
-    attention's softmax or a normalisation without fixed statistics. A weight that is used in
-    several regions, or a free space that is in several, makes one of them.
+    inputs, at outputs, and at operations that are not homogeneous, such as an attention's softmax
+    or a normalisation without fixed statistics. Regions with a common weight or free space are
+    merged.
     """
-    union, ends = _Union(), doors(view)
+    union, ends = _Union(), boundaries(view)
     weights: dict[fx.Node, str] = {}
     after: dict[fx.Node, int] = {}
     home: dict[str, int] = {}
@@ -89,8 +89,8 @@ def regions(view: ModelGraph) -> dict[str, int]:
             continue
         here = union.join([*(after[x] for x in inputs), *(home[w] for w in used if w in home)])
         home.update(dict.fromkeys(used, here))
-        after[node] = union.new() if node in ends or node.name in view.closings else here
-    for name in view.scalings:  # those of the other mode are in no graph here
+        after[node] = union.new() if node in ends or node.name in view.opaque_results else here
+    for name in view.scalings:  # weights of the other mode are not in this graph
         home.setdefault(name, union.new())
     owner: dict[int, int] = {}
     for name, scaling in view.scalings.items():

@@ -1,6 +1,6 @@
-"""What each operation does to spaces: keeps them, moves them, joins them, or closes them.
+"""Rules: for each operation, whether it keeps, moves, joins or closes spaces.
 
-An operation that is in no table is taken for one that is not positively homogeneous.
+An operation without a rule counts as not positively homogeneous.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["RULES", "opaque"]
 
 
 def opaque(walk: Walk, call: Call) -> Any:
-    """Close what goes in, and hand out activations whose scale is one."""
+    """Close the inputs; the results have scale one."""
     return walk.opaque(call)
 
 
@@ -34,7 +34,7 @@ def same(walk: Walk, call: Call) -> Any:
 
 
 def cast(walk: Walk, call: Call) -> Any:
-    """Another precision or another device."""
+    """A change of precision or device."""
     x, result = call.input, call.result
     if (
         not isinstance(x, Activation)
@@ -60,7 +60,7 @@ def threshold(walk: Walk, call: Call) -> Any:
 
 
 def compare(walk: Walk, call: Call) -> Any:
-    """Signs, and comparisons with zero or of numbers of one scale: no scale changes these."""
+    """Signs, and comparisons with zero or within one scale, which no scale changes."""
     x, other = call.input, call.argument(1, "other", 0)
     if isinstance(x, Activation) and isinstance(other, Activation):
         walk.spaces.union(x.ids, other.ids)
@@ -86,12 +86,12 @@ def masked(walk: Walk, call: Call) -> Any:
 
 
 def move(walk: Walk, call: Call) -> Any:
-    """Elements change place and nothing else: the operation itself moves the spaces."""
+    """Elements change position only: the operation is applied to the spaces."""
     x = call.input
     others = tree_leaves((call.args[1:], {k: v for k, v in call.kwargs.items() if v is not x}))
     if isinstance(x, Weight):
         return _view_of_weight(walk, call)
-    if not isinstance(x, Activation) or any(map(_is_ours, others)):
+    if not isinstance(x, Activation) or any(map(_is_tracked, others)):
         return opaque(walk, call)
     if str(call.node.target).endswith("view.dtype"):
         return opaque(walk, call)
@@ -101,7 +101,7 @@ def move(walk: Walk, call: Call) -> Any:
 def _view_of_weight(walk: Walk, call: Call) -> Any:
     """The same view of a weight, or a constant where memory is not shared."""
     weight: Weight = call.input
-    if any(_is_ours(v) for v in tree_leaves((call.args[1:], call.kwargs), is_leaf=_is_ours)):
+    if any(_is_tracked(v) for v in tree_leaves((call.args[1:], call.kwargs), is_leaf=_is_tracked)):
         return opaque(walk, call)
     result = call.run(weight.value, *call.args[1:], **call.kwargs)
     memory = weight.value.untyped_storage().data_ptr()
@@ -109,7 +109,7 @@ def _view_of_weight(walk: Walk, call: Call) -> Any:
     def named(part: Tensor) -> Any:
         if part.untyped_storage().data_ptr() == memory and part.dtype == weight.value.dtype:
             return Weight(weight.name, part)
-        walk.keep(weight, f"{call.label} copies it")
+        walk.close_weights(weight, f"{call.label} copies it")
         return part
 
     return tree_map(named, result)
@@ -133,7 +133,7 @@ def join(walk: Walk, call: Call) -> Any:
     kwargs = {k: v for k, v in call.kwargs.items() if k != "tensors"}
     if operation(call.node) not in ("cat", "concat", "concatenate"):
         return _moved(call, (parts, *call.args[1:]), kwargs)
-    # Only along this dimension; what is broadcast along others stays so, and takes no memory.
+    # Only along this dimension; other broadcast dimensions stay so, and take no memory.
     dim = int(call.argument(1, "dim", kwargs.get("axis", 0))) % call.result.ndim
     found = [x.ids for x in parts if x.ids.ndim == call.result.ndim]  # torch skips empty vectors
     for d in range(call.result.ndim):
@@ -143,13 +143,13 @@ def join(walk: Walk, call: Call) -> Any:
 
 
 def pad(walk: Walk, call: Call) -> Any:
-    """Padding by zeros, or by what is there already."""
+    """Padding by zeros, or by the tensor's own elements."""
     mode, value = call.argument(2, "mode", "constant"), call.argument(3, "value")
     if not isinstance(mode, str):  # constant_pad_nd
         mode, value = "constant", mode
     if mode == "constant" and not (value is None or _is_zero(value)):
         return opaque(walk, call)
-    return move(walk, call)  # zero is also the number of the space of zeros
+    return move(walk, call)  # the space of zeros has the number 0
 
 
 def getitem(walk: Walk, call: Call) -> Any:
@@ -175,10 +175,10 @@ def window(dims: int | None) -> Rule:
 
 
 def _and_indices(walk: Walk, call: Call, x: Activation) -> Any:
-    """A result, with where it was found if the operation gives that too."""
+    """A result, with indices if the operation returns them."""
     if not isinstance(call.result, (tuple, list)):
         return x
-    # Which element is the largest does not change when all of them are scaled alike.
+    # The index of the largest does not change under a common scale.
     rest = (walk.constant(y, f"{call.label} gives indices") for y in call.result[1:])
     return (x, *rest)
 
@@ -226,7 +226,7 @@ def _together(walk: Walk, call: Call, parts: list[Any]) -> Any:
 
 
 def multiply(walk: Walk, call: Call) -> Any:
-    """Products: homogeneous in one factor when the other keeps its scale."""
+    """Products: homogeneous in one factor if the other is closed."""
     a, b = call.input, call.argument(1, "other")
     shape = call.result.shape
     if isinstance(a, Activation) and isinstance(b, Activation):
@@ -239,7 +239,7 @@ def multiply(walk: Walk, call: Call) -> Any:
         ids = a.ids.expand(shape)
         if b.value.numel() > 1 and layers.is_constant_where_broadcast(ids, b.value.shape):
             return layers.scaled_entries(walk, call, ids, b)
-        walk.keep(b, f"{call.label} reads it")
+        walk.close_weights(b, f"{call.label} reads it")
     return Activation(a.ids.expand(shape))
 
 
@@ -260,7 +260,7 @@ def _shape(x: Any) -> torch.Size:
 
 
 def divide(walk: Walk, call: Call) -> Any:
-    """Quotients: homogeneous in the numerator when the denominator keeps its scale."""
+    """Quotients: homogeneous in the numerator if the denominator is closed."""
     other = call.argument(1, "other")
     walk.close(other, f"{call.label} divides by it")
     if not isinstance(call.input, Activation) or call.kwargs.get("rounding_mode") is not None:
@@ -269,21 +269,21 @@ def divide(walk: Walk, call: Call) -> Any:
 
 
 def constants(walk: Walk, call: Call) -> Any:
-    """Tensors of the shape of another, or of its dtype, that hold none of its numbers."""
+    """Tensors that take shape or dtype from another, but none of its values."""
     if "zeros" in str(call.node.target):
         return Activation(torch.tensor(ZERO).expand(call.result.shape))
     return walk.constant(call.result, f"{call.label} makes a constant")
 
 
 def overwrite(walk: Walk, call: Call) -> Any:
-    """Another tensor's numbers in the place of one's own."""
+    """Overwrite a tensor with another's values."""
     source = call.argument(1, "src")
     if not isinstance(source, Activation):
         return opaque(walk, call)
     return Activation(source.ids.expand(call.result.shape))
 
 
-def _is_ours(x: Any) -> bool:
+def _is_tracked(x: Any) -> bool:
     return isinstance(x, (Activation, Weight))
 
 
@@ -296,8 +296,8 @@ def _is_zeros(x: Any) -> bool:
 
 
 def _moved(call: Call, args: Any, kwargs: Any) -> Any:
-    """Activations for the spaces that the operation itself moves."""
-    args, kwargs = tree_map(_as_ids, (args, kwargs), is_leaf=_is_ours)
+    """Apply an operation to spaces."""
+    args, kwargs = tree_map(_as_ids, (args, kwargs), is_leaf=_is_tracked)
     try:
         ids = call.run(*args, **kwargs)
     except (RuntimeError, NotImplementedError):
@@ -312,7 +312,7 @@ def _as_ids(x: Any) -> Any:
 
 
 def _reshaped_or_doubled(call: Call, args: Any, kwargs: Any) -> Any:
-    """For views, since spaces have other strides; for padding, which knows no integers."""
+    """Apply a view by reshape, since strides differ, and padding in double, which integers lack."""
     x = args[0]
     if isinstance(x, Tensor) and isinstance(call.result, Tensor):
         if x.numel() == call.result.numel() and "view" in str(call.node.target):

@@ -1,4 +1,4 @@
-"""Which channels must have one scale: a union-find whose classes may be closed for a reason."""
+"""Spaces: a union-find of channels with a common scale, whose classes may be closed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def distinct(ids: Tensor) -> list[int]:
     if len(short) < _MANY:
         found: list[int] = short.unique().tolist()
         return found
-    occurs = torch.zeros(int(short.max()) + 1, dtype=torch.bool)  # sorting takes longer
+    occurs = torch.zeros(int(short.max()) + 1, dtype=torch.bool)  # faster than sorting
     occurs[short] = True
     found = torch.nonzero(occurs).squeeze(1).tolist()
     return found
@@ -41,7 +41,7 @@ class Spaces:
     """The spaces found so far.
 
     Args:
-        per_channel: a space of its own for each channel of a layer's output, or one for them all.
+        per_channel: one space for each channel of a layer's output, or one for all of them.
     """
 
     def __init__(self, *, per_channel: bool) -> None:
@@ -57,7 +57,7 @@ class Spaces:
         return (first + torch.arange(size)).expand(count)
 
     def closed(self, reason: str) -> int:
-        """Return one new space whose scale stays at one."""
+        """Return a new closed space."""
         self._parent.append(len(self._parent))
         self._reason.append(reason)
         return len(self._parent) - 1
@@ -78,7 +78,7 @@ class Spaces:
         return all(self.reason(i) is not None for i in distinct(ids))
 
     def close(self, ids: Tensor, reason: str) -> None:
-        """Keep the scale of these spaces at one."""
+        """Close these spaces: their scale stays one."""
         for i in distinct(ids):
             root = self.find(i)
             if self._reason[root] is None:

@@ -1,4 +1,4 @@
-"""Walking a graph of ATen operations with spaces in place of numbers."""
+"""A walk through a graph of ATen operations, with spaces in place of values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .closed import closed_path
+from .opaque_modules import opaque_path
 from .program import Program, module_of, operation
 from .spaces import ONE, ZERO, Spaces, compact
 from .writes import Aliases, writes_to
@@ -30,10 +30,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Activation:
-    """A tensor inside the network, by the space of each of its elements.
+    """An activation, as the space of each of its elements.
 
     Attributes:
-        ids: int64 tensor of its shape, most of it broadcast and so without memory.
+        ids: int64 tensor of its shape, broadcast where possible.
     """
 
     ids: Tensor
@@ -54,14 +54,14 @@ class Weight:
 
 @dataclass(frozen=True)
 class Call:
-    """One operation: what is called, on what, and how a message should name it.
+    """One operation with its arguments, and its name in messages.
 
     Attributes:
         node: the node.
-        label: what a message calls it.
+        label: its name in messages.
         args: arguments by position.
         kwargs: arguments by name.
-        result: what comes out, as tensors without values.
+        result: the result, as tensors without values.
     """
 
     node: fx.Node
@@ -87,7 +87,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Role:
-    """How a weight scales: by the space each entry feeds over that which it reads.
+    """How a weight scales: the spaces that each entry feeds and reads.
 
     Both hold spaces and broadcast with the weight's own shape.
     """
@@ -107,8 +107,8 @@ class Layer:
             or ``"embedding"``.
         weight: name of its weight; a shared weight has its first name everywhere.
         bias: name of its bias, or None.
-        inputs: int64 ``(in,)``, the space of each input channel; None for norms, which close what
-            they read, and for embeddings.
+        inputs: int64 ``(in,)``, the space of each input channel; None for norms, which close their
+            inputs, and for embeddings.
         outputs: int64 ``(out,)``, the space of each output channel.
     """
 
@@ -127,15 +127,15 @@ class Walk:
 
     Attributes:
         table: the rule of each operation, by its name.
-        program: the graph and where its placeholders come from.
+        program: the graph and the origins of its placeholders.
         names: canonical name of each parameter and buffer, by identity of its memory.
         spaces: the union-find, which several walks may share.
         buffers: whether weights that are buffers may be scaled.
         roles: how weights scale, one entry for each use.
         layers: the layers in the order in which they run.
         closed: why a weight cannot be scaled, by name.
-        rules: the name of the rule that each operation went by.
-        closings: what came out of operations that are not homogeneous, without values.
+        rules: the name of the rule of each operation.
+        opaque_results: the results of operations that are not homogeneous, without values.
         sources: the weights that the graph reads, by canonical name.
         weights: that name, by placeholder.
     """
@@ -149,12 +149,12 @@ class Walk:
     layers: list[Layer] = field(default_factory=list)
     closed: dict[str, str] = field(default_factory=dict)
     rules: dict[str, str] = field(default_factory=dict)
-    closings: dict[str, Any] = field(default_factory=dict)
+    opaque_results: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Follow the graph from its inputs."""
+        """Apply the rules to the graph, from its inputs on."""
         values: dict[fx.Node, Any] = {}
         aliases = Aliases(self.program.graph)
         for node in self.program.graph.nodes:
@@ -164,18 +164,18 @@ class Walk:
             except Exception as error:
                 if node.op != "call_function":
                     raise
-                values[node] = self._unfollowed(node, args, dict(kwargs), error)
+                values[node] = self._failed_rule(node, args, dict(kwargs), error)
             aliases.write_(node, values, self._overwritten)
 
-    def _unfollowed(self, node: fx.Node, args: Any, kwargs: Any, error: Exception) -> Any:
-        """Close what a rule did not expect, weights included, whatever it did before."""
+    def _failed_rule(self, node: fx.Node, args: Any, kwargs: Any, error: Exception) -> Any:
+        """Close all arguments of an operation whose rule failed."""
         text = (str(error).splitlines() or [""])[0]
         call = Call(node, self._label(node), args, kwargs, node.meta.get("val"))
         self.rules[node.name] = _opaque.__name__
         return self.opaque(call, f"{call.label} is not followed: {type(error).__name__}: {text}")
 
     def _overwritten(self, node: fx.Node, values: list[Any]) -> Any:
-        """What is known of a tensor of which a part was written, with what it held before."""
+        """Close a tensor of which a part was written."""
         reason = f"{self._label(node)} writes a part of it"
         self.close(values, reason)
         return lambda shape: Activation(torch.tensor(self.spaces.closed(reason)).expand(shape))
@@ -188,12 +188,12 @@ class Walk:
             return None
         name = operation(node)
         call = Call(node, self._label(node), args, kwargs, node.meta.get("val"))
-        path = closed_path(node.target, args)
+        path = opaque_path(node.target, args)
         if path is not None:
-            return self._block(call, path)
+            return self._opaque_module(call, path)
         if name.startswith("_assert"):
             return None
-        leaves = tree_leaves((args, kwargs), is_leaf=_ours)
+        leaves = tree_leaves((args, kwargs), is_leaf=_is_tracked)
         rule = self.table.get(name) or self.table.get(name.rstrip("_"), _opaque)
         if not any(isinstance(x, Activation) for x in leaves):
             weights = any(isinstance(x, Weight) for x in leaves)
@@ -211,7 +211,7 @@ class Walk:
 
     def _placeholder(self, node: fx.Node) -> Any:
         source = self.program.sources[node.name]
-        if source.kind == "input":  # whose values say nothing of those to come
+        if source.kind == "input":  # its values may differ in other calls
             closed = self.spaces.closed(f"'{source.name}' is an input of the network")
             if not isinstance(source.value, Tensor):
                 return source.value
@@ -220,18 +220,18 @@ class Walk:
         if source.kind == "constant" or not (value.is_floating_point() or value.is_complex()):
             return value.clone()
         name = self.weights[node.name] = self.names(source.value) or source.name
-        value = value.clone() if source.kind == "buffer" else value  # it may be written
+        value = value.clone() if source.kind == "buffer" else value  # the graph may write to it
         self.sources[name] = value
         if source.kind == "buffer" and not self.buffers:
             self.closed.setdefault(name, _buffer(name))
         return Weight(name, value)
 
-    def _block(self, call: Call, path: str) -> Any:
-        why = f"'{path}' ({self.program.classes[path]}) is closed: {self.program.closed[path]}"
+    def _opaque_module(self, call: Call, path: str) -> Any:
+        why = f"'{path}' ({self.program.classes[path]}) is closed: {self.program.opaque[path]}"
         return self.opaque(call, why)
 
     def _label(self, node: fx.Node) -> str:
-        """The function as the user called it, with the module it was called in."""
+        """Return the function's name as the user called it, with the module."""
         path = module_of(node)
         _, _, name = (node.meta.get("torch_fn") or ("", ""))[1].rpartition(".")
         name = (name or operation(node)).strip("_") if "__" in name else name or operation(node)
@@ -241,30 +241,30 @@ class Walk:
 
     def _without_activations(self, call: Call) -> Any:
         """Run an operation on constants, on weights, or on plain Python values."""
-        self.keep((call.args, call.kwargs), f"{call.label} reads it")
-        copy = writes_to(call.node)  # not to the model's own
+        self.close_weights((call.args, call.kwargs), f"{call.label} reads it")
+        copy = writes_to(call.node)  # not into the model's tensors
         args, kwargs = tree_map(
             lambda x: (x.value.clone() if copy else x.value) if isinstance(x, Weight) else x,
             (call.args, call.kwargs),
-            is_leaf=_ours,
+            is_leaf=_is_tracked,
         )
         return run_on_constants(call.node, args, kwargs)
 
-    def holds(self, path: str, name: str) -> bool:
-        """Whether a weight is a module's own, by whatever name."""
+    def owns(self, path: str, name: str) -> bool:
+        """Whether a weight is one of a module's own tensors, under any name."""
         return any(self.names(x) == name for x in self.program.tensors.get(path, ()))
 
-    # -- what rules use -------------------------------------------------------------------------
+    # -- used by rules --------------------------------------------------------------------------
 
     def opaque(self, call: Call, why: str | None = None) -> Any:
-        """Close what goes in, and hand out activations whose scale is one."""
+        """Close the inputs; the results have scale one."""
         why = why or f"{call.label} is not positively homogeneous, or not known to be"
         self.close((call.args, call.kwargs), why)
-        self.closings[call.node.name] = call.result
+        self.opaque_results[call.node.name] = call.result
         return tree_map(lambda x: self.constant(x, why), call.result)
 
     def constant(self, x: Any, reason: str) -> Any:
-        """Turn a tensor into an activation whose scale is one; leave other values alone."""
+        """Return a tensor as an activation of scale one, and other values unchanged."""
         if isinstance(x, Weight):
             self.closed.setdefault(x.name, reason)
             x = x.value
@@ -275,20 +275,20 @@ class Walk:
         return Activation(torch.tensor(space).expand(x.shape))
 
     def close(self, values: Any, reason: str) -> None:
-        """Close the spaces of all activations, and the weights, in some arguments."""
-        for x in tree_leaves(values, is_leaf=_ours):
+        """Close the spaces of all activations, and the weights, in arguments."""
+        for x in tree_leaves(values, is_leaf=_is_tracked):
             if isinstance(x, Activation):
                 self.spaces.close(x.ids, reason)
-        self.keep(values, reason)
+        self.close_weights(values, reason)
 
-    def keep(self, values: Any, reason: str) -> None:
-        """Note that the weights in some arguments cannot be scaled."""
-        for x in tree_leaves(values, is_leaf=_ours):
+    def close_weights(self, values: Any, reason: str) -> None:
+        """Record that the weights in arguments cannot be scaled."""
+        for x in tree_leaves(values, is_leaf=_is_tracked):
             if isinstance(x, Weight):
                 self.closed.setdefault(x.name, reason)
 
     def scale(self, weight: Weight, feeds: Tensor, reads: Tensor | None = None) -> None:
-        """Note how a weight, or a view of one, scales; spaces broadcast with the view."""
+        """Record how a weight, or a view of one, scales; spaces broadcast with the view."""
         reads = torch.tensor(ONE) if reads is None else reads
         own = self.sources[weight.name]
         shape = weight.value.shape
@@ -300,33 +300,33 @@ class Walk:
         )
 
     def share(self, reasons: Mapping[str, str]) -> None:
-        """Make every weight scale the same way in all its uses, and keep those that are closed."""
+        """Make every weight scale the same way in all its uses, or not at all if it is closed."""
         for roles in self.roles.values():
             first = roles[0]
             for i, role in enumerate(roles[1:]):
                 first = Role(
-                    self._joined(first.feeds, role.feeds), self._joined(first.reads, role.reads)
+                    self._merged(first.feeds, role.feeds), self._merged(first.reads, role.reads)
                 )
                 roles[i + 1] = first
             roles[:] = [first]
         for name, roles in list(self.roles.items()):
             reason = reasons.get(name) or self.closed.get(name)
-            if reason == _buffer(name) and self._passes(roles[0]):
+            if reason == _buffer(name) and self._pass_scales(roles[0]):
                 del self.roles[name]
                 continue
             for ids in map(compact, (roles[0].feeds, roles[0].reads)) if reason else ():
                 self.spaces.close(ids[ids != UNUSED], reason or "")
 
-    def _passes(self, role: Role) -> bool:
-        """Let scales pass through a fixed map: what it feeds scales as what it reads."""
+    def _pass_scales(self, role: Role) -> bool:
+        """Give the two sides of a constant map the same scale, so that it need not change."""
         feeds, reads = torch.broadcast_tensors(role.feeds, role.reads)
         if any(bool(((compact(x) == UNUSED) | (compact(x) == ONE)).any()) for x in (feeds, reads)):
             return False
         self.spaces.union(feeds, reads)
         return True
 
-    def _joined(self, a: Tensor, b: Tensor) -> Tensor:
-        """One scale for what both say; what one of them does not use is left to the other."""
+    def _merged(self, a: Tensor, b: Tensor) -> Tensor:
+        """Merge two uses: one scale where both use an entry, else that of the one that does."""
         if not any(bool((compact(x) == UNUSED).any()) for x in (a, b)):
             return self.spaces.union(a, b)
         a, b = torch.broadcast_tensors(a, b)
@@ -340,21 +340,21 @@ def _buffer(name: str) -> str:
 
 
 def run_on_constants(node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Run an operation on numbers that depend on no input; what it would draw are ones."""
+    """Run an operation on values that depend on no input; random values become ones."""
     assert callable(node.target)
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-        # Zeros, if they were drawn, would mean something.
+        # Not zeros, which have a space of their own.
         return args[0].fill_(1) if writes_to(node) else tree_map(_ones, node.meta.get("val"))
     with torch.no_grad():
         return node.target(*args, **kwargs)
 
 
-# Linear maps by a weight, also of what depends on no input.
+# Linear maps by a weight, also of constants.
 _LINEAR = frozenset(["conv1d", "conv2d", "conv3d", "linear", "matmul", "mm", "bmm"])
 
 
 def _opaque(walk: Walk, call: Call) -> Any:
-    """What becomes of an operation that is in no table."""
+    """The rule of operations without one."""
     return walk.opaque(call)
 
 
@@ -364,7 +364,7 @@ Rule = Callable[[Walk, Call], Any]
 UNUSED = -1
 """Stands for the space of an entry that no operation reads."""
 
-# Operations that give a view of a weight where they get one.
+# Operations that return a view of a weight.
 _ON_WEIGHTS = frozenset(
     [
         *("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"),
@@ -377,25 +377,25 @@ _ON_WEIGHTS = frozenset(
 
 
 def _in_own_shape(ids: Tensor, view: Tensor, own: Tensor) -> Tensor:
-    """Spaces of the entries of a view, for the entries of the whole."""
+    """Convert the spaces of a view's entries to those of the whole tensor's."""
     offset = view.storage_offset() - own.storage_offset()
     if view.shape == own.shape and view.stride() == own.stride() and offset == 0:
         return ids
     full = torch.full((_extent(own),), UNUSED)
     ids = ids[tuple(slice(0, 1) if s == 0 else slice(None) for s in view.stride())]
     full.as_strided(ids.shape, view.stride(), offset).copy_(ids)
-    return _alike(full.as_strided(own.shape, own.stride()))
+    return _compacted(full.as_strided(own.shape, own.stride()))
 
 
 def _extent(x: Tensor) -> int:
-    """How far the memory of a tensor reaches."""
+    """Return the extent of a tensor's memory, in entries."""
     if x.numel() == 0:
         return 0
     return 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
 
 
-def _alike(ids: Tensor) -> Tensor:
-    """Broadcast the dimensions along which nothing changes, so that they take no memory."""
+def _compacted(ids: Tensor) -> Tensor:
+    """Broadcast constant dimensions, so that they take no memory."""
     shape = ids.shape
     for dim in range(ids.ndim):
         first = ids.narrow(dim, 0, 1)
@@ -404,7 +404,7 @@ def _alike(ids: Tensor) -> Tensor:
     return compact(ids).clone().expand(shape)
 
 
-def _ours(x: Any) -> bool:
+def _is_tracked(x: Any) -> bool:
     return isinstance(x, (Activation, Weight))
 
 
@@ -413,7 +413,7 @@ def _ones(x: Any) -> Any:
 
 
 def _fits(found: Any, expected: Any) -> bool:
-    """Whether what a rule returns has the shape of what the operation returns."""
+    """Whether a rule's result has the shape of the operation's."""
     if isinstance(found, Activation):
         return isinstance(expected, Tensor) and found.ids.shape == expected.shape
     if isinstance(found, (tuple, list)):

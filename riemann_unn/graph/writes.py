@@ -1,4 +1,4 @@
-"""Operations that write into their arguments, and which other tensors of a graph they change."""
+"""Operations in place: what they write to, and which other tensors of a graph share the memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .program import operation
 
 __all__ = ["Aliases", "writes_to"]
 
-# Without a mark in their schema they may return what they were given.
+# Operations that may return their argument, although their schema does not say so.
 _MAY_RETURN_INPUT = frozenset(["dropout", "feature_dropout", "alpha_dropout", "to", "getitem"])
 
 
@@ -44,12 +44,12 @@ class Aliases:
         Args:
             node: the operation, whose value is the result.
             values: by node.
-            overwritten: makes, of the node and the values of all views, a function of a shape that
-                gives the value of a view of which a part was written.
+            overwritten: takes the node and the values of all views, and returns a function from a
+                shape to the value of a partly overwritten view.
         """
         for target in _written(node):
             if isinstance(values[node], Tensor):
-                continue  # constants share memory as they do in the model
+                continue  # constants share memory as in the model
             here = self._position[node]
             members = self._members[self._base[target]]
             others = [
@@ -72,7 +72,7 @@ class Aliases:
 
 
 def _viewed(node: fx.Node) -> fx.Node | None:
-    """The node of whose memory the result is a part, if there is one."""
+    """Return the node of which the result is a view, if any."""
     if node.op != "call_function":
         return None
     first = next((x for x in tree_leaves((node.args, node.kwargs)) if isinstance(x, fx.Node)), None)

@@ -1,6 +1,4 @@
-"""Calibration data: what ``calibration=`` of the initializers takes, and what becomes of it.
-
-One grammar serves all passes.
+"""Calibration data: the forms of ``calibration=`` that all initializers accept.
 
 ====================================  ==============================================================
 ``calibration=``                      what the model is called with
@@ -51,7 +49,7 @@ __all__ = [
 
 Forward = Callable[[nn.Module, Any], Any]
 _LABELS = ("label", "labels", "target", "targets")
-_HELD_OUT_SHARE = 5  # one in so many
+_HELD_OUT_SHARE = 5  # one in this many
 _GRAMMAR = (
     "give a tensor, a tuple of positional inputs, a dict of keyword inputs, or an iterable of "
     "batches such as a DataLoader; for anything else forward=, a function (model, batch) -> output"
@@ -61,13 +59,13 @@ _ONE_OR_SEVERAL = "a tuple is one batch, a list is several"
 
 @dataclass(frozen=True)
 class Batch:
-    """The arguments of one call of a model or a layer, which may write to copies of them.
+    """The arguments of one call of a model or a layer, which may modify copies of them.
 
     Attributes:
         args: positional arguments; with ``forward`` the batch alone.
         kwargs: keyword arguments.
         forward: how to call a model instead.
-        number: its place in the calibration data.
+        number: its index in the calibration data.
     """
 
     args: tuple[Any, ...]
@@ -87,7 +85,7 @@ class Batch:
 
 
 class Split(NamedTuple):
-    """Batches to fit to, and batches held out."""
+    """Batches for fitting, and held-out batches."""
 
     fit: list[Batch]
     held_out: list[Batch]
@@ -100,9 +98,9 @@ def batches_of(
 
     Args:
         calibration: the data, in the grammar of this module.
-        model: the model, whose forward says what are inputs.
-        forward: how to run it on a batch, ``(model, batch) -> output``; the batches are then
-            neither looked at nor taken apart.
+        model: the model, whose forward determines which entries are inputs.
+        forward: how to run it on a batch, ``(model, batch) -> output``; the batches are then passed
+            on unchanged.
 
     Raises:
         TypeError: the data, one batch, or ``forward`` is something else.
@@ -134,7 +132,7 @@ def batches_of(
 
 
 def _signature(model: nn.Module) -> inspect.Signature | None:
-    """Return the signature of the forward of the model that wrappers hold, if there is one."""
+    """Return the signature of the wrapped model's forward, if there is one."""
     try:
         return inspect.signature(unwrapped(model).forward)
     except (TypeError, ValueError):
@@ -240,7 +238,7 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def cloned(value: Any) -> Any:
-    """Copy the tensors of some arguments: a later operation in place must not change them."""
+    """Copy the tensors of arguments, so that operations in place do not change them."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if type(value) in (tuple, list):
@@ -276,8 +274,8 @@ def _entries(batch: Batch) -> list[Any] | None:
 def examples(batch: Batch) -> int | None:
     """Return how many examples a batch holds: the first dimension that its tensors share.
 
-    None if they do not share it, or if it holds more than tensors and single numbers, of which it
-    is unknown what belongs to which example.
+    None if they do not share it, or if the batch holds more than tensors and single numbers, which
+    cannot be divided into examples.
     """
     entries = _entries(batch)
     if entries is None or not all(
@@ -324,7 +322,7 @@ def split(batches: Sequence[Batch]) -> Split:
     return Split([fit], [rest])
 
 
-# What went wrong -----------------------------------------------------------
+# Errors --------------------------------------------------------------------
 
 _OF_DTYPES = re.compile(
     r"d(ata)?[ -]?type|scalar type|Input type|not implemented for '|not supported"
@@ -338,7 +336,7 @@ _CASTS = {
 
 
 def cannot_run(error: Exception, batch: Batch, model: nn.Module) -> ValueError:
-    """Return the error that says why a model does not run on a batch, and what to do.
+    """Return the error for a model that does not run on a batch, with cause and remedy.
 
     Args:
         error: what the model raised.

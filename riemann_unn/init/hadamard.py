@@ -31,18 +31,18 @@ def hadamard_(target: T, *, pattern: str | None = None, seed: int = 0) -> T:
 
     with the Hadamard matrix H of order n that :func:`riemann_unn.linalg.hadamard` makes: every
     entry has the modulus :math:`1/\sqrt n`, so X spreads any one coordinate evenly over all, which
-    takes outliers out of activations before quantisation. Each matrix of a batch, or block, has
-    signs of its own. Tall ones get p random columns of X, wide ones p random rows of
-    :math:`X^T`, n being the longer side. Orders are those that Sylvester's doubling, Paley's two
-    constructions from all finite fields, and their products give: of the multiples of 4 up to
-    1000 all but 55, 92 being the first that is missing.
+    takes outliers out of activations before quantisation. Each matrix of a batch, or block, has its
+    own signs. Tall ones get p random columns of X, wide ones p random rows of :math:`X^T`, n being
+    the longer side. Orders are those that Sylvester's doubling, Paley's two constructions from all
+    finite fields, and their products give: of the multiples of 4 up to 1000 all but 55, 92 being
+        the first missing one.
 
     Args:
         target: a parameter or tensor, tagged or not; or a module, of which all tagged parameters
             are written, or else those that ``pattern`` matches.
         pattern: glob over a module's parameter names, with or without a tag.
-        seed: of the signs, which are drawn from a generator of their own on the CPU: the global
-            one is not touched, and every process of a sharded model draws the same.
+        seed: of the signs, drawn from a separate generator on the CPU, so that every process of a
+            sharded model draws the same.
 
     Returns:
         ``target``.
@@ -71,7 +71,9 @@ def hadamard_(target: T, *, pattern: str | None = None, seed: int = 0) -> T:
             memories.append(local_part(x))
             values.append(scattered(point, x))
     if memories:
-        torch._foreach_copy_(memories, values)  # all or nothing, if interrupted
+        torch._foreach_copy_(
+            memories, values
+        )  # one call, so that an interruption leaves all or none
     return target
 
 
@@ -101,7 +103,7 @@ def _tensors(target: object, pattern: str | None) -> list[tuple[str, Tensor]]:
 
 
 def _matrices(name: str, x: Tensor) -> torch.Size:
-    """Return the shape of the matrices of a tensor, all of which can be written."""
+    """Return the shape of the matrices of a tensor, after a check."""
     if isinstance(x, nn.parameter.UninitializedParameter):
         raise ManifoldTypeError(f"{name!r} has no shape yet; run the module once before")
     manifold: MatrixManifold = manifold_of(x) or Stiefel()

@@ -1,4 +1,4 @@
-"""Progress bars, where tqdm is installed and they are wanted."""
+"""Progress bars, if tqdm is installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["progress_bar"]
 
 
 class _Silent:
-    """What stands in for tqdm where it is not installed or not wanted."""
+    """A replacement for tqdm where it is not installed or not shown."""
 
     def update(self) -> None: ...
 
@@ -22,11 +22,11 @@ def progress_bar(total: int, what: str, unit: str, *, show: bool, delay: float =
     """Return a bar on the standard error stream, to be closed; one that does nothing if not shown.
 
     Args:
-        total: how many steps there are.
-        what: what it says in front.
+        total: the number of steps.
+        what: the label.
         unit: the name of a step.
-        show: whether it is wanted.
-        delay: after how many seconds it appears.
+        show: whether to show it.
+        delay: seconds after which it appears.
     """
     if not show:
         return _Silent()

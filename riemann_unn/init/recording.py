@@ -1,4 +1,4 @@
-"""Running a model on calibration data, and leaving no trace of it."""
+"""Running a model on calibration data without changing it, and recording its modules."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .calibration import Batch, cannot_run, cloned, tensors_of
 __all__ = [
     "Order",
     "Recorder",
+    "evaluating",
     "in_double",
     "outputs_of",
     "relative_error",
     "rounding_of",
     "same_buffers",
-    "undisturbed",
 ]
 
 
-def undisturbed(model: nn.Module) -> ExitStack:
-    """Evaluation mode inside; afterwards modes and random states are what they were."""
+def evaluating(model: nn.Module) -> ExitStack:
+    """Switch to evaluation mode, and restore modes and random states at exit."""
     modes = [(m, m.training) for m in model.modules()]
     restore_random_states = random_states(model)
 
@@ -50,7 +50,7 @@ def outputs_of(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
         try:
             with same_buffers(model):
                 result = batch(model)
-        except Exception as error:  # the model's own code runs, and may raise anything
+        except Exception as error:  # the model's own code may raise anything
             raise cannot_run(error, batch, model) from error
         tensors = [t.detach().clone() for t in tensors_of(result) if _is_number(t)]
         if not tensors:
@@ -90,15 +90,14 @@ def relative_error(new: Iterable[Tensor], old: Iterable[Tensor], *, factor: floa
 def rounding_of(outputs: Sequence[Tensor]) -> float:
     """Return the relative error of outputs that rounding may explain.
 
-    A thousand times the unit of the coarsest dtype; of half precision, where that would be all
-    there is, eight times.
+    A thousand times the unit of the coarsest dtype, but eight times for half precision.
     """
     eps = max(torch.finfo(t.dtype).eps for t in outputs)
     return eps * (1e3 if eps < 1e-5 else 8)
 
 
 def same_buffers(model: nn.Module) -> ExitStack:
-    """Undo what running a model does to its buffers, such as counters and caches."""
+    """Restore the buffers of a model, such as counters and caches, at exit."""
     held = [(m, name, b) for m in model.modules() for name, b in m._buffers.items()]
     saved = [None if b is None else b.detach().clone() for _, _, b in held]
 
@@ -112,7 +111,7 @@ def same_buffers(model: nn.Module) -> ExitStack:
 
 
 class _Reached(BaseException):
-    """Ends a run early; no exception of the model's, so that no handler of it catches this."""
+    """Ends a run early; a BaseException, so that handlers in the model do not catch it."""
 
 
 class Recorder:
@@ -120,7 +119,7 @@ class Recorder:
 
     Args:
         model: the model.
-        batches: what to run it on.
+        batches: its inputs.
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
@@ -135,12 +134,12 @@ class Recorder:
         found: dict[nn.Module, list[Tensor]] = {}
         order = Order()
 
-        def note(module: nn.Module, args: Any, output: Any) -> None:
+        def record(module: nn.Module, args: Any, output: Any) -> None:
             order.add(module)
             if isinstance(output, Tensor):
                 found.setdefault(module, []).append(output.detach().clone())
 
-        with _hooked(m.register_forward_hook(note) for m in modules):
+        with _hooked(m.register_forward_hook(record) for m in modules):
             for batch in self.batches:
                 order.start()
                 with same_buffers(self.model):
@@ -152,14 +151,14 @@ class Recorder:
         calls: list[Batch] = []
         left = 0
 
-        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal left
             calls.append(Batch(cloned(args), cloned(kwargs)))
             left -= 1
             if left == 0:
                 raise _Reached
 
-        with _hooked([module.register_forward_pre_hook(note, with_kwargs=True)]):
+        with _hooked([module.register_forward_pre_hook(record, with_kwargs=True)]):
             for batch, counts in zip(self.batches, order.counts, strict=True):
                 left = counts.get(module, 0)
                 if left:
@@ -169,7 +168,7 @@ class Recorder:
 
 
 class Order:
-    """In which order, and how often in each batch, modules were called."""
+    """The order in which modules were called, and how often in each batch."""
 
     def __init__(self) -> None:
         self.modules: list[nn.Module] = []
@@ -180,14 +179,14 @@ class Order:
         self.counts.append({})
 
     def add(self, module: nn.Module) -> None:
-        """Note a call."""
+        """Record a call."""
         if module not in self.modules:
             self.modules.append(module)
         self.counts[-1][module] = self.counts[-1].get(module, 0) + 1
 
 
 def _hooked(handles: Iterable[Any]) -> ExitStack:
-    """Remove hooks afterwards."""
+    """Remove hooks at exit."""
     stack = ExitStack()
     for handle in handles:
         stack.callback(handle.remove)

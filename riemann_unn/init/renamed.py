@@ -1,4 +1,4 @@
-"""Arguments that had other names before, which still work and say so."""
+"""Renamed arguments, whose former names are accepted with a warning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Take arguments by their former names too, with a ``FutureWarning``.
+    """Accept arguments by their former names too, with a ``FutureWarning``.
 
     Args:
         names: the new name of each former one.

@@ -1,4 +1,4 @@
-"""What the initializers' reports have in common: a table, as text and HTML, and plain values."""
+"""Tables of the initializers' reports, as text and HTML, and plain values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Table:
 
     Args:
         rows: cells, the header's first; every row has as many.
-        right: which columns are aligned to the right; the others are to the left.
+        right: the columns that are aligned to the right; others to the left.
     """
 
     rows: Sequence[Sequence[str]]
@@ -55,7 +55,7 @@ class Table:
 
 
 class Report:
-    """What prints as lines of text and tables, and shows as HTML in a notebook."""
+    """A report of lines and tables, shown as HTML in a notebook."""
 
     def _parts(self) -> list[str | Table]:
         """Return lines, empty ones to keep others apart, and tables."""
@@ -80,7 +80,7 @@ def change(pair: Sequence[float | None] | None, form: str) -> str:
 
     Args:
         pair: the numbers.
-        form: how one is written, such as ``".2g"``.
+        form: their format, such as ``".2g"``.
     """
     if pair is None or any(value is None for value in pair):
         return "-"

@@ -1,8 +1,8 @@
-"""Pure kernels: tensors in, tensors out; nothing here knows of parameters or optimizers.
+"""Pure kernels: functions of tensors, without parameters or optimizers.
 
-The functions that this package exports give under autocast what they give without. What runs inside
-a step, where autocast is off already, and in the forward of layers, which autocast is for, is
-imported from its file.
+The exported functions give the same results under autocast as without. Kernels for the inside of
+a step, where autocast is off already, and for the forward of layers, which autocast is for, are
+imported from their modules.
 """
 
 from types import FunctionType
@@ -126,4 +126,4 @@ for _name in __all__:
     _function = globals()[_name]
     if isinstance(_function, FunctionType):
         globals()[_name] = in_full_precision(_function)
-        globals()[_name].__module__ = __name__  # where pickle finds it
+        globals()[_name].__module__ = __name__  # for pickle

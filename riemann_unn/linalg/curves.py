@@ -1,8 +1,8 @@
 """Curves on manifolds of orthonormal matrices, for searches along a line.
 
-Square X: directions are Ω of the Lie algebra, which mean the same at every point, and the curve is
-X φ(tΩ). Tall X: directions are tangent vectors D, and the curve is the polar factor of X + tD.
-The velocity of both has a closed form, so the derivative of a loss along them is known exactly.
+Square X: directions are Ω of the Lie algebra, the same at every point, and the curve is X φ(tΩ).
+Tall X: directions are tangent vectors D, and the curve is the polar factor of X + tD. The velocity
+of both has a closed form, so the derivative of a loss along them is known exactly.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def riemannian_gradient(x: Tensor, g: Tensor) -> Tensor:
 
 
 def projected(x: Tensor, d: Tensor) -> Tensor:
-    """Return the directions at x that are nearest to d: nothing changes for square matrices.
+    """Project d on the tangent directions at x; the identity for square matrices.
 
     Args:
         x: orthonormal columns, shape ``(..., n, p)``.
@@ -71,7 +71,7 @@ def closest_to_descent(x: Tensor, g: Tensor, *, keep_det: bool = True) -> Tensor
     is_other = (torch.linalg.det(x) * torch.linalg.det(y) < 0)[..., None, None]
     if not bool(is_other.any()):
         return y
-    # To flip the smallest singular direction costs least.
+    # Flipping the smallest singular direction increases the distance least.
     u, _, vh = torch.linalg.svd(-g)
     mirrored = torch.cat([u[..., :-1], -u[..., -1:]], dim=-1) @ vh
     return torch.where(is_other, newton_schulz_(mirrored), y)
@@ -101,7 +101,7 @@ class Curve:
 
     def __init__(self, x: Tensor, d: Tensor, *, phi: str = "cayley") -> None:
         self._x, self._d, self._phi = x, d, phi
-        self._turn: tuple[float, Tensor] | None = None
+        self._rotation_at: tuple[float, Tensor] | None = None
         if not _is_square(x):
             squares, self._axes = torch.linalg.eigh(d.mH @ d)
             self._squares = squares.clamp_min(0)
@@ -109,7 +109,7 @@ class Curve:
     def point(self, t: float) -> Tensor:
         """Return X(t), orthonormal to rounding."""
         if _is_square(self._x):
-            return newton_schulz_(self._x @ self._turned(t))
+            return newton_schulz_(self._x @ self._rotation(t))
         scale = (1 + t * t * self._squares).rsqrt()
         return newton_schulz_((self._x + t * self._d) @ self._function(scale))
 
@@ -123,17 +123,17 @@ class Curve:
                 eye = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
                 return skew(torch.linalg.solve(eye - k @ k, self._d))
             # (I - K²)⁻¹ = ¼ (I + U)(I + Uᴴ) for K = tΩ/2 and U its Cayley transform.
-            return 0.5 * (self._d + skew(self._turned(t) @ self._d))
+            return 0.5 * (self._d + skew(self._rotation(t) @ self._d))
         root = 1 + t * t * self._squares
         inside = self._function(root.rsqrt())
         slope = self._function(-t * self._squares * root.pow(-1.5))
         return self._d @ inside + (self._x + t * self._d) @ slope
 
-    def _turned(self, t: float) -> Tensor:
+    def _rotation(self, t: float) -> Tensor:
         """Return φ(tΩ), which a point and its velocity share."""
-        if self._turn is None or self._turn[0] != t:
-            self._turn = (t, unitary_core(t * self._d, phi=self._phi, refine=False))
-        return self._turn[1]
+        if self._rotation_at is None or self._rotation_at[0] != t:
+            self._rotation_at = (t, unitary_core(t * self._d, phi=self._phi, refine=False))
+        return self._rotation_at[1]
 
     def _function(self, values: Tensor) -> Tensor:
         """Return the function of DᴴD that has these values."""

@@ -1,11 +1,11 @@
-"""Factorisations that hold in the cases where LAPACK's single-precision ones do not."""
+"""Factorisations that are stable where LAPACK's single-precision ones are not."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .host import on_host
+from .value_branches import may_branch_on
 
 __all__ = ["DOUBLE", "column_norms", "is_triangular", "length_of", "real_dtype", "svd", "thin_qr"]
 
@@ -24,12 +24,12 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
 def thin_qr(w: Tensor) -> tuple[Tensor, Tensor]:
     """Return Q with orthonormal columns and R with ``w = Q R``, in double precision.
 
-    Double precision keeps Q orthonormal to far below single rounding, at little
-    cost for thin matrices. R is triangular but where the complex QR of exactly
-    dependent columns fails, as LAPACK's can: there it comes from the SVD.
+    Double precision keeps Q orthonormal far below single rounding, at little cost for thin
+    matrices. R is triangular, except where LAPACK's complex QR fails on exactly dependent columns:
+    there it comes from the SVD.
 
     Args:
-        w: shape ``(..., n, k)``, thin. Not-a-number spreads to the result.
+        w: shape ``(..., n, k)``, thin. NaN propagates to the result.
     """
     wide = w.to(DOUBLE.get(w.dtype, w.dtype))
     q, r = torch.linalg.qr(wide)
@@ -42,10 +42,10 @@ def thin_qr(w: Tensor) -> tuple[Tensor, Tensor]:
 def column_norms(x: Tensor) -> Tensor:
     """Return the norms of columns, ``(..., n, k)`` to ``(..., 1, k)``, summed in double precision.
 
-    Squares of single precision stay inside the exponent range of double.
+    In double, squares of single precision cannot overflow.
     """
-    if x.is_complex() and on_host(x):
-        # Norms of complex numbers are ten times slower, not being vectorised.
+    if x.is_complex() and may_branch_on(x):
+        # Norms of complex tensors are not vectorised, and ten times slower.
         real = torch.view_as_real(x.resolve_conj()).to(torch.float64)
         return real.square().sum(dim=(-3, -1)).sqrt().unsqueeze(-2)
     wide = torch.complex128 if x.is_complex() else torch.float64
@@ -54,14 +54,14 @@ def column_norms(x: Tensor) -> Tensor:
 
 
 def length_of(x: Tensor) -> float:
-    """Return the length of all of a tensor, summed in double precision as norms of columns are."""
+    """Return the Frobenius norm of a tensor, summed in double precision."""
     wide = torch.complex128 if x.is_complex() else torch.float64
     length: float = abs(torch.linalg.vector_norm(x, dtype=wide).item())
     return length
 
 
 def is_triangular(r: Tensor) -> bool:
-    """Tell whether R of :func:`thin_qr` is triangular: always, but for complex matrices."""
+    """Tell whether R of :func:`thin_qr` is triangular, as it always is for real matrices."""
     return not r.is_complex() or not bool(r.tril(-1).any())
 
 

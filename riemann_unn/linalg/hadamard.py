@@ -1,8 +1,8 @@
 r"""Hadamard matrices: entries +1 and -1, and :math:`H H^T = n I`.
 
-Sylvester's construction doubles one; Paley's two make one of order q + 1 and of order 2 (q + 1)
-from the squares of the field with q elements, q a power of an odd prime; Kronecker products of
-Hadamard matrices are Hadamard matrices.
+Sylvester's construction doubles the order; Paley's two give the orders q + 1 and 2 (q + 1) from the
+squares of the field with q elements, q a power of an odd prime; Kronecker products of Hadamard
+matrices are Hadamard matrices.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def hadamard_factors(n: int) -> tuple[int, ...] | None:
 
 
 def nearest_hadamard_orders(n: int) -> tuple[int, int]:
-    """Return the next order below and the next above n of which :func:`hadamard` knows a matrix."""
+    """Return the nearest orders below and above n that :func:`hadamard` can construct."""
     below = next(m for m in range(n - 1, 0, -1) if hadamard_factors(m) is not None) if n > 1 else 1
     return below, next(m for m in count(n + 1) if hadamard_factors(m) is not None)
 
@@ -140,7 +140,7 @@ def _prime_power(q: int) -> tuple[int, int] | None:
 
 
 def _is_core(order: int) -> bool:
-    """Tell whether there is a matrix of this order that is no product."""
+    """Tell whether there is a matrix of this order that is not a product."""
     return order == 2 or _is_first(order) or _is_second(order)
 
 

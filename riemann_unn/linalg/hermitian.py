@@ -1,4 +1,4 @@
-"""Functions of Hermitian matrices whose derivative stands repeated eigenvalues."""
+"""Functions of Hermitian matrices, differentiable at repeated eigenvalues."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _HermitianFunction(torch.autograd.Function):
         gap = w.unsqueeze(-1) - w.unsqueeze(-2)
         middle = 0.5 * (w.unsqueeze(-1) + w.unsqueeze(-2))
         scale = w.abs().amax(dim=-1).clamp_min(1)[..., None, None]
-        # Closer than this the difference quotient has lost more digits than its limit lacks.
+        # Below this distance the limit is more accurate than the difference quotient.
         close = gap.abs() <= torch.finfo(w.dtype).eps ** 0.5 * scale
         quotient = (value.unsqueeze(-1) - value.unsqueeze(-2)) / torch.where(close, 1, gap)
         divided = torch.where(close, ctx.derivative(middle), quotient)

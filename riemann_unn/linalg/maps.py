@@ -1,4 +1,4 @@
-"""The maps φ that turn a small matrix into a unitary one: exponential, Cayley, polar."""
+"""The maps φ from skew-Hermitian to unitary matrices: exponential, Cayley, polar."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["cayley", "exp_skew", "polar", "rotate_by", "skew", "unitary_core"]
 
 Scalar = Callable[[Tensor], Tensor]
 
-# Above this 1-norm scaling and squaring, or a solve, loses digits that eigenvectors keep.
+# Above this 1-norm an eigendecomposition is more accurate than scaling and squaring, or a solve.
 _LARGE = 64.0
-# From this size on elimination by blocks is faster than a solve, and below this norm as exact.
+# From this size on blockwise elimination is faster than a solve, and below this norm as accurate.
 _WIDE, _NEAR = 512, 4.0
 # A few small matrices are faster by eigendecomposition than by matrix_exp's fixed overhead.
 _SMALL, _FEW = 64, 8
@@ -39,10 +39,10 @@ def _rotate(k: Tensor, angle: Scalar, slope: Scalar) -> Tensor:
 
 
 def _by_eigenvectors(k: Tensor, angle: Scalar, slope: Scalar) -> Tensor:
-    """The same for generators so large that their angles have lost digits, yet unitary."""
+    """The same for large generators, whose angles have lost digits; unitary to rounding."""
     u = _rotate(k.to(DOUBLE.get(k.dtype, k.dtype)), angle, slope).to(k.dtype)
-    # Angles of a conjugate pair that differ by rounding leave a real part that is not
-    # orthogonal; the nearest rotation is.
+    # Angles of a conjugate pair that differ by rounding give a real part that is not orthogonal, so
+    # the nearest rotation is taken.
     if not k.is_complex():
         return polar(u, det=1)
     u = _newton_schulz(u)
@@ -57,7 +57,7 @@ def skew(z: Tensor) -> Tensor:
     r"""Return the skew-Hermitian part, :math:`\tfrac12 (Z - Z^H)`, of shape ``(..., n, n)``."""
     if z.ndim > 2 or z.numel() <= CACHED:
         return 0.5 * (z - z.mH)
-    # A transposed copy is made block by block, and a sum with a transposed matrix is not.
+    # A copy of the transpose uses blocks, unlike a sum with a transposed matrix, and is faster.
     return z.mH.clone(memory_format=torch.contiguous_format).sub_(z).mul_(-0.5)
 
 
@@ -66,7 +66,7 @@ def _norm(k: Tensor) -> float:
 
 
 def _newton_schulz(u: Tensor) -> Tensor:
-    """One step towards the polar factor: squares the orthogonality error of (..., n, p)."""
+    """One Newton-Schulz step, which squares the orthogonality error of (..., n, p)."""
     gram = u.mH @ u
     gram.diagonal(dim1=-2, dim2=-1).sub_(1)
     return u - 0.5 * (u @ gram)
@@ -84,8 +84,8 @@ def exp_skew(k: Tensor, *, refine: bool = True) -> Tensor:
 
     Args:
         k: skew-Hermitian, shape ``(..., n, n)``, real or complex floating point.
-        refine: without it the last Newton-Schulz step is left to the caller, and the
-            result may be off by 64 times rounding.
+        refine: if False the last Newton-Schulz step is left to the caller, and the error may be 64
+            times rounding.
 
     Returns:
         The unitary matrices, shape, dtype and device of ``k``.
@@ -100,10 +100,10 @@ def exp_skew(k: Tensor, *, refine: bool = True) -> Tensor:
     if _norm(k) > _LARGE:
         return _by_eigenvectors(k, lambda w: w, torch.ones_like)
     if few_and_small and not k.requires_grad:
-        # In double precision, where eigenvectors are orthonormal enough as they come.
+        # In double precision, where the eigenvectors are orthonormal enough.
         double = k.to(DOUBLE.get(k.dtype, k.dtype))
         u = _rotate(double, lambda w: w, torch.ones_like)
-        # Where there are no spare digits, the last ones are won back.
+        # In the precision of the result, a Newton-Schulz step restores the last digits.
         return u.to(k.dtype) if double.dtype != k.dtype else _newton_schulz(u)
     u = torch.linalg.matrix_exp(k)
     return _newton_schulz(u) if refine else u
@@ -119,8 +119,8 @@ def cayley(k: Tensor, *, refine: bool = True) -> Tensor:
 
     Args:
         k: skew-Hermitian, shape ``(..., n, n)``, real or complex floating point.
-        refine: without it the last Newton-Schulz step is left to the caller, and the
-            result may be off by 64 times rounding.
+        refine: if False the last Newton-Schulz step is left to the caller, and the error may be 64
+            times rounding.
 
     Returns:
         The unitary matrices, shape, dtype and device of ``k``.
@@ -137,7 +137,7 @@ def cayley(k: Tensor, *, refine: bool = True) -> Tensor:
         )
     eye = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
     u = torch.linalg.solve(eye - 0.5 * k, eye + 0.5 * k)
-    # The solve loses digits as its condition number, about |K|/2, which this wins back.
+    # The error of the solve grows with its condition number, about |K|/2; this corrects it.
     return _newton_schulz(u) if refine else u
 
 
@@ -145,7 +145,7 @@ def _polar_svd(x: Tensor, det: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return the polar factor U of tall X = U H, and the eigenvalues and vectors of H."""
     u, s, vh = svd(x)
     if det is not None:
-        # Flipping the smallest singular direction costs least distance.
+        # Flipping the smallest singular direction increases the distance least.
         flip = torch.linalg.det(u @ vh).sign() * det
         u = torch.cat([u[..., :-1], u[..., -1:] * flip[..., None, None]], dim=-1)
         s = torch.cat([s[..., :-1], s[..., -1:] * flip[..., None]], dim=-1)
@@ -156,8 +156,8 @@ class _Polar(torch.autograd.Function):
     """The polar factor of tall X = U H, and its derivative.
 
     With L the solution of L H + H L = M, the adjoint derivative at G is
-    U L(Uᴴ G - Gᴴ U) + (I - U Uᴴ) G H⁻¹: it asks for no gaps between singular
-    values, which the derivative of a singular value decomposition does.
+    U L(Uᴴ G - Gᴴ U) + (I - U Uᴴ) G H⁻¹: it needs no gaps between singular values, unlike the
+    derivative of a singular value decomposition.
     """
 
     @staticmethod
@@ -171,10 +171,10 @@ class _Polar(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         (u, s, vh), g = ctx.saved_tensors, grads[0]
         inside = u.mH @ g
-        turn = vh @ (inside - inside.mH) @ vh.mH
-        # On the diagonal only imaginary parts count; where s + s' = 0 there is no derivative.
-        turn = turn / (s.unsqueeze(-1) + s.unsqueeze(-2))
-        grad = u @ (vh.mH @ turn @ vh)
+        adjoint_derivative = vh @ (inside - inside.mH) @ vh.mH
+        # The diagonal has imaginary parts only; where s + s' = 0 there is no derivative.
+        adjoint_derivative = adjoint_derivative / (s.unsqueeze(-1) + s.unsqueeze(-2))
+        grad = u @ (vh.mH @ adjoint_derivative @ vh)
         if u.shape[-2] > u.shape[-1]:
             grad = grad + ((g - u @ inside) @ vh.mH / s.unsqueeze(-2)) @ vh
         return grad, None
@@ -226,7 +226,7 @@ def _polar_of_step(k: Tensor) -> Tensor:
 
 
 def unitary_core(k: Tensor, *, phi: str, refine: bool = True) -> Tensor:
-    r"""Return φ(K), the unitary matrix that a skew-Hermitian matrix leads to.
+    r"""Return φ(K), a unitary function of a skew-Hermitian matrix.
 
     .. math::
 
@@ -261,7 +261,7 @@ def unitary_core(k: Tensor, *, phi: str, refine: bool = True) -> Tensor:
 
 
 def rotate_by(x: Tensor, k: Tensor, *, phi: str) -> Tensor:
-    r"""Return X φ(K), off by no more than a Newton-Schulz step mends.
+    r"""Return X φ(K), with an error that one Newton-Schulz step corrects.
 
     .. math:: X\,\phi_{\mathrm{Cayley}}(K) = 2 X (I - \tfrac12 K)^{-1} - X
 
@@ -273,7 +273,7 @@ def rotate_by(x: Tensor, k: Tensor, *, phi: str) -> Tensor:
         phi: ``"exp"``, ``"cayley"`` or ``"polar"``.
     """
     if phi == "cayley" and k.shape[-1] > _CORE:
-        # Both norms bound the spectral one, and this one is found in a tenth of the time.
+        # Both norms bound the spectral one; this one takes a tenth of the time.
         size = float(torch.linalg.vector_norm(k))
         if size <= _LARGE or _norm(k) <= _LARGE:
             divisor = k.mul_(-0.5)

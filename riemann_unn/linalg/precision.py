@@ -1,4 +1,4 @@
-"""Precision: switching autocast off where numbers must keep their own."""
+"""Precision: switching autocast off."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-# Found once; a compiler looks into no cache of a function.
+# A module variable, since compilers do not use the caches of functions.
 _found: list[str] = []
 
 
@@ -43,14 +43,14 @@ def full_precision(device_types: Iterable[str]) -> AbstractContextManager[object
 
 
 def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function give under autocast, bit for bit, what it gives without."""
+    """Make a function give the same result under autocast, bit for bit, as without."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         active = [device for device in _device_types() if torch.is_autocast_enabled(device)]
         if not active:
             return function(*args, **kwargs)
-        # Twice, since an interruption may cut off the first.
+        # Twice, since an interruption may end the first.
         try:
             try:
                 for device in active:

@@ -22,7 +22,7 @@ def inner(a: Tensor, b: Tensor) -> float:
 
 
 def _largest_eigenvalue(normal: Map, like: Tensor) -> float:
-    """Power iteration: a lower estimate, which the caller raises where it proves too low."""
+    """Estimate by power iteration, from below; the caller raises it where it is too low."""
     generator = torch.Generator().manual_seed(like.numel())
     v = torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
     value = 0.0
@@ -57,7 +57,7 @@ def procrustes(
     :math:`g = \langle U, C\rangle / \langle U, N U\rangle`. Elsewhere that is the
     start, and :math:`U \leftarrow \operatorname{proj}_M(C + g\,(\lambda I - N) U)`
     with :math:`\lambda \ge \lambda_{\max}(N)` lowers the objective in every step,
-    because it minimises a function that lies above it and touches it at U.
+    because it minimises an upper bound that is tight at U.
 
     Args:
         cross: C, of the shape of U, real or complex.
@@ -77,16 +77,16 @@ def procrustes(
         functions by means of refined majorization" (1992), for the steps.
     """
 
-    def judge(u: Tensor) -> tuple[float, float, Tensor]:
+    def objective(u: Tensor) -> tuple[float, float, Tensor]:
         image = normal(u)
         fit, size = inner(u, cross), inner(u, image)
         g = gain if gain is not None else max(fit, 0.0) / size if size > 0 else 0.0
         return g * g * size - 2 * g * fit, g, image
 
     u = project(cross)
-    value, g, image = judge(u)
+    value, g, image = objective(u)
     for start in starts:
-        other = judge(start)
+        other = objective(start)
         if other[0] < value:
             u, (value, g, image) = start, other
     if g == 0:
@@ -94,8 +94,8 @@ def procrustes(
     bound = _largest_eigenvalue(normal, cross)
     for _ in range(max_steps):
         new = project(cross + g * (bound * u - image))
-        new_value, new_g, new_image = judge(new)
-        if new_value > value:  # the bound was too low, or this is as far as rounding lets it go
+        new_value, new_g, new_image = objective(new)
+        if new_value > value:  # the bound was too low, or rounding dominates
             bound *= 2
             if value + tolerance * abs(value) >= new_value:
                 break
@@ -113,8 +113,8 @@ def ridge_by_gcv(x: Tensor, y: Tensor) -> Tensor:
     .. math:: B = \arg\min \|Y - X B\|_F^2 + \lambda \|B\|_F^2, \qquad
         \lambda = \arg\min \frac{\|Y - X B_\lambda\|_F^2}{(N - \operatorname{tr} H_\lambda)^2}
 
-    One singular value decomposition of X serves every penalty. Little data so
-    leaves B near zero in the directions that it does not determine.
+    One singular value decomposition of X serves every penalty. With little data B is near zero in
+    the directions that it does not determine.
 
     Args:
         x: regressors, shape ``(N, p)``, centred if there is an intercept elsewhere.
@@ -136,8 +136,8 @@ def ridge_by_gcv(x: Tensor, y: Tensor) -> Tensor:
     best, chosen = float("inf"), torch.zeros_like(s)
     for exponent in range(-12, 3):
         keep = s.square() / (s.square() + 10.0**exponent * s[0].square())
-        # One degree of freedom goes to the mean, and with fewer than half of them left the
-        # criterion is noise.
+        # One degree of freedom is used by the mean; with fewer than half of them left the criterion
+        # is noise.
         freedom = x.shape[0] - 1 - float(keep.sum())
         if 2 * freedom < x.shape[0]:
             continue

@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["is_curved", "quasi_newton_direction"]
 
-# A pair is kept if its curvature is not lost in rounding: y changes along s.
+# The least curvature of a pair, relative to ‖s‖ ‖y‖: above rounding.
 _CAUTION = 1e-12
 
 
@@ -42,8 +42,8 @@ def quasi_newton_direction(
         H_0 = \operatorname{median}_i
         \frac{\langle s_i, y_i \rangle}{\langle y_i, y_i \rangle}\, I
 
-    The median of what the pairs say of the scale, in place of what the last one says, saves 3 to 5
-    in a hundred evaluations on each of four tasks with twelve starts (bench/optimality).
+    The median over the pairs, in place of the last pair's scale, saves 3 to 5 percent of the
+    evaluations on each of four tasks with twelve starts (bench/optimality).
 
     Args:
         gradient: g, shape ``(N,)``, real.

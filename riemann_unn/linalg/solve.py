@@ -1,4 +1,4 @@
-"""Systems with I minus a skew-Hermitian matrix, by products of blocks."""
+"""Linear systems with I minus a skew-Hermitian matrix, by blockwise elimination."""
 
 from __future__ import annotations
 

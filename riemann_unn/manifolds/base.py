@@ -39,8 +39,8 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
 
     The retraction is the Cayley transform
     :math:`R_X(u) = \mathrm{Cayley}(W) X,\; W = P u X^H - X u^H P,\; P = I - \tfrac12 X X^H`,
-    with its own isometric transport, so that it is reversible, as geoopt's
-    samplers ask; :meth:`expmap` is the geodesic.
+    with its own isometric transport, so that it is reversible, as geoopt's samplers require;
+    :meth:`expmap` is the geodesic.
 
     Reference:
         Edelman, Arias and Smith (1998); Wen and Yin (2013) for the retraction;
@@ -50,11 +50,11 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
     ndim = 2
     reversible = True
     det: int | None = None
-    # How many matrices a tensor has below and beside one another, each one on the manifold.
+    # The number of blocks along rows and columns, each one a matrix on the manifold.
     blocks: tuple[int, int] = (1, 1)
-    # Whether the view of several points side by side is that of each.
+    # Whether the matrix view accepts a batch of points.
     takes_batches = False
-    # Whether the matrix view is one of the tensor's memory, for most strides.
+    # Whether the matrix view is a view of the tensor's memory, for most strides.
     views_memory = True
 
     # The view -------------------------------------------------------------
@@ -64,14 +64,14 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         """Return ``x`` as ``(..., n, p)`` with ``p <= n``, a view of its memory where possible."""
 
     def displacement_matrices(self, u: Tensor) -> Tensor:
-        """Return the same view of a displacement, which bears more rounding than a point does."""
+        """Return the same view of a displacement, which may be computed in lower precision."""
         return self.to_matrices(u)
 
     @abstractmethod
     def from_matrices(self, matrices: Tensor, shape: torch.Size) -> Tensor:
         """Return the tensor of the given shape whose matrix view is ``matrices``."""
 
-    # Views that are transforms of the memory say besides how they write it, for optimizers.
+    # Methods for views that are transforms of the memory, used by optimizers.
 
     def matrices_shape(self, shape: torch.Size) -> torch.Size:
         """Return the shape of :meth:`to_matrices` of a tensor of a shape."""
@@ -83,7 +83,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         Args:
             xs: tensors of one shape.
             memory: contiguous, of the shape and dtype of the matrices of all.
-            exact: whether no more than a rounding may be lost.
+            exact: whether errors above rounding are not allowed.
         """
         raise NotImplementedError
 
@@ -104,12 +104,12 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         return int(self.ndim)
 
     def with_blocks(self, rows: int, columns: int) -> MatrixManifold:
-        """Return the same manifold for tensors of so many blocks, such as a part of another."""
+        """Return the same manifold for tensors of so many blocks, such as a local part."""
         other = copy(self)
         other.blocks = rows, columns
         return other
 
-    # Who it is ------------------------------------------------------------
+    # Identity ------------------------------------------------------------
 
     def extra_repr(self) -> str:
         """Return the arguments as they were given."""
@@ -124,7 +124,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
     def __hash__(self) -> int:
         return hash((type(self), repr(self)))
 
-    # Distances from it ----------------------------------------------------
+    # Errors ---------------------------------------------------------------
 
     @in_full_precision
     @torch.no_grad()
@@ -137,7 +137,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         Returns:
             Errors of shape ``(...)``, one for each matrix of the view.
         """
-        # Widened first, so that rounding inside the view is not counted.
+        # In double from the start, so that rounding in the view is not counted.
         m = self.to_matrices(x.detach().to(torch.complex128 if x.is_complex() else torch.float64))
         gram = m.mH @ m
         gram.diagonal(dim1=-2, dim2=-1).sub_(1)
@@ -170,7 +170,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
         return reason is None, None if reason is None else f"`{name}` {reason}"
 
     def _tolerance(self, x: Tensor, atol: float) -> float:
-        # geoopt means single precision: doubles are held to more, halves to what they can hold.
+        # geoopt's tolerance is for single precision: smaller for doubles, larger for halves.
         scale = torch.finfo(x.dtype).eps / torch.finfo(torch.float32).eps
         return atol * min(max(scale, 1e-4), 2e3)
 
@@ -207,7 +207,7 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
     @in_full_precision
     @torch.no_grad()
     def has_det(self, x: Tensor) -> bool:
-        """Tell whether every matrix has the determinant asked for (always, if none was)."""
+        """Tell whether every matrix has the required determinant (always, without one)."""
         if self.det is None or x.numel() == 0:
             return True
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # LAPACK has no halves
@@ -281,8 +281,8 @@ class MatrixManifold(geoopt.Manifold):  # type: ignore[misc]
 
     def _rotate_both(self, m: Tensor, delta: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if m.shape[-2] == m.shape[-1]:
-            turn = cayley(0.5 * (delta @ m.mH - m @ delta.mH))
-            return turn @ m, turn @ v
+            rotation = cayley(0.5 * (delta @ m.mH - m @ delta.mH))
+            return rotation @ m, rotation @ v
         # Cayley(W) in the Sherman-Morrison-Woodbury form: W = (Δ Xᴴ - X Δᴴ)/2 has rank 2p.
         left = torch.cat([delta, m], dim=-1) * 0.5**0.5
         right = torch.cat([m, -delta], dim=-1) * 0.5**0.5

@@ -19,12 +19,12 @@ from .base import MatrixManifold
 __all__ = ["OrthogonalConv", "UnitaryConv"]
 
 
-# Kernels of up to so many numbers are transformed side by side.
+# Kernels of up to so many entries are transformed as a batch.
 _SMALL = 2**17
 
 
 class _ConvManifold(MatrixManifold):
-    """What the two have in common: the view of a kernel as the matrices of its spectrum."""
+    """The view of a kernel as the matrices of its spectrum."""
 
     takes_batches = True
     views_memory = False
@@ -87,7 +87,7 @@ class _ConvManifold(MatrixManifold):
         else:
             for x, part in zip(xs, memory.unbind(0), strict=True):
                 self._write(x, part, exact)
-        if shape[-2] > shape[-1]:  # so that their adjoints can be read as they are
+        if shape[-2] > shape[-1]:  # so that their adjoints are views
             return memory.conj_physical_().conj()
         return _tall(memory)
 

@@ -1,4 +1,4 @@
-"""Levels: how exact values of a dtype can be, and how exact they must be to be accepted."""
+"""Levels: the orthogonality error of exact values of a dtype, and the largest accepted one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["acceptance_level", "rounding_level"]
 
 
 def acceptance_level(dtype: torch.dtype) -> float:
-    """Return how far off a manifold the values of a parameter may be to be taken as on it.
+    """Return the largest orthogonality error of a parameter that is accepted as on its manifold.
 
-    Wide enough for weights that another library made or that were converted
-    from a lower precision, all of which the first step mends to rounding.
+    Wide enough for weights from other libraries, or converted from a lower precision; the first
+    step corrects their errors to rounding.
     """
     return {torch.float64: 1e-6, torch.float32: 1e-4}.get(dtype.to_real(), 2e-2)
 

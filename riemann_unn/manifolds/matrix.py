@@ -38,7 +38,7 @@ def _counts(blocks: Any) -> tuple[int, int]:
 
 
 class _BlockedManifold(MatrixManifold):
-    """What manifolds of matrices have in common: a tensor's matrices are its blocks."""
+    """Manifolds of matrices: the matrices of a tensor are its blocks."""
 
     takes_batches = True
 
@@ -160,7 +160,7 @@ class Orthogonal(_BlockedManifold):
             ``None`` for both. Steps never change the sign of the determinant
             where one is given.
         blocks: view a matrix as r square matrices one below another, or for ``(r, c)`` as r rows
-            of c each, every one of which is on the manifold, with the determinant asked for: the
+            of c each, every one of which is on the manifold, with the given determinant: the
             ``(4 n, n)`` recurrence of an LSTM has ``blocks=4``.
 
     Shapes: ``(..., r * n, c * n)``, float.

@@ -1,4 +1,4 @@
-"""Nonlinearities that act on the modulus and leave the phase alone."""
+"""Nonlinearities of the modulus that preserve the phase."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ModReLU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the bias from U(-0.01, 0.01): close to the identity, and no two features alike."""
+        """Draw the bias from U(-0.01, 0.01), close to the identity."""
         nn.init.uniform_(self.bias, -0.01, 0.01)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class ModReLU(nn.Module):
             input: Tensor ``(..., features)``.
         """
         if not input.is_complex():
-            # A real sign is locally constant, so autograd need not look through it.
+            # A real sign is locally constant, so its derivative is not needed.
             return input.detach().sgn() * torch.relu(input.abs() + self.bias)
         # The phase's derivative is 1/|z|, which overflows to NaN before |z| reaches zero.
         smallest = torch.finfo(self.bias.dtype).tiny ** 0.5
@@ -81,9 +81,9 @@ class PhaseSigmoid(nn.Module):
 
     .. math:: \varphi(z) = \frac{g z}{\sqrt{1 + |g z|^2}}
 
-    The modulus stays below 1. With a gain g above 1 it settles at
-    :math:`\sqrt{1 - g^{-2}}` when the map is repeated, so a state keeps its phases and forgets
-    neither small nor large values; with g = 1 it decays slowly to zero.
+    The modulus stays below 1. With a gain g above 1 it converges to :math:`\sqrt{1 - g^{-2}}` when
+    the map is repeated, so a state keeps its phases, while its moduli converge; with g = 1 they
+    decay slowly to zero.
 
     Args:
         gain: g, positive.

@@ -35,9 +35,9 @@ def init_kernel_(weight: Tensor, *, ndim: int, init: KernelInit) -> Tensor:
     """Fill a kernel ``(out, in, *size)`` with a (semi-)unitary one, from torch's global generator.
 
     ``"local"``: a product of random factors on a window of 3 sites in each dimension, so that it
-    acts on neighbours alone, see :func:`~riemann_unn.linalg.conv.local.local_kernel_`; of one
-    channel, whose only such kernels copy, the nearest to Gaussian weights there. ``"haar"``:
-    uniform, with no sense of place; ``"identity"``: copies channel i to channel i.
+    acts on neighbours alone, see :func:`~riemann_unn.linalg.conv.local.local_kernel_`; for one
+    channel, where such kernels only copy, the nearest one to Gaussian weights on that window.
+    ``"haar"``: uniform, not local; ``"identity"``: copies channel i to channel i.
     """
     if init == "identity":
         return weight.copy_(conv_identity(weight.shape[0], weight.shape[1], weight.shape[2:]))
@@ -162,7 +162,7 @@ class _CircularConv(nn.Module):
         return y
 
     def _space_to_depth(self, x: Tensor) -> Tensor:
-        """Move the sites of each stride-sized cell into channels: nothing is lost or mixed."""
+        """Move the sites of each stride-sized cell into channels, a permutation."""
         cells = [n for pair in zip(self.kernel_size, self.stride, strict=True) for n in pair]
         x = x.reshape(*x.shape[: -self.ndim], *cells)
         inner = range(-2 * self.ndim + 1, 0, 2)
@@ -202,14 +202,13 @@ class CircularConv2d(_CircularConv):
 
     The kernel ``weight``, of shape ``(out_channels, in_channels, *size)``, is as
     large as the signal. It is tagged with ``OrthogonalConv(2)`` or
-    ``UnitaryConv(2)`` and starts there, and an optimizer from ``riemann_unn.optim``
-    keeps it there. With at least as many channels out as in the layer, but for
-    its bias, keeps the norm of every signal; with fewer it never increases it.
-    A forward pass costs a Fourier transform of signal and kernel, a matrix
-    product at each frequency and the transform back. Unlike ``nn.Conv2d``, which
-    correlates, it convolves.
+    ``UnitaryConv(2)`` and initialised on it, and an optimizer from ``riemann_unn.optim``
+    keeps it there. With at least as many channels out as in the layer, without its bias, preserves
+    the norm of every signal; with fewer it never increases it. A forward pass costs a Fourier
+    transform of signal and kernel, a matrix product at each frequency and the transform back.
+    Unlike ``nn.Conv2d``, which correlates, it convolves.
 
-    With a stride there are two ways down. ``"space_to_depth"`` first moves the
+    With a stride there are two ways of downsampling. ``"space_to_depth"`` first moves the
     sites of every cell of ``stride`` sites into channels, so that ``weight`` has
     ``in_channels * prod(stride)`` channels in, on a lattice of ``size / stride``:
     exact, still an isometry where there are enough channels out. ``"subsample"``
@@ -225,7 +224,7 @@ class CircularConv2d(_CircularConv):
         downsample: what a stride does, see above.
         init: the first kernel: ``"local"`` (random, on a window of 3 sites in each
             dimension), ``"haar"`` (uniform) or ``"identity"``.
-        padding_mode: only ``"circular"``; there for the likeness to ``nn.Conv2d``.
+        padding_mode: only ``"circular"``; for compatibility with ``nn.Conv2d``.
         device: where to create the parameters.
         dtype: their type; a complex one makes the layer unitary.
 

@@ -1,4 +1,4 @@
-"""A recurrent layer whose state lives on a periodic lattice and turns by a unitary convolution."""
+"""A recurrent layer with a state on a periodic lattice and a unitary convolution."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ConvRNN(nn.Module):
     .. math:: z_t = \varphi(K * z_{t-1} + V x_t + b), \qquad K^H * K = \delta
 
     with a kernel K as large as the lattice, the same V at every site, and a φ that acts on the
-    modulus and keeps the phase. So the state neither explodes nor dies however long it
-    runs. ``kernel`` is tagged with ``OrthogonalConv(ndim)`` or ``UnitaryConv(ndim)``; an optimizer
+    modulus and keeps the phase. So the state neither explodes nor vanishes over any number of
+    steps. ``kernel`` is tagged with ``OrthogonalConv(ndim)`` or ``UnitaryConv(ndim)``; an optimizer
     from ``riemann_unn.optim`` keeps it there.
 
     Shape:
@@ -54,7 +54,7 @@ class ConvRNN(nn.Module):
         Magnasco, "Convolutional unitary or orthogonal recurrent neural networks" (2023).
     """
 
-    is_recurrent = True  # passes over a model do not look into it, step by step
+    is_recurrent = True  # initializers treat it as one layer, not step by step
 
     def __init__(
         self,
@@ -147,11 +147,11 @@ class ConvRNN(nn.Module):
         return (output.transpose(0, 1) if self.batch_first else output), last
 
     def evolve(self, hx: Tensor, *, steps: int) -> Tensor:
-        """Let a state run on its own, with no input.
+        """Iterate the recurrence without input.
 
         Args:
             hx: the state, ``(N, channels, *size)`` or ``(channels, *size)``.
-            steps: how many states to return.
+            steps: the number of states to return.
 
         Returns:
             The states, ``(steps, N, channels, *size)``, without N if ``hx`` has none.
@@ -190,16 +190,16 @@ class ConvRNN(nn.Module):
         bias = None if self.bias is None else self.bias.reshape(-1, *(1,) * len(self.size))
         states = []
         for drive in drives:
-            state = self._turn(operator, state)
+            state = self._convolve(operator, state)
             state = state if drive is None else state + drive
             state = self._activate(state if bias is None else state + bias)
             states.append(state)
         return torch.stack(states), state
 
-    def _turn(self, operator: Tensor, state: Tensor) -> Tensor:
+    def _convolve(self, operator: Tensor, state: Tensor) -> Tensor:
         hat = operator @ frequencies(state, len(self.size)).mT
-        turned = sites(hat.mT, self.size, real=not state.is_complex())
-        return turned.to(state.dtype)
+        new = sites(hat.mT, self.size, real=not state.is_complex())
+        return new.to(state.dtype)
 
     def _activate(self, state: Tensor) -> Tensor:
         if not isinstance(self.activation, ModReLU):

@@ -1,4 +1,4 @@
-"""Pieces of networks that cannot stretch distances, and what their margins certify."""
+"""Layers of 1-Lipschitz networks, and certificates from their margins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class GroupSort(nn.Module):
     .. math:: (y_{gk+1} \le \dots \le y_{gk+k}) = \operatorname{sort}(x_{gk+1}, \dots, x_{gk+k})
 
     It permutes, so it is 1-Lipschitz and neither loses nor adds norm; between orthogonal layers
-    it makes a network 1-Lipschitz that still fits any 1-Lipschitz function.
+    it makes networks 1-Lipschitz that can approximate any 1-Lipschitz function.
 
     Args:
         group_size: channels in a group; 2 is MaxMin.

@@ -1,4 +1,4 @@
-"""A linear layer whose weight is a product of two thin matrices, and what such layers share."""
+"""A linear layer whose weight is a product of two thin matrices, and the base of such layers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class LowRankFactors(nn.Module):
         m, n = len(self.A), self.B.shape[1]
         with torch.no_grad():
             if self.s is not None:
-                # Haar: the random points that the manifold of each factor has.
+                # Haar-distributed points on the manifold of each factor.
                 for factor in (self.A, self.B):
                     drawn = Stiefel().random(
                         *factor.shape, dtype=factor.dtype, device=factor.device
@@ -92,12 +92,12 @@ class LowRankFactors(nn.Module):
 
     @torch.no_grad()
     def set_factors_(self, A: Tensor, B: Tensor, bias: Tensor | None = None) -> None:
-        """Take over the product of two factors, in place; orthonormal layers take its SVD.
+        """Set the factors, in place; orthonormal layers are set from the SVD of the product.
 
         Args:
             A: shape ``(m, r)``.
             B: shape ``(r, n)``.
-            bias: the new bias, or None to leave it as it is.
+            bias: the new bias, or None to keep it.
         """
         if self.A.shape != A.shape or self.B.shape != B.shape:
             raise ValueError(f"factors of {self.A.shape}, {self.B.shape} are needed, {A.shape=}")
@@ -121,7 +121,7 @@ class LowRankFactors(nn.Module):
 
     @torch.no_grad()
     def _fill(self, dense: nn.Linear | _ConvNd, weight: Tensor) -> None:
-        """Give a dense layer the weight, and all else, of this one."""
+        """Set the weight, bias and state of a dense layer from this one."""
         dense.weight.copy_(weight)
         if dense.bias is not None and self.bias is not None:
             dense.bias.copy_(self.bias)
@@ -130,17 +130,17 @@ class LowRankFactors(nn.Module):
         dense.train(self.training)
 
     def weight_parameters(self) -> int:
-        """Return the number of parameters that stand for the weight: those of A, B and s."""
+        """Return the number of parameters of the weight: those of A, B and s."""
         return sum(p.numel() for p in (self.A, self.B, self.s) if p is not None)
 
     def macs(self) -> int:
         """Return the number of multiplications for one input, or one position of the output."""
         return self.weight_parameters()
 
-    def _settle(self: T, dense: nn.Linear | _ConvNd) -> T:
-        """Leave the meta device for that of a dense layer, and take over all but its weight."""
+    def _materialise(self: T, dense: nn.Linear | _ConvNd) -> T:
+        """Move from the meta device to that of a dense layer, and copy all but its weight."""
         layer = self.to_empty(device=dense.weight.device)
-        layer._tag()  # a move from the meta device makes new parameters
+        layer._tag()  # the move from the meta device makes new parameters
         if layer.bias is not None and dense.bias is not None:
             with torch.no_grad():
                 layer.bias.copy_(dense.bias)
@@ -211,7 +211,7 @@ class LowRankLinear(LowRankFactors):
 
     @property
     def weight(self) -> Tensor:
-        """The product A B, ``(out_features, in_features)``, formed when asked for."""
+        """The product A B, ``(out_features, in_features)``, computed on access."""
         return self._matrix()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ class LowRankLinear(LowRankFactors):
     def empty_like(
         cls, linear: nn.Linear, rank: int, *, orthonormal: bool = False
     ) -> LowRankLinear:
-        """Return a layer with the settings and the bias of ``linear``, its factors not set."""
+        """Return a layer with settings and bias of ``linear`` and uninitialised factors."""
         layer = cls(
             linear.in_features,
             linear.out_features,
@@ -257,7 +257,7 @@ class LowRankLinear(LowRankFactors):
             device="meta",
             dtype=linear.weight.dtype,
         )
-        return layer._settle(linear)
+        return layer._materialise(linear)
 
     @in_full_precision
     def to_dense(self) -> nn.Linear:

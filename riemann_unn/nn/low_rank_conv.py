@@ -72,7 +72,7 @@ class LowRankConv2d(LowRankFactors):
     ) -> None:
         if split not in ("channel", "spatial"):
             raise ValueError(f"{split=} must be 'channel' or 'spatial'")
-        # A dense layer without memory checks the other arguments, in torch's own words.
+        # A dense layer on the meta device checks the other arguments, with torch's messages.
         like = nn.Conv2d(
             in_channels,
             out_channels,
@@ -93,7 +93,7 @@ class LowRankConv2d(LowRankFactors):
         self.dilation = cast("tuple[int, int]", _pair(dilation))
         self.padding_mode = padding_mode
         self.split = split
-        # Left, right, top, bottom, as functional.pad counts.
+        # Left, right, top, bottom, in the order of functional.pad.
         self._around = tuple(like._reversed_padding_repeated_twice)
         self.reset_parameters()
 
@@ -103,15 +103,15 @@ class LowRankConv2d(LowRankFactors):
 
     @property
     def weight(self) -> Tensor:
-        """The kernel ``(out, in, h, w)``, formed when asked for."""
+        """The kernel ``(out, in, h, w)``, computed on access."""
         shape = torch.Size((self.out_channels, self.in_channels, *self.kernel_size))
         return fold_kernel(self._matrix(), shape=shape, split=self.split)
 
     def macs(self) -> int:
         """Return the number of multiplications for one position of the output.
 
-        In the spatial split the first convolution runs at every column of the input, of which
-        the stride uses one in so many.
+        In the spatial split the first convolution runs at every column of the input, also at those
+        that the stride skips.
         """
         inner = self.rank if self.s is not None else 0
         columns = 1 if self.split == "channel" else self.stride[1]
@@ -179,7 +179,7 @@ class LowRankConv2d(LowRankFactors):
     def empty_like(
         cls, conv: nn.Conv2d, rank: int, *, split: str = "channel", orthonormal: bool = False
     ) -> LowRankConv2d:
-        """Return a layer with the settings and the bias of ``conv``, its factors not set."""
+        """Return a layer with the settings and the bias of ``conv``, its factors uninitialised."""
         layer = cls(
             conv.in_channels,
             conv.out_channels,
@@ -195,7 +195,7 @@ class LowRankConv2d(LowRankFactors):
             device="meta",
             dtype=conv.weight.dtype,
         )
-        return layer._settle(conv)
+        return layer._materialise(conv)
 
     @in_full_precision
     def to_dense(self) -> nn.Conv2d:

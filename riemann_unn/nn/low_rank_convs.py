@@ -1,4 +1,4 @@
-"""Convolutions of any dimension, transposed or not, into few channels and from there to all."""
+"""Convolutions of any dimension, transposed or not, as one into r channels and a pointwise one."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ChannelSplit(LowRankFactors):
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
-        # A dense layer without memory checks the arguments, in torch's own words.
+        # A dense layer on the meta device checks the arguments, with torch's messages.
         like = self._dense(in_channels, out_channels, kernel_size, device="meta", **options)
         if like.groups != 1:
             raise ValueError(f"groups={like.groups}: only groups=1 can be split")
@@ -109,7 +109,7 @@ class ChannelSplit(LowRankFactors):
 
     @property
     def weight(self) -> Tensor:
-        """The kernel in the layout of the dense layer, formed when asked for."""
+        """The kernel in the layout of the dense layer, computed on access."""
         kernel = self._matrix().reshape(self.out_channels, self.in_channels, *self.kernel_size)
         return kernel.transpose(0, 1) if self.is_transposed else kernel
 
@@ -165,7 +165,7 @@ class ChannelSplit(LowRankFactors):
 
     @classmethod
     def empty_like(cls: type[T], conv: _ConvNd, rank: int, *, orthonormal: bool = False) -> T:
-        """Return a layer with the settings and the bias of ``conv``, its factors not set."""
+        """Return a layer with the settings and the bias of ``conv``, its factors uninitialised."""
         options = _options(conv)
         layer = cls(
             conv.in_channels,
@@ -178,7 +178,7 @@ class ChannelSplit(LowRankFactors):
             dtype=conv.weight.dtype,
             **options,
         )
-        return layer._settle(conv)
+        return layer._materialise(conv)
 
     @in_full_precision
     def to_dense(self) -> _ConvNd:

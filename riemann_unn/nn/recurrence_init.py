@@ -1,8 +1,8 @@
-"""Initial recurrences: where a recurrent matrix starts on the orthogonal or unitary group.
+"""Initial recurrences: initial values of recurrent matrices on the orthogonal or unitary group.
 
 Every family is a function ``(n, dtype, device) -> (n, n)`` matrix, real or complex by ``dtype``,
-drawn from torch's global generator. The families differ in their spectrum, which on the unit circle
-is all that distinguishes how a recurrence remembers:
+drawn from torch's global generator. The families differ in their spectrum on the unit circle, which
+determines how a linear recurrence remembers:
 
 ========== ======================================= =========================================
 family     real                                    complex
@@ -43,7 +43,7 @@ Recurrence = Callable[[int, torch.dtype, "torch.device | None"], Tensor]
 
 
 def henaff(n: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """Rotations in random planes of coordinates, by angles spread evenly over the circle.
+    """Rotations of coordinate planes, by angles uniform on the circle.
 
     Real: ``blockdiag(R(t_1), R(t_2), ...)`` with ``t ~ U(-pi, pi)``; complex: ``diag(e^{i t})``.
 
@@ -84,10 +84,10 @@ def cayley_recurrence(n: int, dtype: torch.dtype, device: torch.device | None = 
 
 
 def slow(n: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """Rotations by at most a tenth of a radian: what ReLU leaves of a state lasts for long.
+    """Rotations by at most a tenth of a radian, for states that ReLU must not erase.
 
     A state of two positive coordinates that is rotated by t a step loses one of them to ReLU after
-    at most a quarter turn; what a coordinate keeps of itself over T steps is ``cos(t)^T``.
+    at most a quarter turn; the share of a coordinate after T steps is ``cos(t)^T``.
 
     Args:
         n: Size of the matrix.
@@ -113,7 +113,7 @@ def haar(n: int, dtype: torch.dtype, device: torch.device | None = None) -> Tens
 
 
 def identity(n: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """The identity, which remembers everything and mixes nothing.
+    """The identity matrix.
 
     Args:
         n: Size of the matrix.
@@ -135,14 +135,14 @@ RECURRENCES: dict[str, Recurrence] = {
 
 @torch.no_grad()
 def gate_inputs_(rnn: nn.Module, scale: float = 8.0) -> None:
-    """Let every other state read through a closed gate, and the states between only remember.
+    """Make every other state a gate for the input, and the states between them a memory.
 
-    Of the first layer, input weights of even states are drawn from U(-scale, scale) and their
+    In the first layer, input weights of even states are drawn from U(-scale, scale) and their
     biases are ``-scale``: with ReLU such a state is 0 unless several inputs of about 1 come
     together, as when a number is marked. Odd states have no input and no bias. With the rotations
-    of ``init="slow"`` each odd state takes a little of what the gate before it let through, and
-    keeps it, so that a linear readout of the last state already knows sums of gated inputs. The
-    default scale makes up for that little.
+    of ``init="slow"`` each odd state adds a small share of the gate before it, and keeps it, so
+    that sums of gated inputs are a linear function of the last state from the start. The default
+    scale compensates for the small share.
 
     All these weights act at every step of a sequence: give them, as the recurrence, a learning
     rate that is hundreds of times smaller than that of the readout.

@@ -31,14 +31,14 @@ class OrthogonalRNN(nn.Module):
 
     so that with a modulus-preserving :math:`\sigma` neither the state nor its gradient vanishes or
     explodes however long the sequence. Each ``weight_hh_l{k}`` is tagged with ``Orthogonal()`` or
-    ``Unitary()`` and starts there; an optimizer from ``riemann_unn.optim`` keeps it there.
+    ``Unitary()`` and initialised on it; an optimizer from ``riemann_unn.optim`` keeps it there.
 
     Parameters carry ``nn.RNN``'s names: ``weight_ih_l{k}``, ``weight_hh_l{k}`` and
     ``bias_ih_l{k}``. There is no ``bias_hh_l{k}``, since a second bias added to the first changes
     nothing. modReLU's own thresholds are ``activations.{k}.bias``. ``load_state_dict`` takes the
     state of an ``nn.RNN`` of the same sizes and adds its second biases to the first; its recurrent
-    weights are seldom orthogonal, of which a warning tells: :func:`riemann_unn.init.warm_start_`
-    then takes the nearest ones that are.
+    weights are seldom orthogonal, which gives a warning: :func:`riemann_unn.init.warm_start_` then
+    replaces them by the nearest orthogonal ones.
 
     Shape:
         - ``input``: ``(L, input_size)``, ``(L, N, input_size)``, ``(N, L, input_size)`` with
@@ -72,7 +72,7 @@ class OrthogonalRNN(nn.Module):
         unitary matrices", NeurIPS 2022, experiments with RNNs.
     """
 
-    is_recurrent = True  # passes over a model do not look into it, step by step
+    is_recurrent = True  # initializers treat it as one layer, not step by step
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class OrthogonalRNN(nn.Module):
             real = torch.view_as_real(new) if new.is_complex() else new
             real.uniform_(-spread, spread)
         if parameter is None:
-            setattr(self, name, new)  # a parametrization finds the originals of it
+            setattr(self, name, new)  # a parametrization sets its originals from it
 
     def _load_from_state_dict(
         self,
@@ -215,8 +215,8 @@ class OrthogonalRNN(nn.Module):
         """Add the second biases in a state of ``nn.RNN`` to its first ones, in the dict.
 
         Args:
-            state_dict: a state, of which the caller has a copy of its own.
-            prefix: what the layer's names begin with there.
+            state_dict: a state, changed in place.
+            prefix: the prefix of the layer's names.
 
         Returns:
             Whether there were any.
@@ -230,7 +230,7 @@ class OrthogonalRNN(nn.Module):
         return found
 
     def _warn_of_weights(self) -> None:
-        """Warn of recurrent weights that are no points."""
+        """Warn of recurrent weights off their manifold."""
         off = []
         for name, p in self.named_parameters(recurse=False):
             manifold = None if p.is_meta else manifold_of(p)
@@ -279,7 +279,7 @@ class OrthogonalRNN(nn.Module):
         if length == 0:
             raise ValueError(f"the sequence has no steps, got {input.shape=}")
         state = self._first_state(hx, batch, batched=batched, device=input.device)
-        # Steps one after another, so that all of them are projected by one matrix product.
+        # All steps in one matrix, so that their inputs are projected by one product.
         flat, last = self._run(sequence.reshape(length * batch, -1), state, [batch] * length)
         output = flat.view(length, batch, self.hidden_size)
         if not batched:
@@ -323,7 +323,7 @@ class OrthogonalRNN(nn.Module):
         return tensor.to(dtype) if dtype.is_complex else tensor
 
     def _run(self, data: Tensor, state: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
-        """Run all layers over steps laid end to end, ``sizes[t]`` rows at step t, never growing."""
+        """Run all layers over concatenated steps of ``sizes[t]`` rows, not increasing."""
         if data.shape[-1] != self.input_size:
             raise ValueError(
                 f"input must have {self.input_size} features in its last dimension, "
@@ -344,7 +344,7 @@ class OrthogonalRNN(nn.Module):
         bias = cast("Tensor | None", getattr(self, f"bias_ih_l{layer}"))
         projected = functional.linear(data, self._weight("ih", layer), bias)
         weight, activation = self._weight("hh", layer), self.activations[layer]
-        batch = hidden.shape[0]  # not its len, which would fix it in an exported program
+        batch = hidden.shape[0]  # not its len, which would be constant in an exported program
         if sizes[-1] == batch and can_scan(projected, hidden, weight, activation):
             outputs = scan_(projected, hidden, weight, activation)
             return outputs, outputs[-batch:]

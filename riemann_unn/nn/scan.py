@@ -1,7 +1,7 @@
-"""The recurrence of one layer as one autograd node, with its adjoint written by hand.
+"""The recurrence of one layer as one autograd node with a hand-written adjoint.
 
-Autograd would keep several tensors of every step. The derivatives of these activations are
-functions of what they return, so the states alone are kept, and these are the output anyway.
+Autograd would save several tensors of every step. The derivatives of these activations are
+functions of their results, so only the states are saved, which are the output anyway.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = ["can_scan", "scan_"]
 
 
 class _Rule(NamedTuple):
-    """What a scan knows of an activation h = σ(z, b)."""
+    """The kernels of an activation h = σ(z, b)."""
 
-    # z becomes h; b is None or one number a feature, and two tensors like z are there to write in.
+    # Overwrites z by h; b is None or one number a feature, and two tensors like z are buffers.
     apply_: Callable[[Tensor, Tensor | None, Tensor, Tensor], object]
     # From the gradient at h, and h, to the gradient at z: differentiable, and in place.
     pull: Callable[[Tensor, Tensor], Tensor]
@@ -108,7 +108,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _adjoint(rule: _Rule, grad: Tensor, states: Tensor, weight: Tensor, batch: int) -> Tensor:
-    """The gradients at z of all steps, by operations that can be differentiated and batched."""
+    """Return the gradients at z of all steps, by differentiable operations."""
     steps: list[Tensor] = []
     for incoming, state in zip(
         reversed(grad.split(batch)), reversed(states.split(batch)), strict=True
@@ -121,7 +121,7 @@ def _adjoint(rule: _Rule, grad: Tensor, states: Tensor, weight: Tensor, batch: i
 def _adjoint_in_place(
     rule: _Rule, grad: Tensor, states: Tensor, weight: Tensor, batch: int, *, for_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The same in one buffer, and the bias's gradient while a step is in the cache."""
+    """The same in one buffer, with the bias's gradient while a step is in cache."""
     adjoint = torch.empty_like(states, memory_format=torch.contiguous_format)
     room = states.new_empty(batch, states.shape[1]) if for_bias else None
     sums = torch.zeros_like(room) if room is not None else None
@@ -144,7 +144,7 @@ def _adjoint_in_place(
 
 
 def scan_(drive: Tensor, first: Tensor, weight: Tensor, activation: nn.Module) -> Tensor:
-    r"""Return the states of a recurrence in the place of what drives it.
+    r"""Overwrite the inputs of a recurrence by its states.
 
     .. math:: h_t = \sigma(u_t + W h_{t-1}), \qquad
               \delta_t = \sigma'(h_t) \circ (g_t + W^T \delta_{t+1}), \qquad
@@ -159,7 +159,7 @@ def scan_(drive: Tensor, first: Tensor, weight: Tensor, activation: nn.Module) -
         - Returns ``drive``, overwritten.
 
     Args:
-        drive: u, a tensor that nobody else reads.
+        drive: u, a tensor without other uses.
         first: The state before the first step.
         weight: W.
         activation: A module that ``can_scan`` accepts.
@@ -171,10 +171,10 @@ def scan_(drive: Tensor, first: Tensor, weight: Tensor, activation: nn.Module) -
 
 
 def can_scan(drive: Tensor, first: Tensor, weight: Tensor, activation: nn.Module) -> bool:
-    """Whether ``scan_`` does what a loop over ``activation`` would, whoever is looking on.
+    """Whether ``scan_`` is equivalent to a loop over ``activation``.
 
-    Not so for what is traced, transformed or cast on the way, for tensors that are more than their
-    numbers, and for activations that are of other classes or have been changed.
+    Not under tracing, transforms or autocast, for tensor subclasses, and for activations of other
+    classes or with hooks.
 
     Args:
         drive: As in ``scan_``, like the others.
@@ -193,7 +193,7 @@ def can_scan(drive: Tensor, first: Tensor, weight: Tensor, activation: nn.Module
         tensors.append(activation.bias)
     return (
         drive.is_floating_point()
-        and drive.device.type in ("cpu", "cuda")  # others need not have these kernels
+        and drive.device.type in ("cpu", "cuda")  # other devices may lack these kernels
         and len(first) > 0
         and len({(tensor.dtype, tensor.device) for tensor in tensors}) == 1
         and all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
@@ -203,7 +203,7 @@ def can_scan(drive: Tensor, first: Tensor, weight: Tensor, activation: nn.Module
 
 
 def _is_altered(activation: nn.Module) -> bool:
-    """Whether calling it does more than its class says."""
+    """Whether a call does more than the forward of its class."""
     return bool(
         "forward" in vars(activation)
         or activation._compiled_call_impl is not None
@@ -216,14 +216,14 @@ def _is_altered(activation: nn.Module) -> bool:
 
 
 def _is_ordinary(tensor: Tensor) -> bool:
-    """Whether operations on it do nothing but compute, so that they may write into others."""
+    """Whether operations on it only compute, so that they may write into buffers."""
     kind = type(tensor)
     return (
         not torch.compiler.is_compiling()
         and (
             kind is Tensor
             or (
-                # Manifolds' parameters, but no tensors that answer operations themselves.
+                # Tagged parameters, but no subclasses that override operations.
                 issubclass(kind, nn.Parameter)
                 and kind.__torch_function__ is nn.Parameter.__torch_function__
                 and kind.__torch_dispatch__ is Tensor.__torch_dispatch__

@@ -1,4 +1,4 @@
-"""Bases: which classes of torch.optim can find the displacement, and how one is asked for it."""
+"""Bases: which classes of ``torch.optim`` are supported, and how a displacement is computed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
     "plain_scale",
 ]
 
-# Getters and setters in C, so that no line runs between one parameter and the next.
+# Getters and setters in C: an interruption cannot come between one parameter and the next.
 _VALUE, _GRAD = attrgetter("data"), attrgetter("grad")
 _SET_VALUE = Tensor.data.__set__  # type: ignore[attr-defined]
 _SET_GRAD = Tensor.grad.__set__  # type: ignore[union-attr]
@@ -38,7 +38,7 @@ _REFUSED = {
 
 
 def check_base(base: object, manifold_optimizer: type[Optimizer]) -> None:
-    """Refuse what is no optimizer class, or one that cannot work on displacements.
+    """Refuse a base that is no optimizer class, or cannot work on displacements.
 
     Raises:
         ManifoldTypeError: naming the class and another to use.
@@ -54,17 +54,17 @@ def check_base(base: object, manifold_optimizer: type[Optimizer]) -> None:
         )
 
 
-# Those whose step of an entry depends on that entry's own gradients alone.
+# Elementwise bases: the step of an entry depends on that entry's gradients alone.
 _ELEMENTWISE = {
     "ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop",
     "SGD",
 }  # fmt: skip
-# Those that need a matrix whole, with what they keep of its shape.
+# Bases that need whole matrices, with the entries of their state that have the matrix's shape.
 _WHOLE = {"Muon": ("momentum_buffer",)}
 
 
 def check_sharded(base: Optimizer, name: str) -> None:
-    """Refuse a base that would do otherwise on the parts of a matrix than on the whole.
+    """Refuse a base whose step on the parts of a matrix differs from that on the whole.
 
     Raises:
         ManifoldTypeError: it is neither Muon nor one that is known to be elementwise, nor does it
@@ -81,13 +81,13 @@ def check_sharded(base: Optimizer, name: str) -> None:
 
 
 def kept_whole(base: Optimizer) -> tuple[str, ...] | None:
-    """Return what a base that needs whole matrices keeps of their shape; None for any other."""
+    """Return the matrix-shaped state entries of a base that needs whole matrices, else None."""
     names = (cls.__name__ for cls in type(base).__mro__)
     return next((_WHOLE[name] for name in names if name in _WHOLE), None)
 
 
 def can_be_captured(base: type[Optimizer], groups: Iterable[dict[str, Any]]) -> bool:
-    """Tell whether a base has an argument ``capturable``, and all parameters are where it works."""
+    """Tell whether a base has an argument ``capturable`` that works where the parameters are."""
     has_it = "capturable" in signature(base).parameters
     params = (p[1] if isinstance(p, tuple) else p for group in groups for p in group["params"])
     return has_it and not any(isinstance(p, Tensor) and p.is_cpu for p in params)
@@ -100,8 +100,8 @@ def check_rates(
 
     Args:
         groups: groups of parameters; those without a rate of their own are passed over.
-        start: the number of the first.
-        reads_tensors: whether to look at tensors on the host.
+        start: the index of the first.
+        reads_tensors: whether to read tensors on the host.
 
     Raises:
         NonFiniteError: naming the group.
@@ -109,7 +109,7 @@ def check_rates(
     """
     for index, group in enumerate(groups, start):
         lr = group.get("lr", 0.0)
-        # To look at a tensor on an accelerator is to wait for it; the check of the move follows.
+        # Reading a tensor on an accelerator would wait for it; the move is checked later.
         if lr is None or (isinstance(lr, Tensor) and not (lr.is_cpu and reads_tensors)):
             continue
         if not isinstance(lr, (Real, Tensor)):
@@ -122,12 +122,12 @@ def check_rates(
 
 
 def is_plain_sgd(base: Optimizer, group: dict[str, object]) -> bool:
-    """Tell whether the base moves by -lr times the gradient, which asks for no tensors."""
+    """Tell whether the base moves by -lr times the gradient, so that it needs no zero tensors."""
     return type(base) is SGD and group["momentum"] == 0
 
 
 def plain_scale(base: Optimizer, group: dict[str, Any]) -> float | Tensor | None:
-    """Return what plain SGD multiplies a gradient with; None for any other base."""
+    """Return the factor that plain SGD multiplies a gradient by; None for any other base."""
     if not is_plain_sgd(base, group):
         return None
     scale: float | Tensor = group["lr"] * (1 if group.get("maximize") else -1)
@@ -140,12 +140,12 @@ def displace_(
     hidden: Iterable[Tensor],
     *arguments: Any,
 ) -> None:
-    """Step a base that sees tangent coordinates in the place of tagged parameters, which stay.
+    """Step a base on tangent coordinates in the place of tagged parameters, which do not change.
 
     Args:
         base: the optimizer; parameters that are neither shown nor hidden get its own step.
         shown: parameters, each with zeros that the base displaces, and the gradient to show.
-        hidden: parameters whose gradient the base is not to see.
+        hidden: parameters whose gradient the base does not see.
         arguments: of the base's step.
     """
     shown = list(shown)
@@ -173,11 +173,11 @@ def displace_(
 
 
 def _unhooked_step(base: Optimizer, *arguments: Any) -> None:
-    """Call the base's own step; torch's hooks and profiling belong to the outer optimizer."""
+    """Call the base's own step, without torch's hooks, which belong to the outer optimizer."""
     known = len(base.state)
 
-    def forget() -> None:
-        # States that were begun may lack entries, and the next step would not begin them anew.
+    def drop_new_states() -> None:
+        # New states may be incomplete, and the next step would not initialise them again.
         for p in list(base.state)[known:]:
             base.state.pop(p, None)
 
@@ -185,4 +185,4 @@ def _unhooked_step(base: Optimizer, *arguments: Any) -> None:
     is_hooked = getattr(step, "hooked", False)
     own = partial(getattr(step, "__wrapped__", step), base) if is_hooked else base.step
     own = partial(own, *arguments)
-    undoing(own, forget)
+    undoing(own, drop_new_states)

@@ -1,4 +1,4 @@
-"""Batches: tagged parameters of one kind take a step side by side, as one batch of matrices."""
+"""Batches: tagged parameters of one batch key take a step as one batch of matrices."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ NOTHING: dict[str, Any] = {}
 
 
 class Batch:
-    """Tagged parameters that move together, and what a step learns of them.
+    """Tagged parameters that are stepped together, and the data of their step.
 
     A step calls :meth:`sketch_`, for bases other than plain SGD :meth:`show` and :meth:`read_`,
     then :meth:`retract_`. Points are seen as square or wide matrices ``(..., p, n)``, ``p <= n``.
-    A batch is kept between steps with the memory in which it moves: to make a view for each of
-    many small parameters takes longer than to move them all.
+    A batch is kept between steps together with its buffers: making a view for each of many small
+    parameters takes longer than moving them.
     """
 
-    # Whether what is wrong is known on the device alone.
+    # Whether faults are recorded on the device, without reading from it.
     is_masked = False
 
     def __init__(self, members: list[TaggedParam]) -> None:
@@ -48,15 +48,15 @@ class Batch:
         self.angle: LargestAngle | None = None
         self._manifold = members[0].manifold
         self._together = len(members) > 1 and self._manifold.takes_batches
-        # Memory for all members side by side, and each one's part of it.
-        self._rooms: dict[str, tuple[Tensor, list[Tensor]]] = {}
+        # Buffers for all members stacked, and each member's part.
+        self._buffers: dict[str, tuple[Tensor, list[Tensor]]] = {}
         self._starts: tuple[Tensor, Sequence[Tensor]] | None = None
         self._shape = torch.Size()
         self._kept: list[dict[str, Any]] = []
-        # The value of one member on its own, and the view of it as matrices.
+        # The value of a single member, and its view as matrices.
         self._seen: tuple[Tensor, Tensor] | None = None
         self._source: Source | None = None
-        # The memory for displacements, if there are zeros in it.
+        # The buffer for displacements, if it holds zeros.
         self._clear: Tensor | None = None
 
     # The steps of a step ---------------------------------------------------
@@ -64,7 +64,7 @@ class Batch:
     def sketch_(self, retraction: Retraction, seeds: Seeds, scale: float | Tensor | None) -> None:
         """Find the tangent coordinates of the gradients; nothing is changed.
 
-        Plain SGD moves by ``scale`` times them; without, the move is :meth:`read_` from the base.
+        The move of plain SGD is ``scale`` times them; with None it is :meth:`read_` from the base.
         """
         members = self.members
         self._step = self._kept[0].get(STEP, 0)
@@ -74,7 +74,7 @@ class Batch:
                 member.value = _master(member, kept)
             grads = [None if grad is None else grad.float() for grad in grads]
         values = [member.value for member in members]
-        self._x, g = self._look(values, grads, retraction)
+        self._x, g = self._as_matrices(values, grads, retraction)
         self.tangent = retraction.tangent(
             self._x,
             g,
@@ -84,17 +84,17 @@ class Batch:
             is_cached=self._is_cached,
         )
         coordinates = self.tangent.coordinates
-        self._take(coordinates if scale is None else self.tangent.scaled(scale))
+        self._set_move(coordinates if scale is None else self.tangent.scaled(scale))
 
     def show(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Return each parameter with zeros to displace and the Riemannian gradient to show."""
         assert self.tangent is not None
         values = [member.value for member in self.members]
-        zeros, zero_parts = self._room("zeros", values[0])
+        zeros, zero_parts = self._buffer("zeros", values[0])
         if self._clear is not zeros:
             zeros.zero_()
         self._clear = None
-        gradients, parts = self._room("gradients", values[0])
+        gradients, parts = self._buffer("gradients", values[0])
         here = None
         if self._manifold.views_memory:
             here = self._matrices(self._manifold.displacement_matrices, parts, view_of=gradients)
@@ -106,25 +106,27 @@ class Batch:
         return list(zip(params, zero_parts, parts, strict=True))
 
     def read_(self) -> None:
-        """Take what the base has written into the zeros as the move."""
+        """Set the move from the displacement that the base has written into the zeros."""
         assert self.tangent is not None
-        zeros, parts = self._rooms["zeros"]
+        zeros, parts = self._buffers["zeros"]
         view = self._manifold.displacement_matrices
         delta = self._matrices(view, parts, view_of=zeros)
         is_view = _shares(delta, zeros)
-        self._take(self.tangent.read(self._x, delta, clear=is_view))
+        self._set_move(self.tangent.read(self._x, delta, clear=is_view))
         self._clear = zeros if is_view else None
 
     def retract_(self, state: State, *, polish: bool) -> None:
-        """Move the points, and note what their next step needs."""
-        # What has a zero move stays bit for bit as it is.
+        """Move the points, and save the state for their next step."""
+        # A point with a zero move stays unchanged bit for bit.
         moved = None if self._shortest > 0 else self._moved()
         self.angle = None
         if moved is None or (self._longest > 0 and bool(moved.any())):
             if moved is not None and bool(moved.all()):
                 moved = None
-            self._turn_(moved, polish, is_rough=any(member.is_rough for member in self.members))
-        self._note(state, moved)
+            self._rotate_(
+                moved, polish, is_inexact=any(member.is_inexact for member in self.members)
+            )
+        self._save_state(state, moved)
 
     def _source_of(self, seeds: Seeds, g: Tensor) -> Source:
         source = self._source
@@ -136,41 +138,41 @@ class Batch:
 
     @property
     def _is_cached(self) -> bool | None:
-        """Whether a point stays in cache, however many there are; None to ask of each matrix."""
+        """Whether all matrices of a point fit in cache; None to decide for each matrix."""
         return None
 
-    def _look(
+    def _as_matrices(
         self, values: list[Tensor], grads: list[Any], retraction: Retraction
     ) -> tuple[Tensor, Tensor]:
         """Return all points and gradients as matrices."""
         if self._seen is not None and values[0] is self._seen[0]:
             x = self._seen[1]  # a view of the same memory
         else:
-            room = self._room("values", values[0])[0] if self._together else None
-            x = self._matrices(self._manifold.to_matrices, values, room)
+            buffer = self._buffer("values", values[0])[0] if self._together else None
+            x = self._matrices(self._manifold.to_matrices, values, buffer)
             is_own = len(values) == 1 and _shares(x, values[0])
             self._seen = (values[0], x) if is_own else None
         return x, self._matrices(self._manifold.displacement_matrices, grads)
 
-    def _turn_(self, moved: Tensor | None, polish: bool, *, is_rough: bool) -> None:
-        """Turn points by the move and write them back, but for those that have not moved."""
+    def _rotate_(self, moved: Tensor | None, polish: bool, *, is_inexact: bool) -> None:
+        """Rotate the points by the move and write back those that have moved."""
         assert self.tangent is not None
         x = self._x
         own = self._seen is not None
-        new = x if self._writes_once(moved, own, polish, is_rough) else x.clone()
+        new = x if self._can_write_in_place(moved, own, polish, is_inexact) else x.clone()
         self.angle = self.tangent.rotate_(new, self._move)
         if polish:
             self.tangent.polish_(new, step=self._step)
-            if is_rough:
+            if is_inexact:
                 newton_schulz_(newton_schulz_(self._tall(new)))
         if moved is not None:
             new = torch.where(moved[..., None, None], new, x)
         self._write_back(new, moved, own)
 
-    # What a move is --------------------------------------------------------
+    # The move --------------------------------------------------------------
 
-    def _take(self, move: Tensor) -> None:
-        """Take coordinates as the move, and find how long it is, which tells if it is finite."""
+    def _set_move(self, move: Tensor) -> None:
+        """Set the move, and compute its norm, which is not finite where the move is not."""
         if move.ndim == 2:
             assert self.tangent is not None
             self._move, self._longest = self.tangent.measured(move)
@@ -182,7 +184,7 @@ class Batch:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the move is, to be asked before anything changes."""
+        """Whether the move is finite; to be checked before anything changes."""
         return math.isfinite(self._longest) or bool(torch.isfinite(self._move).all())
 
     def nonfinite_gradients(self) -> list[TaggedParam]:
@@ -202,7 +204,7 @@ class Batch:
         return [member for member, is_fine in zip(self.members, fine, strict=True) if not is_fine]
 
     def report(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        """Return for each member what :meth:`ManifoldOptimizer.last_step` tells of it."""
+        """Return for each member its entry of :meth:`ManifoldOptimizer.last_step`."""
         count = len(self.members)
         if self.angle is None or not isinstance(self.tangent, Directions):
             return [(member.param, {}) for member in self.members]
@@ -218,14 +220,14 @@ class Batch:
     # Members as matrices, and back -----------------------------------------
 
     def _tall(self, x: Tensor) -> Tensor:
-        """Turn wide matrices to the tall ones of the manifold's view, or back."""
+        """Take the adjoint of wide matrices, or undo it; square ones stay."""
         return x if x.shape[-1] == x.shape[-2] else x.mH
 
     def _matrices(
         self,
         view: View,
         tensors: list[Any],
-        room: Tensor | None = None,
+        buffer: Tensor | None = None,
         *,
         view_of: Tensor | None = None,
     ) -> Tensor:
@@ -234,14 +236,14 @@ class Batch:
         Args:
             view: the manifold's view of one tensor, or of several side by side.
             tensors: one for each member.
-            room: where to put them side by side.
-            view_of: the memory in which they lie side by side already.
+            buffer: where to stack them.
+            view_of: the memory in which they are stacked already.
         """
         if len(tensors) == 1:
             matrices = view(tensors[0])
             self._shape = torch.Size((1, *matrices.shape))
         elif self._together:
-            together = torch.stack(tensors, out=room) if view_of is None else view_of
+            together = torch.stack(tensors, out=buffer) if view_of is None else view_of
             matrices = view(together)
             self._shape = matrices.shape
         else:
@@ -250,16 +252,16 @@ class Batch:
         flat = matrices if matrices.ndim <= 3 else matrices.reshape(-1, *matrices.shape[-2:])
         return self._tall(flat)
 
-    def _room(self, name: str, like: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return memory for all members, which is kept: fresh pages cost more than clearing."""
-        room = self._rooms.get(name)
-        if room is None or room[0].shape[1:] != like.shape or not _can_hold(room[0], like):
+    def _buffer(self, name: str, like: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return memory for all members, kept between steps: new pages cost more than clearing."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer[0].shape[1:] != like.shape or not _can_hold(buffer[0], like):
             whole = like.new_empty((len(self.members), *like.shape))
-            room = self._rooms[name] = whole, list(whole.unbind(0))
-        return room
+            buffer = self._buffers[name] = whole, list(whole.unbind(0))
+        return buffer
 
     def _scatter(self, x: Tensor, whole: Tensor, parts: list[Tensor]) -> None:
-        """Write matrices to memory that holds all members, and a part for each."""
+        """Write matrices to a buffer for all members, of which ``parts`` are the members' views."""
         matrices, back = self._tall(x).reshape(self._shape), self._manifold.from_matrices
         if self._together:
             whole.copy_(back(matrices, whole.shape))
@@ -267,55 +269,57 @@ class Batch:
             for part, one in zip(parts, matrices.unbind(0), strict=True):
                 part.copy_(back(one, part.shape))
 
-    def _writes_once(self, moved: Tensor | None, own: bool, polish: bool, is_rough: bool) -> bool:
-        """Whether points may move where they are: an interruption finds them before or after.
+    def _can_write_in_place(
+        self, moved: Tensor | None, own: bool, polish: bool, is_inexact: bool
+    ) -> bool:
+        """Whether points may be changed in place: an interruption leaves all or none of the step.
 
         Args:
             moved: which have a move; None for all.
             own: whether they lie in a parameter's own memory.
             polish: whether they are polished.
-            is_rough: whether they are mended.
+            is_inexact: whether errors above rounding are corrected.
         """
         assert self.tangent is not None
         if moved is not None or not own:
             return moved is None
-        polishes = polish and (is_rough or self.tangent.polishes_at(self._x, step=self._step))
+        polishes = polish and (is_inexact or self.tangent.polishes_at(self._x, step=self._step))
         return not polishes and not self.members[0].is_half
 
     def _write_back(self, x: Tensor, moved: Tensor | None, own: bool) -> None:
-        """Write points back to the members; where not all have moved, to those that have."""
+        """Write points back to the members that have moved."""
         is_half, values = self.members[0].is_half, [member.value for member in self.members]
         if own and not is_half:
             if x is not self._x:
                 self._x.copy_(x)
             return
-        whole, parts = self._room("values", values[0])
+        whole, parts = self._buffer("values", values[0])
         if not _shares(x, whole):
             if moved is not None:
                 torch.stack(values, out=whole)
                 old = whole.clone()
             self._scatter(x, whole, parts)
-            if moved is not None:  # the view's way back and forth rounds
+            if moved is not None:  # the view and its inverse round
                 whole.copy_(torch.where(self._flags(moved, whole), whole, old))
         self._commit(parts, moved)
 
     def _commit(self, parts: list[Tensor], moved: Tensor | None) -> None:
         """Write each member its part, in one call."""
         values = [member.value for member in self.members]
-        if self.members[0].is_half:  # the stored values too, in the same write
+        if self.members[0].is_half:  # together with the stored values, in one call
             halves = self._moved_members(moved)
             values = [*values, *(self.members[i].memory for i in halves)]
             parts = [*parts, *(parts[i] for i in halves)]
         torch._foreach_copy_(values, parts)
 
     def _moved_members(self, moved: Tensor | None) -> list[int]:
-        """Return the numbers of the members that have a move."""
+        """Return the indices of the members that have a move."""
         if moved is None:
             return list(range(len(self.members)))
         return moved.reshape(len(self.members), -1).any(dim=1).nonzero()[:, 0].tolist()
 
     def _moved(self) -> Tensor:
-        """Return for each matrix whether the point that it belongs to has a move."""
+        """Return for each matrix whether its point has a move."""
         moved = (self._move != 0).flatten(-2).any(dim=-1)
         flags = moved.reshape(self._shape[:-2])
         if flags.ndim > self._batch_dims:  # one matrix for each frequency of a kernel
@@ -324,7 +328,7 @@ class Batch:
         return moved.reshape(self._move.shape[:-2])
 
     def _flags(self, moved: Tensor, whole: Tensor) -> Tensor:
-        """Return which points have moved, from the flags of their matrices, to select by."""
+        """Return the mask of points that have moved, for ``whole``."""
         flags = moved.reshape(self._shape[:-2])
         while flags.ndim > self._batch_dims:
             flags = flags[..., 0]
@@ -332,13 +336,13 @@ class Batch:
 
     @property
     def _batch_dims(self) -> int:
-        """The dimensions of the members side by side, and of their batches."""
+        """The number of dimensions of the members' stack and of their batches."""
         value = self.members[0].value
         return 1 + value.ndim - self._manifold.point_dims(value)
 
-    # What is kept of each member between steps ------------------------------
+    # The state of each member -----------------------------------------------
 
-    def _note(self, state: State, moved: Tensor | None) -> None:
+    def _save_state(self, state: State, moved: Tensor | None) -> None:
         assert self.tangent is not None
         if any(kept is NOTHING for kept in self._kept):
             self._kept = [state[member.param] for member in self.members]
@@ -352,11 +356,11 @@ class Batch:
         if self.members[0].is_half:
             movers = self._moved_members(moved)
             for i, kept in enumerate(self._kept):
-                if i in movers or MASTER not in kept:  # torch's checkpoints ask a first step
+                if i in movers or MASTER not in kept:  # torch's checkpoints need a first step
                     kept[MASTER] = self.members[i].value
         for member in self.members:
-            member.version, member.is_rough = member.memory._version, False
-        if self.angle is None:  # a whole tangent is as large as the points
+            member.version, member.is_inexact = member.memory._version, False
+        if self.angle is None:  # a whole tangent takes as much memory as the points
             self.tangent = None
         del self._x, self._move
 
@@ -367,10 +371,10 @@ class Batch:
             each(setitem, self._kept, repeat(STEP), repeat(self._step + 1))
 
     def _start(self, rank: int | None) -> Tensor | None:
-        """Return the rows that start the sketches, from what is kept of each member."""
+        """Return the rows that start the sketches, from the members' states."""
         is_first = not isinstance(self._step, Tensor) and self._step == 0
         if is_first or START not in self._kept[0]:
-            self._starts = None  # taken out of the state, so to be put there anew
+            self._starts = None  # the state has been replaced
             return None
         rows: list[Tensor] = [kept[START] for kept in self._kept]
         if len(rows) == 1:
@@ -389,7 +393,7 @@ class Batch:
         return usable_start(whole, x, shape)
 
     def _keep_starts(self, rows: Tensor) -> None:
-        """Note the rows that start the next sketches in what is kept of each member."""
+        """Save the rows that start the next sketches in the members' states."""
         if rows.ndim == 2 and not rows.is_complex():
             self._kept[0][START] = rows.contiguous()
             return
@@ -411,15 +415,15 @@ class Batch:
 
 
 def _master(member: TaggedParam, kept: dict[str, Any]) -> Tensor:
-    """Return the point in single precision that the stored parameter is the rounding of."""
+    """Return the single-precision master copy of a parameter that is stored in half."""
     master: Tensor | None = kept.get(MASTER)
     if master is not None and (
         master is member.value or torch.equal(master.to(member.param.dtype), member.param)
     ):
         return master
-    # There is none yet, or the parameter was given other values.
+    # There is none yet, or the parameter was written to.
     single = member.manifold.projx(member.param.detach().float())
-    # In the parameter's order of memory, in which torch's checkpoints send it to other processes.
+    # In the parameter's memory order, which torch's checkpoints use between processes.
     return torch.empty_like(member.memory, dtype=torch.float32).copy_(single)
 
 

@@ -1,4 +1,4 @@
-"""Which tagged parameters take a step side by side."""
+"""The grouping of tagged parameters into batches that step together."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from .batch import NOTHING, Batch, State
 from .entries import START, STEP
-from .masked import MaskedBatch, Trouble
+from .masked import Faults, MaskedBatch
 from .tagged import TaggedParam
 from .transformed import TransformedBatch
 
 __all__ = ["Batches"]
 
 
-# So many batches that were given up are remembered, for what a device has to tell of them.
+# Number of former batches whose faults on a device may still have to be raised.
 _FORMER = 64
 
 
@@ -29,16 +29,16 @@ class Batches:
     def __init__(self, *, counts_on_device: bool) -> None:
         self._counts_on_device = counts_on_device
         self._by_first: dict[TaggedParam, Batch] = {}
-        self._former: deque[Trouble] = deque(maxlen=_FORMER)
-        # What devices have found wrong, in the batches there are and in former ones.
-        self.masked: list[Trouble] = []
+        self._former: deque[Faults] = deque(maxlen=_FORMER)
+        # Faults recorded on devices, of current and former batches.
+        self.masked: list[Faults] = []
 
     def of(self, members: list[TaggedParam], state: State) -> list[Batch]:
-        """Put what can move together together: one kind, as many steps taken; nothing empty."""
+        """Group members by batch key, number of steps and state; empty parameters are left out."""
         kept = [state.get(member.param, NOTHING) for member in members]
         if len(members) == 1:
             return [self._batch(members, kept)] if members[0].value.numel() > 0 else []
-        # Asked one by one, since many keys at once would set the garbage collector to work.
+        # Compared one by one, since many tuples at once would trigger the garbage collector.
         if (
             len({member.batch_key for member in members}) == 1
             and (self._counts_on_device or len({known.get(STEP, 0) for known in kept}) == 1)
@@ -57,7 +57,7 @@ class Batches:
     def _batch(self, members: list[TaggedParam], kept: list[dict[str, Any]]) -> Batch:
         batch = self._by_first.get(members[0])
         if batch is None or batch.members != members:
-            if isinstance(batch, MaskedBatch):  # of which something may be on its way
+            if isinstance(batch, MaskedBatch):  # its faults may not have arrived yet
                 self._former.append(batch.found)
             batch = self._by_first[members[0]] = self._new(members)
             batches = self._by_first.values()

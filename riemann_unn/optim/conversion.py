@@ -1,4 +1,4 @@
-"""Conversion: a parameter's dtype may not change under the state that was made for another."""
+"""Conversions: the dtype of a parameter may not change once it has optimizer state."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def refuse_conversions(
 ) -> None:
     """Refuse parameters that have another dtype than their state was made for.
 
-    What plain SGD leaves there, a start for its sketches, has no precision to lose; but whether the
-    point itself is there, as that of a parameter stored in half is, has to stay as it was.
+    The state of plain SGD, the start of its sketches, may be converted, unless the parameter
+    changes between half and higher precision, since only the former has a master copy.
 
     Args:
         params: names and parameters, with the dtypes they had.

@@ -1,7 +1,8 @@
 """Coordinates: all parameters as one real vector, for bases that need inner products of everything.
 
-Tagged parameters are in the directions of :mod:`riemann_unn.linalg.curves`, in the shape of the
-parameter, since the matrix view of a kernel leaves out frequencies; the others are as they are.
+Tagged parameters are represented by the directions of :mod:`riemann_unn.linalg.curves`, in the
+shape of the parameter, since the matrix view of a kernel leaves out frequencies; the others by
+themselves.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from ..linalg.precision import in_full_precision
 from ..linalg.step.polish import newton_schulz_
 from .tagged import TaggedParam
 
-__all__ = ["Coordinates", "Line", "Place"]
+__all__ = ["Coordinates", "JointCurve", "Point"]
 
 
 @dataclass(frozen=True)
-class Place:
-    """A point: the matrices of tagged parameters, kind by kind, and the values of all."""
+class Point:
+    """A point: the matrices of tagged parameters, by batch, and the values of all parameters."""
 
     matrices: list[Tensor]
     values: list[Tensor]
 
 
-class _Kind:
-    """Tagged parameters of one kind, side by side as matrices ``(count, n, p)``, ``p <= n``."""
+class _Batch:
+    """Tagged parameters of one batch key, stacked as matrices ``(count, n, p)``, ``p <= n``."""
 
     def __init__(self, members: list[TaggedParam]) -> None:
         self.members = members
@@ -39,9 +40,9 @@ class _Kind:
         self._view = torch.Size()  # of the matrices of all members
 
     def points(self) -> Tensor:
-        """Return the matrices of the members as they are; rough ones are mended."""
+        """Return the matrices of the members, with errors above rounding corrected."""
         x = self._matrices(torch.stack([m.memory for m in self.members]), is_point=True)
-        if any(member.is_rough for member in self.members):
+        if any(member.is_inexact for member in self.members):
             x = newton_schulz_(newton_schulz_(x.clone()))
         return x
 
@@ -92,12 +93,12 @@ class Coordinates:
         self, members: list[TaggedParam], others: list[Tensor], *, phi: str = "cayley"
     ) -> None:
         self._phi = phi
-        kinds: dict[int, list[TaggedParam]] = {}
+        by_key: dict[int, list[TaggedParam]] = {}
         for member in members:
-            if member.memory.numel() > 0:  # what has no entries has nowhere to go
-                kinds.setdefault(member.batch_key, []).append(member)
-        self._kinds = [_Kind(some) for some in kinds.values()]
-        self._tagged = [member.param for kind in self._kinds for member in kind.members]
+            if member.memory.numel() > 0:  # empty parameters have no coordinates
+                by_key.setdefault(member.batch_key, []).append(member)
+        self._batches = [_Batch(some) for some in by_key.values()]
+        self._tagged = [member.param for batch in self._batches for member in batch.members]
         self._others = others
         self.params = [*self._tagged, *others]
         for p in self.params:
@@ -118,8 +119,10 @@ class Coordinates:
         self.dtype = torch.float32
         for p in self._memory:
             self.dtype = torch.promote_types(self.dtype, p.dtype.to_real())
-        sizes = [sum(_numbers(member.memory) for member in kind.members) for kind in self._kinds]
-        self._parts = [*sizes, sum(map(_numbers, others))]
+        sizes = [
+            sum(_count_reals(member.memory) for member in batch.members) for batch in self._batches
+        ]
+        self._parts = [*sizes, sum(map(_count_reals, others))]
         self.size = sum(self._parts)
 
     # To and from one vector ------------------------------------------------
@@ -133,14 +136,14 @@ class Coordinates:
             tensors = torch.view_as_real(tensors.resolve_conj())
         return tensors.reshape(len(tensors), -1).to(self.dtype)
 
-    def _unflat(self, piece: Tensor, kind: _Kind) -> Tensor:
+    def _unflat(self, piece: Tensor, batch: _Batch) -> Tensor:
         """Return matrices ``(rows, count, n, p)`` of rows ``(rows, numbers)``."""
-        like = kind.members[0].memory
-        shape = (len(piece), len(kind.members), *like.shape)
+        like = batch.members[0].memory
+        shape = (len(piece), len(batch.members), *like.shape)
         piece = piece.to(like.dtype.to_real())
         if like.is_complex():
-            return kind.matrices(_complex(piece, shape))
-        return kind.matrices(piece.reshape(shape))
+            return batch.matrices(_complex(piece, shape))
+        return batch.matrices(piece.reshape(shape))
 
     def vector(self, tensors: list[Tensor]) -> Tensor:
         """Return one vector of tensors in the order of ``params``."""
@@ -148,36 +151,36 @@ class Coordinates:
 
     def tensors(self, vector: Tensor) -> list[Tensor]:
         """Undo :meth:`vector`."""
-        pieces = vector.split([_numbers(p) for p in self.params])
+        pieces = vector.split([_count_reals(p) for p in self.params])
         return [_shaped(piece, p) for piece, p in zip(pieces, self._memory, strict=True)]
 
     # Points ----------------------------------------------------------------
 
     @in_full_precision
-    def here(self) -> Place:
-        """Return the point at which the parameters are, in memory of its own."""
-        matrices = [kind.points() for kind in self._kinds]
+    def current_point(self) -> Point:
+        """Return a copy of the point at which the parameters are."""
+        matrices = [batch.points() for batch in self._batches]
         values = [value.clone() for value in self._memory]
         at = 0
-        for kind, x in zip(self._kinds, matrices, strict=True):
-            count = len(kind.members)
-            if any(member.is_rough for member in kind.members):
-                values[at : at + count] = kind.tensors(x).unbind(0)
+        for batch, x in zip(self._batches, matrices, strict=True):
+            count = len(batch.members)
+            if any(member.is_inexact for member in batch.members):
+                values[at : at + count] = batch.tensors(x).unbind(0)
             at += count
-        return Place(matrices, values)
+        return Point(matrices, values)
 
-    def write_(self, place: Place) -> None:
+    def write_(self, point: Point) -> None:
         """Move the parameters to a point, in one call."""
         if self._memory:
-            torch._foreach_copy_(self._memory, place.values)
+            torch._foreach_copy_(self._memory, point.values)
 
-    def settle(self) -> None:
-        """Note that the tagged parameters are on their manifolds."""
-        for kind in self._kinds:
-            for member in kind.members:
-                member.version, member.is_rough = member.memory._version, False
+    def mark_on_manifold(self) -> None:
+        """Record that the tagged parameters are on their manifolds."""
+        for batch in self._batches:
+            for member in batch.members:
+                member.version, member.is_inexact = member.memory._version, False
 
-    def free(self, vector: Tensor) -> Tensor:
+    def untagged(self, vector: Tensor) -> Tensor:
         """Return the part of a vector that belongs to parameters without a tag."""
         return self._pieces(vector)[-1]
 
@@ -193,94 +196,94 @@ class Coordinates:
         ]
 
     @in_full_precision
-    def gradient(self, place: Place, grads: list[Tensor]) -> Tensor:
+    def gradient(self, point: Point, grads: list[Tensor]) -> Tensor:
         """Return the gradient along the manifolds, shape ``(size,)``."""
         pieces, at = [], 0
-        for kind, x in zip(self._kinds, place.matrices, strict=True):
-            count = len(kind.members)
-            g = kind.matrices(torch.stack([_plain(g) for g in grads[at : at + count]]))
-            pieces.append(self._flat(kind.tensors(riemannian_gradient(x, g)).unsqueeze(0))[0])
+        for batch, x in zip(self._batches, point.matrices, strict=True):
+            count = len(batch.members)
+            g = batch.matrices(torch.stack([_as_tensor(g) for g in grads[at : at + count]]))
+            pieces.append(self._flat(batch.tensors(riemannian_gradient(x, g)).unsqueeze(0))[0])
             at += count
-        pieces += [self._flat(_plain(g).unsqueeze(0))[0] for g in grads[at:]]
+        pieces += [self._flat(_as_tensor(g).unsqueeze(0))[0] for g in grads[at:]]
         return torch.cat(pieces) if pieces else torch.zeros(0, dtype=self.dtype)
 
     @in_full_precision
-    def project(self, place: Place, vectors: Sequence[Tensor]) -> list[Tensor]:
-        """Return vectors as directions at a point: their nearest ones; for square matrices all."""
-        tall = [x.shape[-1] < x.shape[-2] for x in place.matrices]
+    def project(self, point: Point, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Project vectors on the directions at a point; for square matrices the identity."""
+        tall = [x.shape[-1] < x.shape[-2] for x in point.matrices]
         if not vectors or not any(tall):
             return list(vectors)
         rows = torch.stack(list(vectors))
         pieces = self._pieces(rows)
-        for i, (kind, x) in enumerate(zip(self._kinds, place.matrices, strict=True)):
+        for i, (batch, x) in enumerate(zip(self._batches, point.matrices, strict=True)):
             if tall[i]:
-                pieces[i] = self._flat(kind.tensors(projected(x, self._unflat(pieces[i], kind))))
+                pieces[i] = self._flat(batch.tensors(projected(x, self._unflat(pieces[i], batch))))
         return list(torch.cat(pieces, dim=-1).unbind(0))
 
     @in_full_precision
-    def curve(self, place: Place, direction: Tensor) -> Line:
-        """Return the curve that leaves a point in a direction."""
-        return Line(self, place, direction)
+    def curve(self, point: Point, direction: Tensor) -> JointCurve:
+        """Return the curve from a point in a direction."""
+        return JointCurve(self, point, direction)
 
     @in_full_precision
-    def closest_to_descent(self, place: Place, grads: list[Tensor]) -> Place | None:
-        """Return where the linear part of the loss is least; None where there is no such point."""
+    def closest_to_descent(self, point: Point, grads: list[Tensor]) -> Point | None:
+        """Return the minimiser of the loss's linear part; None where it is not unique."""
         if any(p.requires_grad for p in self._others):
             return None
-        matrices, values, at = [], [value.clone() for value in place.values], 0
-        for kind, x in zip(self._kinds, place.matrices, strict=True):
-            count = len(kind.members)
-            found = torch.stack([_plain(g) for g in grads[at : at + count]])
+        matrices, values, at = [], [value.clone() for value in point.values], 0
+        for batch, x in zip(self._batches, point.matrices, strict=True):
+            count = len(batch.members)
+            found = torch.stack([_as_tensor(g) for g in grads[at : at + count]])
             if not bool((found.flatten(1) != 0).any(dim=1).all()):
                 return None
-            y = closest_to_descent(x, kind.matrices(found))
+            y = closest_to_descent(x, batch.matrices(found))
             matrices.append(y)
-            values[at : at + count] = kind.tensors(y).unbind(0)
+            values[at : at + count] = batch.tensors(y).unbind(0)
             at += count
-        return Place(matrices, values)
+        return Point(matrices, values)
 
-    def tangent_norms(self, place: Place, gradient: Tensor) -> dict[Tensor, Tensor]:
+    def tangent_norms(self, point: Point, gradient: Tensor) -> dict[Tensor, Tensor]:
         """Return for each tagged parameter the norm of W = ½ (G Xᴴ - X Gᴴ), or of Ω if square."""
         found: dict[Tensor, Tensor] = {}
         rows = self._pieces(gradient.unsqueeze(0))
-        for kind, x, piece in zip(self._kinds, place.matrices, rows, strict=False):
-            d = self._unflat(piece, kind)[0]
+        for batch, x, piece in zip(self._batches, point.matrices, rows, strict=False):
+            d = self._unflat(piece, batch)[0]
             whole = torch.linalg.vector_norm(d, dim=(-2, -1)).square()
             if x.shape[-1] < x.shape[-2]:
                 inside = torch.linalg.vector_norm(x.mH @ d, dim=(-2, -1)).square()
                 whole = 0.5 * (whole + inside)
-            sums = whole.reshape(len(kind.members), -1).sum(dim=1).sqrt()
-            found |= dict(zip((member.param for member in kind.members), sums, strict=True))
+            sums = whole.reshape(len(batch.members), -1).sum(dim=1).sqrt()
+            found |= dict(zip((member.param for member in batch.members), sums, strict=True))
         return found
 
     @property
     def radius(self) -> float:
         """The norm of all tagged parameters."""
-        norms = torch._foreach_norm([m.memory for kind in self._kinds for m in kind.members])
+        norms = torch._foreach_norm([m.memory for batch in self._batches for m in batch.members])
         return float(torch.stack([n.to(self.dtype) for n in norms]).norm())
 
 
-class Line:
+class JointCurve:
     """The curve from a point in a direction, for all parameters at once."""
 
-    def __init__(self, coordinates: Coordinates, place: Place, direction: Tensor) -> None:
-        self._c, self._place = coordinates, place
+    def __init__(self, coordinates: Coordinates, point: Point, direction: Tensor) -> None:
+        self._c, self._start = coordinates, point
         pieces = coordinates._pieces(direction.unsqueeze(0))
-        self._free = pieces[-1][0]
-        self._curves: list[tuple[_Kind, Tensor, Curve, Tensor]] = []
-        for kind, x, piece in zip(coordinates._kinds, place.matrices, pieces, strict=False):
-            d = coordinates._unflat(piece, kind)[0]
+        self._untagged = pieces[-1][0]
+        self._curves: list[tuple[_Batch, Tensor, Curve, Tensor]] = []
+        for batch, x, piece in zip(coordinates._batches, point.matrices, pieces, strict=False):
+            d = coordinates._unflat(piece, batch)[0]
             moves = (d != 0).flatten(1).any(dim=1)
-            self._curves.append((kind, x, Curve(x, d, phi=coordinates._phi), moves))
+            self._curves.append((batch, x, Curve(x, d, phi=coordinates._phi), moves))
 
     @in_full_precision
-    def point(self, t: float) -> Place:
+    def point(self, t: float) -> Point:
         """Return the point at a step; what has no direction stays as it is, bit for bit."""
         matrices, values = [], []
         at = 0
-        for kind, x, curve, moves in self._curves:
-            count = len(kind.members)
-            old = self._place.values[at : at + count]
+        for batch, x, curve, moves in self._curves:
+            count = len(batch.members)
+            old = self._start.values[at : at + count]
             at += count
             if not bool(moves.any()):
                 matrices.append(x)
@@ -290,28 +293,28 @@ class Line:
             if not bool(moves.all()):
                 y = torch.where(moves[:, None, None], y, x)
             matrices.append(y)
-            new = kind.tensors(y).unbind(0)
+            new = batch.tensors(y).unbind(0)
             some = moves.reshape(count, -1).any(dim=1).tolist()
             values += [n if moved else o for n, o, moved in zip(new, old, some, strict=True)]
-        free = self._free
-        for value in self._place.values[at:]:
-            count = _numbers(value)
-            values.append(value + t * _shaped(free[:count], value))
-            free = free[count:]
-        return Place(matrices, values)
+        untagged = self._untagged
+        for value in self._start.values[at:]:
+            count = _count_reals(value)
+            values.append(value + t * _shaped(untagged[:count], value))
+            untagged = untagged[count:]
+        return Point(matrices, values)
 
     @in_full_precision
     def velocity(self, t: float) -> Tensor:
         """Return the derivative of the point, as a direction there."""
         c = self._c
         pieces = [
-            c._flat(kind.tensors(curve.velocity(t)).unsqueeze(0))[0]
-            for kind, _, curve, _ in self._curves
+            c._flat(batch.tensors(curve.velocity(t)).unsqueeze(0))[0]
+            for batch, _, curve, _ in self._curves
         ]
-        return torch.cat([*pieces, self._free])
+        return torch.cat([*pieces, self._untagged])
 
 
-def _numbers(x: Tensor) -> int:
+def _count_reals(x: Tensor) -> int:
     return x.numel() * (2 if x.is_complex() else 1)
 
 
@@ -327,5 +330,5 @@ def _complex(pairs: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.complex(*pairs.reshape(*shape, 2).unbind(-1))
 
 
-def _plain(x: Tensor) -> Tensor:
+def _as_tensor(x: Tensor) -> Tensor:
     return x.as_subclass(Tensor)

@@ -1,4 +1,4 @@
-"""Errors of steps that read nothing: what to raise when the host comes to know."""
+"""Deferred errors: faults recorded on a device by steps that do not read from it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ManifoldError, NonFiniteError, OffManifoldError
-from .masked import NONFINITE, OFF, OVERFLOW, MaskedBatch, Trouble
+from .masked import NONFINITE, OFF, OVERFLOW, Faults, MaskedBatch
 from .tagged import TaggedParam
 
-__all__ = ["allow_on_device", "check_capturing", "raise_trouble", "wrong_members"]
+__all__ = ["check_capturing", "faulty_members", "mask_on_device", "raise_faults"]
 
 
-def raise_trouble(batches: Iterable[Trouble]) -> None:
-    """Raise what devices have found wrong since they were last asked; wait for them.
+def raise_faults(batches: Iterable[Faults]) -> None:
+    """Raise the faults that devices have recorded since the last call; waits for the devices.
 
     Raises:
         NonFiniteError: a gradient held NaN or infinity, or a step overflowed.
@@ -25,7 +25,7 @@ def raise_trouble(batches: Iterable[Trouble]) -> None:
     batches = list(batches)
     found: dict[int, list[str]] = {}
     for batch in batches:
-        for member, code in zip(batch.members, batch.trouble.tolist(), strict=True):
+        for member, code in zip(batch.members, batch.bits.tolist(), strict=True):
             for bit in (NONFINITE, OFF, OVERFLOW):
                 if code & bit:
                     found.setdefault(bit, []).append(member.name)
@@ -48,8 +48,8 @@ def raise_trouble(batches: Iterable[Trouble]) -> None:
         )
 
 
-def wrong_members(batches: Sequence[MaskedBatch]) -> list[tuple[TaggedParam, int]]:
-    """Return the members with something wrong, in bits; one read of each device if there are none.
+def faulty_members(batches: Sequence[MaskedBatch]) -> list[tuple[TaggedParam, int]]:
+    """Return the members that have faults, with their bits; one read per device if there are none.
 
     Raises:
         NonFiniteError: an earlier step overflowed.
@@ -59,11 +59,11 @@ def wrong_members(batches: Sequence[MaskedBatch]) -> list[tuple[TaggedParam, int
         by_device.setdefault(batch.device, []).append(batch)
     wrong: list[tuple[TaggedParam, int]] = []
     for some in by_device.values():
-        flags = [flag for batch in some for flag in (batch.wrong.any(), batch.found.trouble.any())]
-        told = torch.stack(flags).tolist()
-        if any(told[1::2]):
-            raise_trouble(batch.found for batch in some)
-        for batch, is_wrong in zip(some, told[::2], strict=True):
+        flags = [flag for batch in some for flag in (batch.wrong.any(), batch.found.bits.any())]
+        recorded = torch.stack(flags).tolist()
+        if any(recorded[1::2]):
+            raise_faults(batch.found for batch in some)
+        for batch, is_wrong in zip(some, recorded[::2], strict=True):
             codes = batch.wrong.tolist() if is_wrong else ()
             wrong += [
                 (member, code) for member, code in zip(batch.members, codes, strict=False) if code
@@ -71,18 +71,18 @@ def wrong_members(batches: Sequence[MaskedBatch]) -> list[tuple[TaggedParam, int
     return wrong
 
 
-def allow_on_device(
+def mask_on_device(
     batches: Iterable[MaskedBatch], *, nonfinite: Literal["raise", "skip"]
 ) -> dict[torch.device, Tensor]:
-    """Mask what is wrong: all of a step on a device, or with ``"skip"`` the members that are.
+    """Mask a step on a device if any member has a fault, or with ``"skip"`` those members alone.
 
     Returns:
-        A flag for each device: whether what has no tag takes its step there.
+        A flag for each device: whether parameters without a tag take their step there.
     """
     if nonfinite == "skip":
         taken: dict[torch.device, Tensor] = {}
         for batch in batches:
-            batch.allow(batch.wrong == 0, told=OFF)
+            batch.mask(batch.wrong == 0, recorded=OFF)
             if batch.device not in taken:
                 taken[batch.device] = torch.ones((), dtype=torch.bool, device=batch.device)
         return taken
@@ -90,13 +90,13 @@ def allow_on_device(
     for batch in batches:
         flags = batch.wrong == 0
         fine.setdefault(batch.device, []).append(flags[0] if len(flags) == 1 else flags.all())
-    allowed = {
+    unmasked = {
         device: flags[0] if len(flags) == 1 else torch.stack(flags).all()
         for device, flags in fine.items()
     }
     for batch in batches:
-        batch.allow(allowed[batch.device])
-    return allowed
+        batch.mask(unmasked[batch.device])
+    return unmasked
 
 
 def check_capturing(batches: Iterable[MaskedBatch], *, capturable: bool) -> None:

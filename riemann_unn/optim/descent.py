@@ -1,4 +1,4 @@
-"""Descent: the iterations of L-BFGS, from point to point of a manifold."""
+"""Descent: the iterations of L-BFGS on manifolds."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor
 
 from ..errors import LineSearchError, ManifoldTypeError, NonFiniteError
 from ..linalg.quasi_newton import is_curved, quasi_newton_direction
-from .coordinates import Coordinates, Place
+from .coordinates import Coordinates, Point
 from .line_search import DECREASE, ROUNDINGS, Trial, strong_wolfe
 
-__all__ = ["Closure", "Descent", "Memory", "Visit", "loss_value"]
+__all__ = ["Closure", "Descent", "Evaluation", "Memory", "loss_value"]
 
 Closure = Callable[[], Any]
-# The first move is this share of the norm of the tagged parameters, which is a turn in radians.
-_FIRST_TURN = 0.6
+# Length of the first move, relative to the norm of the tagged parameters: an angle in radians.
+_FIRST_ANGLE = 0.6
 
 
 @dataclass
-class Visit:
-    """A point, and what the closure has said of it."""
+class Evaluation:
+    """A point with the closure's loss and gradients there."""
 
-    place: Place
+    point: Point
     value: float
     gradient: Tensor
     grads: list[Tensor]
@@ -35,12 +35,12 @@ class Visit:
 
 @dataclass
 class Memory:
-    """What is kept between iterations, and between steps."""
+    """The state that is kept between iterations and steps."""
 
     n_iter: int = 0
     func_evals: int = 0
     length: float = math.nan  # of the last move
-    scale: float = 0.0  # the largest loss in size
+    scale: float = 0.0  # the largest absolute value of the loss so far
     steps: list[Tensor] = field(default_factory=list)
     changes: list[Tensor] = field(default_factory=list)
 
@@ -53,44 +53,47 @@ class Descent:
     ) -> None:
         self._closure, self._c, self._options = closure, c, options
         self.memory, self.evals = memory, 0
-        self.place = c.here()
-        self.visit: Visit | None = None
+        self.point = c.current_point()
+        self.evaluation: Evaluation | None = None
 
     # Evaluations -------------------------------------------------------------
 
-    def _ask(self, place: Place) -> tuple[Any, Visit]:
-        """Move the parameters to a place, and evaluate the closure there."""
-        self._c.write_(place)
+    def _evaluate(self, point: Point) -> tuple[Any, Evaluation]:
+        """Move the parameters to a point, and evaluate the closure there."""
+        self._c.write_(point)
         with torch.enable_grad():
             loss = self._closure()
         self.evals += 1
         value = loss_value(loss)
         grads = self._c.euclidean()
-        gradient = self._c.gradient(place, grads)
-        # Looked at again after the first iteration only, when others have been written there.
+        gradient = self._c.gradient(point, grads)
+        # Needed after the first iteration only; the next evaluation overwrites the gradients.
         grads = [g.clone() for g in grads] if self.memory.n_iter == 0 else []
-        return loss, Visit(place, value, gradient, grads)
+        return loss, Evaluation(point, value, gradient, grads)
 
-    def _take(self, visit: Visit) -> None:
-        # The place last: until then an interruption goes back to the one before.
-        self.visit, self.place = visit, visit.place
+    def _accept(self, evaluation: Evaluation) -> None:
+        # The point last: an interruption before that restores the previous one.
+        self.evaluation, self.point = evaluation, evaluation.point
 
     # The iterations ------------------------------------------------------------
 
     def run_(self, keep: Callable[[Memory], None]) -> Any:
         """Iterate; return the first loss."""
-        loss, visit = self._ask(self.place)
-        if not math.isfinite(visit.value) or not bool(torch.isfinite(visit.gradient).all()):
+        loss, evaluation = self._evaluate(self.point)
+        if not math.isfinite(evaluation.value) or not bool(
+            torch.isfinite(evaluation.gradient).all()
+        ):
             raise NonFiniteError(
-                f"the loss is {visit.value} or its gradient not finite at the point where the step "
-                "begins; initialise the parameters again, or mend the loss. Nothing was changed"
+                f"the loss is {evaluation.value} or its gradient not finite at the point where the "
+                "step begins; initialise the parameters again, or mend the loss. Nothing was "
+                "changed"
             )
-        self._take(visit)
+        self._accept(evaluation)
         m, options = self.memory, self._options
-        m.scale = max(m.scale, abs(visit.value))
+        m.scale = max(m.scale, abs(evaluation.value))
         begun = m.func_evals
         for _ in range(options["max_iter"] if self._c.size else 0):
-            if float(visit.gradient.abs().max()) <= options["tolerance_grad"]:
+            if float(evaluation.gradient.abs().max()) <= options["tolerance_grad"]:
                 break
             found = self._iterate()
             if found is None:
@@ -98,20 +101,20 @@ class Descent:
             move, change = found
             m.func_evals = begun + self.evals
             keep(m)
-            assert self.visit is not None
-            visit = self.visit
+            assert self.evaluation is not None
+            evaluation = self.evaluation
             least = options["tolerance_change"]
             if self.evals >= options["max_eval"] or move <= least or abs(change) < least:
                 break
         m.func_evals = begun + self.evals
         keep(m)
-        self._c.write_(self.place)
+        self._c.write_(self.point)
         return loss
 
     def _iterate(self) -> tuple[float, float] | None:
         """Take one iteration; return its largest move and change of the loss, None at the end."""
-        assert self.visit is not None
-        m, c, here = self.memory, self._c, self.visit
+        assert self.evaluation is not None
+        m, c, here = self.memory, self._c, self.evaluation
         direction = self._direction(here)
         slope = float(here.gradient @ direction)
         if not slope < 0:
@@ -127,55 +130,57 @@ class Descent:
                 return None
             m.steps, m.changes = [], []
             return self._iterate()
-        there = trial.place
+        there = trial.point
         assert there is not None
         t = trial.step
-        move, old = c.project(there.place, [t * direction, here.gradient])[:2]
-        self._learn(move, there.gradient - old)
+        move, old = c.project(there.point, [t * direction, here.gradient])[:2]
+        self._add_pair(move, there.gradient - old)
         m.length = float(torch.linalg.vector_norm(move))
         m.scale = max(m.scale, abs(there.value))
-        self._take(there)
+        self._accept(there)
         if m.n_iter == 0 and self._options["line_search_fn"] is not None:
             self._try_concave(here, there)
         m.n_iter += 1
-        return float(move.abs().max()), self.visit.value - here.value
+        return float(move.abs().max()), self.evaluation.value - here.value
 
-    def _direction(self, here: Visit) -> Tensor:
-        """Return -P H g, of pairs that stay as they were found: on tangents P H P is definite."""
+    def _direction(self, here: Evaluation) -> Tensor:
+        """Return -P H g. The pairs are not transported: on tangent vectors P H P is definite."""
         m = self.memory
         found = quasi_newton_direction(here.gradient, m.steps, m.changes)
-        (found,) = self._c.project(here.place, [found])
+        (found,) = self._c.project(here.point, [found])
         return found
 
-    def _learn(self, move: Tensor, change: Tensor) -> None:
-        """Add a pair to the memory, if the gradient has grown along the move."""
+    def _add_pair(self, move: Tensor, change: Tensor) -> None:
+        """Add a pair to the memory if its curvature is positive."""
         m, size = self.memory, self._options["history_size"]
         if size > 0 and is_curved(move, change):
-            # New lists: what is saved already stays as it is.
+            # New lists, so that saved states do not change.
             m.steps = [*m.steps, move][-size:]
             m.changes = [*m.changes, change][-size:]
 
-    def _first_step(self, here: Visit) -> float:
+    def _first_step(self, here: Evaluation) -> float:
         """Return the step along the negative gradient, where no curvature is known."""
         m, size = self.memory, float(torch.linalg.vector_norm(here.gradient))
-        length = m.length if m.n_iter else _FIRST_TURN * self._c.radius
+        length = m.length if m.n_iter else _FIRST_ANGLE * self._c.radius
         step = (length if length > 0 else 1.0) / size
-        free = self._c.free(here.gradient)
-        if m.n_iter == 0 and len(free) and bool(free.any()):
-            # Nothing is known of their scale: as torch's class begins.
-            step = min(step, 1.0, 1 / float(free.abs().sum()))
+        untagged = self._c.untagged(here.gradient)
+        if m.n_iter == 0 and len(untagged) and bool(untagged.any()):
+            # Their scale is unknown: the first step of torch's class.
+            step = min(step, 1.0, 1 / float(untagged.abs().sum()))
         return step
 
     # Line searches -----------------------------------------------------------
 
     def _search(
-        self, here: Visit, direction: Tensor, slope: float, step: float
-    ) -> Trial[Visit] | None:
-        line = self._c.curve(here.place, direction)
+        self, here: Evaluation, direction: Tensor, slope: float, step: float
+    ) -> Trial[Evaluation] | None:
+        curve = self._c.curve(here.point, direction)
 
-        def evaluate(t: float) -> Trial[Visit]:
-            _, visit = self._ask(line.point(t))
-            return Trial(t, visit.value, float(visit.gradient @ line.velocity(t)), visit)
+        def evaluate(t: float) -> Trial[Evaluation]:
+            _, evaluation = self._evaluate(curve.point(t))
+            return Trial(
+                t, evaluation.value, float(evaluation.gradient @ curve.velocity(t)), evaluation
+            )
 
         if self._options["line_search_fn"] is None:
             trial = evaluate(step)
@@ -191,7 +196,8 @@ class Descent:
         self._is_at_rounding = False
         if found.trial is None:
             nearest, risen = found.nearest, found.risen
-            # A loss that has risen a little while its slope says that it falls has another slope.
+            # A small rise of the loss at a negative slope: the slope is not the derivative of the
+            # loss.
             is_other = (
                 risen is not None
                 and risen.value - here.value <= ROUNDINGS * noise
@@ -209,9 +215,11 @@ class Descent:
     def _noise(self) -> float:
         return ROUNDINGS * torch.finfo(self._c.dtype).eps * self.memory.scale
 
-    def _explain(self, here: Visit, nearest: Trial[Visit], noise: float, is_other: bool) -> None:
-        """Say why no step along the negative gradient lowers the loss, if not that it is least."""
-        _, again = self._ask(here.place)
+    def _explain(
+        self, here: Evaluation, nearest: Trial[Evaluation], noise: float, is_other: bool
+    ) -> None:
+        """Raise or warn with the cause, where no step along the negative gradient helps."""
+        _, again = self._evaluate(here.point)
         if not nearest.is_finite:
             raise NonFiniteError(
                 "the loss or its gradient is not finite at every step from here, down to "
@@ -232,29 +240,29 @@ class Descent:
                 stacklevel=2,
             )
 
-    def _try_concave(self, before: Visit, here: Visit) -> None:
-        """Try where the linear part of the loss is least, if it was concave so far."""
-        bend = size = 0.0
+    def _try_concave(self, before: Evaluation, here: Evaluation) -> None:
+        """Try the minimiser of the loss's linear part, if the loss was concave along the move."""
+        curvature = size = 0.0
         for x, y, g, h in zip(
-            before.place.values, here.place.values, before.grads, here.grads, strict=True
+            before.point.values, here.point.values, before.grads, here.grads, strict=True
         ):
             step, change = y - x, h - g
-            bend += _inner(step, change)
+            curvature += _inner(step, change)
             size += float(step.norm()) * float(change.norm())
-        if bend > 1e-12 * size:
+        if curvature > 1e-12 * size:
             return
-        place = self._c.closest_to_descent(here.place, here.grads)
-        if place is None:
+        point = self._c.closest_to_descent(here.point, here.grads)
+        if point is None:
             return
-        _, there = self._ask(place)
-        fall = sum(
+        _, there = self._evaluate(point)
+        predicted = sum(
             _inner(g, y - x)
-            for g, x, y in zip(here.grads, here.place.values, place.values, strict=True)
+            for g, x, y in zip(here.grads, here.point.values, point.values, strict=True)
         )
         is_finite = math.isfinite(there.value) and bool(torch.isfinite(there.gradient).all())
-        if is_finite and there.value <= here.value + DECREASE * fall:
+        if is_finite and there.value <= here.value + DECREASE * predicted:
             self.memory.steps, self.memory.changes = [], []
-            self._take(there)
+            self._accept(there)
 
 
 def _inner(a: Tensor, b: Tensor) -> float:
@@ -262,10 +270,10 @@ def _inner(a: Tensor, b: Tensor) -> float:
 
 
 def loss_value(loss: object) -> float:
-    """Return the number that a closure returned.
+    """Return a closure's loss as a float.
 
     Raises:
-        ManifoldTypeError: it is none.
+        ManifoldTypeError: it is no number.
     """
     try:
         return float(loss.detach() if isinstance(loss, Tensor) else loss)  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
-"""Entries: what the state of a tagged parameter holds beside that of the base."""
+"""Names of the entries that this package adds to the state of a tagged parameter."""
 
 __all__ = ["COORDINATES", "MASTER", "OWN", "START", "STEP"]
 
-# The steps taken, the point in single precision that a half is the rounding of, the rows that
-# start the next sketch, and the name of the coordinates that the base's state is in.
+# The number of steps, the single-precision master copy of a half-precision parameter, the rows that
+# start the next sketch, and the name of the coordinates of the base's state.
 STEP, MASTER, START = "retraction_step", "master", "sketch_directions"
 COORDINATES = "coordinates"
 OWN = {STEP, MASTER, START, COORDINATES}

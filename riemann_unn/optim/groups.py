@@ -1,4 +1,4 @@
-"""Parameter groups by kind: tagged parameters, and all others."""
+"""Parameter groups: tagged parameters, and all others."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """A model's parameters as groups for an optimizer: those with a tag first, then the others.
 
-    A learning rate of a tagged weight is the size of a turn, that of another weight the size of a
-    step, so they seldom have the same best value: a recurrence of n steps wants about 1/32 of the
-    rest.
+    The learning rate of a tagged weight sets an angle of rotation, that of another weight a
+        distance, so their best values seldom agree: for a recurrence of many steps about 1/32 of
+        the rest's.
 
     Args:
         model: Has the parameters; one that is shared between modules counts once.

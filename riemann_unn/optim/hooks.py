@@ -1,4 +1,4 @@
-"""Hooks of a step: torch's, for steps that somebody listens to."""
+"""Hooks of a step: torch's wrapper, skipped where there are no hooks and no profiler."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch._C._autograd import _profiler_enabled
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from ..tagging.strangers import look
+from ..tagging.foreign_optimizers import warn_if_tagged
 
 __all__ = ["hooked"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_STRANGERS = [look]
+_STRANGERS = [warn_if_tagged]
 
 
 def hooked(step: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a step as torch does, to run hooks and to be profiled, but only if either is asked for.
+    """Wrap a step as torch does, but only where there are hooks or a profiler.
 
-    To enter and to leave a profiler's record takes as long as three operations of a small step.
-    The hook that looks at strangers has nothing to see here, and is no reason for it.
+    A profiler's record takes as long as three operations of a small step. The package's own hook,
+    which warns of other optimizers, does not count.
     """
     heard = Optimizer.profile_hook_step(step)
 

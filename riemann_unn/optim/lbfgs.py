@@ -23,7 +23,7 @@ __all__ = ["LBFGS"]
 
 _SEARCHES = ("strong_wolfe", None)
 _COORDINATES, _EUCLIDEAN = "coordinates", "Euclidean"
-# What the state of the first parameter holds, of all of them.
+# Entries of the first parameter's state that hold vectors over all parameters.
 _LISTS = ("steps", "changes")
 
 
@@ -124,7 +124,7 @@ class LBFGS(Optimizer):
 
     def _begin(self) -> None:
         self._tagged = TaggedParams(self, are_replicas=False)
-        self._told: dict[Tensor, dict[str, Tensor]] = {}
+        self._last_step: dict[Tensor, dict[str, Tensor]] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -155,18 +155,18 @@ class LBFGS(Optimizer):
         known = {member.param: coordinates_of(member.manifold) for member in self._tagged.members()}
         return [known.get(p, _EUCLIDEAN) for p in self.param_groups[0]["params"]]
 
-    def _recall(self) -> Memory:
+    def _load_memory(self) -> Memory:
         kept = self.state.get(self._first, {})
         return Memory(**{key: kept[key] for key in Memory.__dataclass_fields__ if key in kept})
 
-    def _keep(self, memory: Memory) -> None:
-        # One call, so that an interruption finds all of it or nothing.
+    def _save_memory(self, memory: Memory) -> None:
+        # One call, so that an interruption leaves all of it or nothing.
         self.state[self._first].update(vars(memory))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, as :meth:`torch.optim.Optimizer.state_dict` does.
 
-        What is kept of all parameters together is in the entry of the first, as in torch's class:
+        The entries for all parameters together are in the state of the first, as in torch's class:
         ``n_iter``, ``func_evals``, and the pairs as lists of vectors, ``steps`` and ``changes``.
         """
         found = super().state_dict()
@@ -213,9 +213,9 @@ class LBFGS(Optimizer):
 
     # The step ----------------------------------------------------------------
 
-    # A monitor asks: there may be no gradients when a step begins.
+    # Read by Monitor: there may be no gradients when a step begins.
     needs_closure = True
-    # torch wraps the step of every class by it.
+    # torch wraps the step of every optimizer class by this method.
     profile_hook_step = staticmethod(hooked)  # type: ignore[assignment]
 
     @no_grad
@@ -245,24 +245,24 @@ class LBFGS(Optimizer):
                 "optimizer.step(closure)"
             )
         c = self._coordinates()
-        walk = Descent(closure, c, self._recall(), dict(self.param_groups[0]))
+        descent = Descent(closure, c, self._load_memory(), dict(self.param_groups[0]))
 
         def undo() -> None:
-            c.write_(walk.place)
+            c.write_(descent.point)
 
-        loss = undoing(partial(walk.run_, self._keep), undo)
-        c.settle()
-        visit = walk.visit
-        if visit is not None:
-            norms = c.tangent_norms(visit.place, visit.gradient)
-            self._told = {p: {"gradient": norm} for p, norm in norms.items()}
+        loss = undoing(partial(descent.run_, self._save_memory), undo)
+        c.mark_on_manifold()
+        evaluation = descent.evaluation
+        if evaluation is not None:
+            norms = c.tangent_norms(evaluation.point, evaluation.gradient)
+            self._last_step = {p: {"gradient": norm} for p, norm in norms.items()}
         return loss
 
     def _coordinates(self) -> Coordinates:
         """Return the coordinates of all parameters, after the checks."""
         self._tagged.refuse_none()
         members = self._tagged.members()
-        written = [m for m in members if m.has_moved() or m.version != m.memory._version]
+        written = [m for m in members if m.has_new_storage() or m.version != m.memory._version]
         for member in written:
             if member.is_shared:
                 raise ManifoldTypeError(
@@ -270,7 +270,7 @@ class LBFGS(Optimizer):
                     "process; use an optimizer with a base, such as ProjUNNT"
                 )
             member.refresh()
-            member.check_kind()
+            member.check_supported()
         found = Coordinates(members, self._tagged.others)
         admit_(written, off_manifold="raise")
         return found
@@ -280,11 +280,11 @@ class LBFGS(Optimizer):
 
         It is that of Ω for square matrices, and of W = ½ (G Xᴴ - X Gᴴ) for others.
         """
-        return self._told
+        return self._last_step
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Refuse what cannot be meant."""
+    """Refuse invalid options."""
     search = options["line_search_fn"]
     if search not in _SEARCHES:
         raise ManifoldError(f"line_search_fn={search!r} is unknown; choose from {_SEARCHES}")

@@ -12,21 +12,21 @@ __all__ = ["DECREASE", "ROUNDINGS", "Found", "Trial", "strong_wolfe"]
 T = TypeVar("T")
 
 DECREASE, _FLATTER = 1e-4, 0.9
-# A step grows by no less and no more than this in an extrapolation, and stays this far from the
-# ends of a bracket in an interpolation.
+# Bounds of a step's growth in an extrapolation, and the least distance, relative to the bracket,
+# from its ends in an interpolation.
 _GROWTH, _MARGIN = (1.5, 10.0), 0.1
-# Losses that differ by so many roundings of the largest one are equal.
+# Losses that differ by less than this many roundings of the largest one count as equal.
 ROUNDINGS = 100.0
 
 
 @dataclass(frozen=True)
 class Trial(Generic[T]):
-    """A loss and its derivative along the curve at a step, and what else is known there."""
+    """A loss and its derivative along the curve at a step, and the point there."""
 
     step: float
     value: float
     slope: float
-    place: T | None = None
+    point: T | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -61,16 +61,16 @@ def strong_wolfe(
 
         f(t) \le f(0) + 10^{-4}\, t f'(0), \qquad |f'(t)| \le 0.9\, |f'(0)|
 
-    Where the decrease that is asked for is below the rounding of the loss, not to rise is enough.
-    A trial that is not finite counts as too long a step. The loss of what is found is never above
-    ``value``.
+    Where the required decrease is below the rounding of the loss, a loss that does not rise is
+    accepted. A trial that is not finite counts as too long a step. The loss at the result is never
+    above ``value``.
 
     Args:
         evaluate: the loss at a step.
         value: :math:`f(0)`.
         slope: :math:`f'(0) < 0`.
         step: the first to try.
-        noise: what losses may differ by and be equal.
+        noise: difference below which losses count as equal.
         max_evals: of the loss.
 
     Reference:
@@ -90,35 +90,35 @@ def strong_wolfe(
             nearest = trial
         if trial.value > value + noise and (risen is None or trial.step < risen.step):
             risen = trial
-        ask = -DECREASE * step * slope
-        low = trial.value <= (value - ask if ask > noise else value)
+        decrease = -DECREASE * step * slope
+        low = trial.value <= (value - decrease if decrease > noise else value)
         if not trial.is_finite or not low or trial.value > best.value:
             other = trial
         elif abs(trial.slope) <= -_FLATTER * slope:
             return Found(trial, nearest)
         else:
-            if trial.value < value - ask:
+            if trial.value < value - decrease:
                 accepted = trial
             if trial.slope * (1 if other is None else other.step - best.step) >= 0:
                 other = best
             before, best = best, trial
         step = _longer(before, best) if other is None else _between(best, other)
-        # What is left to gain between here and the ends of the bracket is rounding.
+        # The possible decrease within the bracket is below rounding.
         if other is not None and abs(best.slope * (other.step - best.step)) <= noise / ROUNDINGS:
             break
-    # A step that lowers the loss is one, although its slope is steep still.
+    # Sufficient decrease alone is accepted if no trial met the curvature condition.
     return Found(accepted, nearest, risen)
 
 
 def _longer(before: Trial[T], last: Trial[T]) -> float:
-    """Extrapolate the slope to zero."""
+    """Extrapolate to the zero of the slope."""
     grown = last.slope - before.slope
     found = last.step - last.slope * (last.step - before.step) / grown if grown > 0 else math.inf
     return min(max(found, _GROWTH[0] * last.step), _GROWTH[1] * last.step)
 
 
 def _between(best: Trial[T], other: Trial[T]) -> float:
-    """Interpolate by a cubic, well inside of a bracket."""
+    """Interpolate by a cubic, well inside the bracket."""
     width = other.step - best.step
     found = best.step + 0.5 * width
     if other.is_finite:

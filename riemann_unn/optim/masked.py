@@ -1,7 +1,7 @@
-"""Batches whose steps read nothing: on accelerators, and where a step is to be captured.
+"""Batches whose steps do not read from the device, for accelerators and CUDA graphs.
 
-Whether a gradient is finite and a point on its manifold are flags on the device. What is not to
-move is masked, so that it stays bit for bit as it is.
+Whether a gradient is finite and a point on its manifold are flags on the device. Points that may
+not move are masked, so that they stay unchanged bit for bit.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ from .seeds import Seeds
 from .starts import stored_start
 from .tagged import TaggedParam
 
-__all__ = ["NONFINITE", "OFF", "OVERFLOW", "MaskedBatch", "Trouble"]
+__all__ = ["NONFINITE", "OFF", "OVERFLOW", "Faults", "MaskedBatch"]
 
-# What can be wrong with a member, in bits.
+# The faults of a member, as bits.
 NONFINITE, OFF, OVERFLOW = 1, 2, 4
 
 
-class Trouble:
-    """What was found wrong with members, in bits, until it is asked for.
+class Faults:
+    """The recorded faults of members, as bits on the device.
 
-    ``trouble`` is on the device, and ``has_told`` looks at what the last copy has brought from it.
+    ``bits`` is on the device; :meth:`has_arrived` reads the copy on the host.
     """
 
     def __init__(self, members: list[TaggedParam]) -> None:
         self.members = members
         self.device = members[0].value.device
-        self.trouble = torch.zeros(len(members), dtype=torch.uint8, device=self.device)
+        self.bits = torch.zeros(len(members), dtype=torch.uint8, device=self.device)
         pinned = self.device.type == "cuda"
-        self._told = torch.zeros(len(members), dtype=torch.uint8, pin_memory=pinned)
-        self._seen = self._told.numpy()
+        self._arrived = torch.zeros(len(members), dtype=torch.uint8, pin_memory=pinned)
+        self._seen = self._arrived.numpy()
 
-    def tell(self) -> None:
-        """Send the host what was found, without waiting for it."""
-        self._told.copy_(self.trouble, non_blocking=True)
+    def send_to_host(self) -> None:
+        """Copy the bits to the host without waiting."""
+        self._arrived.copy_(self.bits, non_blocking=True)
 
-    def has_told(self) -> bool:
-        """Whether something wrong has reached the host; it is not waited for."""
+    def has_arrived(self) -> bool:
+        """Whether a fault has reached the host; does not wait."""
         return bool(self._seen.any())
 
     def forget(self) -> None:
-        """Forget what was wrong."""
-        self.trouble.zero_()
-        self._told.zero_()
+        """Clear the bits."""
+        self.bits.zero_()
+        self._arrived.zero_()
 
 
 class MaskedBatch(Batch):
-    """Tagged parameters that move together without a look at their values.
+    """Tagged parameters that are stepped together without reading their values.
 
-    ``found`` collects what was found wrong with each member.
-    With ``counts_on_device`` the steps taken are counted in tensors, which a captured graph can.
+    ``found`` records the faults of each member.
+    With ``counts_on_device`` steps are counted in tensors, as a captured graph needs.
     """
 
     is_masked = True
@@ -68,12 +68,12 @@ class MaskedBatch(Batch):
         super().__init__(members)
         self.device = members[0].value.device
         self._counts_on_device = counts_on_device
-        self.found = Trouble(members)
+        self.found = Faults(members)
 
     # The steps of a step ---------------------------------------------------
 
     def sketch_(self, retraction: Retraction, seeds: Seeds, scale: float | Tensor | None) -> None:
-        """Find the tangent coordinates of the gradients, and what is wrong with them."""
+        """Find the tangent coordinates of the gradients, and the faults of the members."""
         self._ok: Tensor | None = None
         super().sketch_(retraction, seeds, scale)
         is_thin = isinstance(self.tangent, Directions) and not self.tangent.is_partial(self._x)
@@ -81,7 +81,7 @@ class MaskedBatch(Batch):
         self._correction = index, correction
         self._is_read = False
         level = acceptance_level(self.members[0].param.dtype)
-        # Bytes of flags, since each operation on a device has its price.
+        # Flags as bytes, which takes fewer operations on the device.
         finite = self._of_members(self._is_finite).view(torch.uint8)
         on = self._of_members(estimate <= level).view(torch.uint8)
         self.wrong = torch.add(finite, on, alpha=OFF) ^ (NONFINITE | OFF)
@@ -93,38 +93,40 @@ class MaskedBatch(Batch):
             self.tangent.coordinates = self._masked(self.tangent.coordinates)
         return super().show()
 
-    def allow(self, ok: Tensor, *, told: int = NONFINITE | OFF) -> None:
-        """Take only the members whose flag is set; the others stay as they are.
+    def mask(self, ok: Tensor, *, recorded: int = NONFINITE | OFF) -> None:
+        """Step only the members whose flag is set; the others do not change.
 
         Args:
             ok: for each member, shape ``(members,)``, or one for all.
-            told: bits of what is wrong that are to be told of later.
+            recorded: the faults to record, as bits.
         """
         self._ok = ok.expand(len(self.members))
-        self.found.trouble.bitwise_or_(self.wrong if told == NONFINITE | OFF else self.wrong & told)
+        self.found.bits.bitwise_or_(
+            self.wrong if recorded == NONFINITE | OFF else self.wrong & recorded
+        )
 
     def retract_(self, state: State, *, polish: bool) -> None:
-        """Move the points, and note what their next step needs."""
+        """Move the points, and save the state for their next step."""
         assert self.tangent is not None
         if self._is_read:  # a move may overflow although the gradient is finite
             finite = self._of_members(self._is_finite)
             late = ~finite if self._ok is None else self._ok > finite
-            self.found.trouble.bitwise_or_(late.view(torch.uint8) * OVERFLOW)
+            self.found.bits.bitwise_or_(late.view(torch.uint8) * OVERFLOW)
             self._ok = finite if self._ok is None else self._ok & finite
         elif self._ok is None:
             self._ok = self._of_members(self._is_finite)
-        self.found.tell()
+        self.found.send_to_host()
         self._move = self._masked(self._move)
         moved = self._moved()
-        self._turn_(moved, polish, is_rough=any(member.is_rough for member in self.members))
-        self._note(state, moved)
+        self._rotate_(moved, polish, is_inexact=any(member.is_inexact for member in self.members))
+        self._save_state(state, moved)
 
-    def _turn_(self, moved: Tensor | None, polish: bool, *, is_rough: bool) -> None:
+    def _rotate_(self, moved: Tensor | None, polish: bool, *, is_inexact: bool) -> None:
         assert self.tangent is not None and moved is not None
         x, flags = self._x, moved[..., None, None]
         own = self._seen is not None
-        # Moves of zero change no bit but in whole steps, whose map and polish are one.
-        in_place = isinstance(self.tangent, Directions) and not is_rough
+        # A zero move changes no bit, except in whole steps, whose map includes the polish.
+        in_place = isinstance(self.tangent, Directions) and not is_inexact
         new = x if own and in_place else x.clone()
         index, correction = self._correction
         if polish and isinstance(self.tangent, Directions):
@@ -136,7 +138,7 @@ class MaskedBatch(Batch):
         if new is x:
             self._mask_directions()
         self.angle = self.tangent.rotate_(new, self._move)
-        if is_rough:
+        if is_inexact:
             newton_schulz_(newton_schulz_(self._tall(new)))
         if new is not x:
             new = torch.where(flags, new, x)
@@ -144,9 +146,9 @@ class MaskedBatch(Batch):
 
     # Flags -----------------------------------------------------------------
 
-    def _take(self, move: Tensor) -> None:
+    def _set_move(self, move: Tensor) -> None:
         self._move = move
-        # Squares of single precision stay inside the exponent range of double.
+        # In double, squares of single precision cannot overflow.
         wide = torch.complex128 if move.is_complex() else torch.float64
         norms = torch.linalg.vector_norm(move, dim=(-2, -1), dtype=wide)
         self._is_finite = norms < math.inf
@@ -154,11 +156,11 @@ class MaskedBatch(Batch):
 
     @property
     def is_finite(self) -> bool:
-        """True: what is not is masked, and told of later."""
+        """True: members that are not finite are masked, and their faults recorded."""
         return True
 
-    def allowed(self) -> list[tuple[TaggedParam, Tensor]]:
-        """Return the members with the flags of those that take the step."""
+    def unmasked(self) -> list[tuple[TaggedParam, Tensor]]:
+        """Return the members with their flags, set where they take the step."""
         assert self._ok is not None
         return list(zip(self.members, self._ok.unbind(0), strict=True))
 
@@ -168,7 +170,7 @@ class MaskedBatch(Batch):
         return flags.view(count) if flags.numel() == count else flags.view(count, -1).all(dim=1)
 
     def _mask_directions(self) -> None:
-        """Take directions in which there are numbers, where a move of zero leaves points as is."""
+        """Replace the directions of masked members by finite ones, so that a zero move is exact."""
         assert isinstance(self.tangent, Directions)
         self.tangent.v = self._masked(self.tangent.v, self._x.shape[-1] ** -0.5)
         if self.tangent.xv is not None:
@@ -190,7 +192,7 @@ class MaskedBatch(Batch):
         return list(range(len(self.members)))
 
     def _count(self) -> None:
-        """Leave the counts, which are on the device; begin those that are not."""
+        """Counts on the device are updated in place; others as in a batch."""
         if not self._counts_on_device:
             super()._count()
             return
@@ -202,7 +204,7 @@ class MaskedBatch(Batch):
             kept[STEP] = count.add_(ok)
 
     def _keep_starts(self, rows: Tensor) -> None:
-        """Note the rows that start the next sketches, where the last ones were."""
+        """Save the rows that start the next sketches, in the memory of the last ones."""
         batch = self._shape[:-2] if len(self.members) > 1 else self._shape[1:-2]
         rows = stored_start(rows.reshape(*batch, *rows.shape[-2:]), self.members[0].param)
         parts = rows.unbind(0) if len(self.members) > 1 else [rows]
@@ -210,7 +212,7 @@ class MaskedBatch(Batch):
         for kept, part, ok in zip(self._kept, parts, self._ok.unbind(0), strict=True):
             old = kept.get(START)
             if old is None or old.shape != part.shape:
-                # Of a step that is not taken there may be no number in them.
+                # The rows of a masked step may hold NaN.
                 some = torch.where(ok, part, 0)
                 kept[START] = some.clone(memory_format=torch.contiguous_format)
             else:

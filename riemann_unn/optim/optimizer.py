@@ -15,8 +15,8 @@ from torch.optim import LBFGS, SGD, Optimizer
 from ..errors import ManifoldError
 from ..interruption import no_grad
 from ..linalg import Angle, Phi, TangentMethod
-from ..linalg.host import WithoutReading
 from ..linalg.precision import full_precision, is_full_precision
+from ..linalg.value_branches import WithoutReading
 from ..parallel import Group, is_sharded, together
 from ..retractions import Retraction
 from ..scalars import plain_scalars
@@ -31,13 +31,13 @@ from .base import (
     plain_scale,
 )
 from .batch import Batch
-from .eager import begin_
 from .hooks import hooked
-from .own_step import OwnPoints
+from .initial_state import begin_states_
+from .local_step import LocalStep
 from .partition import untagged_rank
+from .proxies import step_proxies
 from .searching import check_search, search_
 from .seeds import Seeds
-from .stand_ins import step_stand_ins
 from .states import BASE_CLASS, loading, with_every_parameter
 from .tagged import (
     TaggedParam,
@@ -49,8 +49,8 @@ from .tagged import (
 )
 
 if TYPE_CHECKING:
-    from .shared import SharedPoint
-    from .shared_step import SharedPoints
+    from .shared import SharedParam
+    from .shared_step import SharedParams
 
 __all__ = ["ManifoldOptimizer"]
 
@@ -71,9 +71,9 @@ class ManifoldOptimizer(Optimizer):
     gradient, the Riemannian one on the k directions of the sketch (all of it for ``rank=None``):
     for square matrices in coordinates of the Lie algebra, which mean the same at every point, so
     that momentum needs no transport; for others as a tangent vector at X. It writes its
-    displacement Δ there, with its own momentum, state and schedule, and φ turns the parameter by
-    it. So fixed points are the critical points. Untagged parameters get exactly what ``base``
-    alone would do, bit for bit. Weight decay does not pull tagged parameters.
+    displacement Δ there, with its own momentum, state and schedule, and φ rotates the parameter by
+    it. So fixed points are the critical points. Untagged parameters get exactly what ``base`` alone
+    would do, bit for bit. Weight decay does not pull tagged parameters.
 
     A step leaves every tagged parameter on its manifold to rounding or raises
     an error that names the parameter. Gradients and points are checked before
@@ -94,7 +94,7 @@ class ManifoldOptimizer(Optimizer):
         rank: directions k of a step; ``None`` for all, as from half of n on.
         base: a class of ``torch.optim``; its arguments follow as keywords.
         sketch: how directions are found, see :func:`riemann_unn.linalg.tangent_directions`.
-        max_angle: no plane turns by more in a step, in radians: a larger step is shortened.
+        max_angle: the largest rotation angle of a step, in radians: a larger step is shortened.
         seed: seeds the sketches, which never touch the global generator.
         nonfinite: at a gradient with NaN or infinity ``"raise"``, or ``"skip"``
             the parameter for this step.
@@ -102,9 +102,9 @@ class ManifoldOptimizer(Optimizer):
             ``"project"`` it to the nearest point.
         polish: keep rounding errors from accumulating (recommended; off for study).
         capturable: read nothing from the device, so that a step can be captured in a CUDA graph
-            with all of a training step. What is wrong with a gradient then leaves everything
-            unchanged on the device, and is raised by a later step or by :meth:`synchronize`. It
-            is passed on to a base that has such an argument.
+            with all of a training step. A gradient that is not finite then leaves everything
+            unchanged on the device, and is raised by a later step or by :meth:`synchronize`. It is
+            passed on to a base that has such an argument.
         process_group: of data-parallel training with a replica of each tagged parameter on every
             process: the step averages the sketches of their gradients, which need not be averaged
             before. Sharded parameters, DTensors, need none.
@@ -127,7 +127,7 @@ class ManifoldOptimizer(Optimizer):
 
     base: Optimizer
     _capturable = False
-    _shared: SharedPoints | None
+    _shared: SharedParams | None
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class ManifoldOptimizer(Optimizer):
             )
         self._admit_new()
 
-    # The base, its groups and its state are ours ---------------------------
+    # The base, whose groups and state are shared -----------------------------
 
     def _link(self, base: Optimizer) -> None:
         self.base = base
@@ -184,7 +184,7 @@ class ManifoldOptimizer(Optimizer):
         are_replicas = self._process_group is not None
         self._tagged = TaggedParams(base, are_replicas=are_replicas)
         self._seeds, self._shared = Seeds(self._seed), None
-        self._own = OwnPoints(
+        self._own = LocalStep(
             base,
             self._tagged,
             self._seeds,
@@ -193,13 +193,13 @@ class ManifoldOptimizer(Optimizer):
             nonfinite=self._nonfinite,
             off_manifold=self._off_manifold,
         )
-        self._stepped: list[Batch | SharedPoint] = []
+        self._stepped: list[Batch | SharedParam] = []
         super().__setstate__(
             {"defaults": base.defaults, "state": base.state, "param_groups": base.param_groups}
         )
 
     def _take_over(self) -> None:
-        """Give the base what users may have assigned, as they may with a class of torch.optim."""
+        """Pass on to the base the groups and state that users may have assigned."""
         self.base.param_groups, self.base.state = self.param_groups, self.state
 
     def _complete(self, group: dict[str, Any]) -> None:
@@ -251,7 +251,7 @@ class ManifoldOptimizer(Optimizer):
         to be of the same base, rank and shapes, and in the same coordinates. The four optimizers
         share theirs, so that each continues from the state of any other; so do ``Orthogonal``,
         ``Unitary`` and ``Stiefel`` without ``flatten``. A state of 0.1.0, and one of ``base``
-        alone, which knows tagged parameters in Euclidean coordinates, are taken with a warning.
+        alone, which is in Euclidean coordinates, are accepted with a warning.
 
         Args:
             state_dict: from :meth:`state_dict`.
@@ -261,7 +261,7 @@ class ManifoldOptimizer(Optimizer):
                 it says what differs, and nothing has changed.
         """
         self._take_over()
-        self._tagged.refuse_none()  # a tag that was lost is not forgotten with the old state
+        self._tagged.refuse_none()  # a lost tag is reported before the state changes
         with loading(self, self.base, lambda: self._tagged.members()):
             super().load_state_dict(state_dict)
 
@@ -290,32 +290,32 @@ class ManifoldOptimizer(Optimizer):
     def _admit_new(self) -> None:
         new = [member for member in self._tagged.members() if member.version is None]
         for member in new:
-            member.check_kind()
+            member.check_supported()
             if is_sharded(member.param):
                 check_sharded(self.base, member.name)
         own = [member for member in new if not member.is_shared]
         admit_(own, off_manifold=self._off_manifold)
-        points = [point for point in self._shared_points() if point.member.version is None]
+        points = [point for point in self._shared_params() if point.member.version is None]
         if points:
             self._sharing().admit_(points, off_manifold=self._off_manifold)
         with full_precision(self._tagged.device_types):
-            begin_(own, points, self.state, self._seeds, self._retraction)
+            begin_states_(own, points, self.state, self._seeds, self._retraction)
 
-    def _shared_points(self) -> list[SharedPoint]:
-        """Return the tagged parameters that other processes have parts or replicas of."""
+    def _shared_params(self) -> list[SharedParam]:
+        """Return the tagged parameters that are sharded, or replicated in the process group."""
         members = self._tagged.shared()
         return self._sharing().of(members) if members else []
 
-    def _sharing(self) -> SharedPoints:
+    def _sharing(self) -> SharedParams:
         if self._shared is None:
-            from .shared_step import SharedPoints  # as slow to import as all the rest
+            from .shared_step import SharedParams  # takes as long to import as the whole package
 
-            self._shared = SharedPoints(self._process_group)
+            self._shared = SharedParams(self._process_group)
         return self._shared
 
     # The step ---------------------------------------------------------------
 
-    # torch wraps the step of every class by it.
+    # torch wraps the step of every optimizer class by this method.
     profile_hook_step = staticmethod(hooked)  # type: ignore[assignment]
 
     @no_grad
@@ -343,7 +343,7 @@ class ManifoldOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._take_over()
-        self._own.raise_what_was_told()
+        self._own.raise_arrived()
         if not self._capturable and is_full_precision(self._tagged.device_types):
             self._step_()
             return loss
@@ -353,20 +353,20 @@ class ManifoldOptimizer(Optimizer):
         return loss
 
     def _step_(self) -> None:
-        batches, skipped, trouble = self._sketch_own_()
-        points, left_out = self._sketch_shared_(trouble) if self._tagged.has_shared else ([], [])
+        batches, skipped, error = self._sketch_own_()
+        points, left_out = self._sketch_shared_(error) if self._tagged.has_shared else ([], [])
         self._displace_(batches, points, [*skipped, *left_out])
         for batch in batches:
             batch.retract_(self.state, polish=self._polish)
         if points:
             together(
-                (point.place.group, point.retract_(self.state, polish=self._polish))
+                (point.placement.group, point.retract_(self.state, polish=self._polish))
                 for point in points
             )
         self._stepped = [*batches, *points]
 
     def synchronize(self) -> None:
-        """Wait for accelerators, and raise what they have found wrong with steps until now.
+        """Wait for accelerators, and raise the faults that they have recorded.
 
         Raises:
             NonFiniteError: a gradient held NaN or infinity, or a step overflowed.
@@ -375,7 +375,7 @@ class ManifoldOptimizer(Optimizer):
         self._own.synchronize()
 
     def _sketch_own_(self) -> tuple[list[Batch], list[TaggedParam], Exception | None]:
-        """Sketch what is this process's own; tell of an error if others have to raise it too."""
+        """Sketch the parameters of this process; return an error that all processes must raise."""
         try:
             check_rates(self.param_groups, reads_tensors=not self._capturable)
             return *self._own.sketch_(), None
@@ -385,11 +385,11 @@ class ManifoldOptimizer(Optimizer):
             return [], [], error
 
     def _sketch_shared_(
-        self, trouble: Exception | None
-    ) -> tuple[list[SharedPoint], list[TaggedParam]]:
-        """Sketch what processes share, all of them together; nothing has changed."""
-        # A process in trouble takes part in the sums of what all knew before, to tell of it.
-        points = self._shared_points() if trouble is None else self._sharing().known
+        self, error: Exception | None
+    ) -> tuple[list[SharedParam], list[TaggedParam]]:
+        """Sketch the parameters that processes share, together; nothing has changed."""
+        # A process with an error joins the sums over the former parameters, to report it to all.
+        points = self._shared_params() if error is None else self._sharing().known
         if not points:
             return [], []
         stepping, left_out = self._sharing().sketch_(
@@ -397,7 +397,7 @@ class ManifoldOptimizer(Optimizer):
             self.state,
             retraction=self._retraction,
             seeds=self._seeds,
-            trouble=trouble,
+            error=error,
             nonfinite=self._nonfinite,
             off_manifold=self._off_manifold,
         )
@@ -408,42 +408,42 @@ class ManifoldOptimizer(Optimizer):
         return stepping, [point.member for point in left_out]
 
     def _displace_(
-        self, batches: list[Batch], points: list[SharedPoint], skipped: list[TaggedParam]
+        self, batches: list[Batch], points: list[SharedParam], skipped: list[TaggedParam]
     ) -> None:
-        """Run the base: on tangent coordinates, and on parameters without a tag as they are."""
+        """Run the base, with tangent coordinates in the place of tagged parameters."""
         shown = self._own.shown(batches)
         shared = [point for point in points if not is_plain_sgd(self.base, point.group)]
         if not (shown or shared or any(p.grad is not None for p in self._tagged.others)):
             return  # the base has nothing to do
         plain = [m for batch in batches if batch not in shown for m in batch.members]
-        plain += [point.member for point in points]  # where the base is to see one, a stand-in
+        plain += [point.member for point in points]  # the base sees a proxy of each
         whole = kept_whole(self.base)
-        seen = together((point.place.group, point.show(whole)) for point in shared)
-        stand_ins = [one for one in seen if one is not None]
+        shown_proxies = together((point.placement.group, point.show(whole)) for point in shared)
+        proxies = [one for one in shown_proxies if one is not None]
         tangents = chain.from_iterable(batch.show() for batch in shown)
         hidden = [member.param for member in (*plain, *skipped)]
 
         def step() -> None:
-            step_stand_ins(self.base, stand_ins, lambda: displace_(self.base, tangents, hidden))
+            step_proxies(self.base, proxies, lambda: displace_(self.base, tangents, hidden))
 
         self._own.step_base_(step, shown)
         for batch in shown:
             batch.read_()
-        together((point.place.group, point.read(self.state, whole)) for point in shared)
-        moving: list[Batch | SharedPoint] = [*shown, *shared]
+        together((point.placement.group, point.read(self.state, whole)) for point in shared)
+        moving: list[Batch | SharedParam] = [*shown, *shared]
         overflowing = [one for one in moving if not one.is_finite]
         if overflowing:
             refuse_overflow(member for one in overflowing for member in one.overflowing())
 
     def last_step(self) -> dict[Tensor, dict[str, Tensor]]:
-        r"""Return what the last step did to each tagged parameter that took part.
+        r"""Return what the last step did to each tagged parameter that it moved.
 
         Returns:
-            For low-rank steps the largest ``"angle"`` that a plane turned by, in radians, the
+            For low-rank steps the largest rotation ``"angle"`` of a plane, in radians, the
             ``"directions"`` v and the ``"coordinates"`` :math:`\Omega v` of the gradient on
             them, shape ``(matrices, n, k)``; for whole steps nothing.
         """
-        return {p: told for batch in self._stepped for p, told in batch.report()}
+        return {p: entry for batch in self._stepped for p, entry in batch.report()}
 
 
 # Options are read from the groups at every step, since users may change them there.

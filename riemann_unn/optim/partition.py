@@ -1,4 +1,4 @@
-"""Partitions: ZeroRedundancyOptimizer makes an optimizer of some of the parameters on each rank."""
+"""ZeroRedundancyOptimizer: each rank has an optimizer of some of the parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 
 
 def untagged_rank() -> str:
-    """Say what an optimizer without a tagged parameter is, where a partition has made it."""
+    """Return a hint for an optimizer without tagged parameters, where a rank has made it."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__") != _ZERO:
         frame = frame.f_back

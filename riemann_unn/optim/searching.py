@@ -1,9 +1,9 @@
-"""Searching bases: torch's L-BFGS, which evaluates the loss several times in a step.
+"""Line-search bases: torch's L-BFGS, which evaluates the loss several times in a step.
 
 The class is wrapped as it is. It sees a zero tensor in the place of every tagged parameter and
-moves it along a line; at each of its evaluations the closure sees the point that the curve from the
-last accepted one reaches, and torch's class the gradient there. So that nothing has to be carried
-along a curve that bends, it is asked for one iteration at a time, and begins each at zero again.
+moves it along a line; each of its evaluations runs the closure at the point of the corresponding
+curve from the last accepted point, and returns the gradient there. Each call takes one iteration
+and starts at zero again, so that nothing has to be transported along a curve.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import ManifoldError, ManifoldTypeError, NonFiniteError
 from ..interruption import each, restoring, undoing, without_torch_function
 from ..linalg import Phi
 from .base import displace_
-from .coordinates import Coordinates, Line, Place
+from .coordinates import Coordinates, JointCurve, Point
 from .descent import loss_value
 from .entries import COORDINATES, STEP
 from .states import as_tensor, coordinates_of
@@ -34,7 +34,7 @@ __all__ = ["check_search", "search_"]
 
 _SET_VALUE = Tensor.data.__set__  # type: ignore[attr-defined]
 _SET_GRAD = Tensor.grad.__set__  # type: ignore[union-attr]
-# What torch's class makes the next pair of, of all parameters.
+# Entries of torch's state from which it builds the next pair, vectors over all parameters.
 _VECTORS = ("d", "prev_flat_grad")
 
 
@@ -77,7 +77,7 @@ def search_(optimizer: ManifoldOptimizer, closure: Callable[[], Any] | None) -> 
         closure: see :meth:`ManifoldOptimizer.step`.
 
     Raises:
-        ManifoldTypeError: there is no closure, or a parameter cannot take part.
+        ManifoldTypeError: there is no closure, or a parameter is not supported.
         ManifoldError: there are several groups, or a rank was set in the group.
         NonFiniteError: the loss is not finite where the search ends.
     """
@@ -101,16 +101,16 @@ def search_(optimizer: ManifoldOptimizer, closure: Callable[[], Any] | None) -> 
                 f"{member.name} is sharded, and the inner products of {type(base).__name__} are "
                 "taken in one process; use another base"
             )
-        if member.has_moved() or member.version != member.memory._version:
+        if member.has_new_storage() or member.version != member.memory._version:
             member.refresh()
-            member.check_kind()
+            member.check_supported()
     admit_([m for m in members if m.version is None], off_manifold=optimizer._off_manifold)
     return _Search(base, members, tagged.others, str(optimizer._phi), closure).run()
 
 
 @dataclass
-class _Asked:
-    """An evaluation: where, and what torch's class is told of it.
+class _Evaluation:
+    """One evaluation: the displacements, and the loss and gradients returned to torch's class.
 
     ``where`` and ``shown`` are the displacements of tagged parameters and the gradients shown for
     them, then the values and gradients of the others.
@@ -120,8 +120,8 @@ class _Asked:
     shown: list[Tensor]
     value: float
     loss: Any
-    place: Place
-    gradient: Tensor  # of the tagged parameters, at the place itself
+    point: Point
+    gradient: Tensor  # of the tagged parameters, at the point itself
 
     def is_at(self, where: list[Tensor]) -> bool:
         return all(map(torch.equal, self.where, where))
@@ -144,12 +144,12 @@ class _Search:
         self._c = Coordinates(members, [], phi=phi)
         self._tagged, self._others = self._c.params, others
         self._memory = [p.detach().as_subclass(Tensor) for p in self._tagged]
-        self._free = [p.detach() for p in others]
-        # Its own, which torch's class loses when it is copied or unpickled.
+        self._untagged = [p.detach() for p in others]
+        # Attributes of torch's class that it does not restore when it is copied or unpickled.
         vars(base).setdefault("_params", self._group["params"])
         vars(base).setdefault("_numel_cache", None)
-        self._place, self._values = self._c.here(), [p.clone() for p in self._free]
-        self._asked: list[_Asked] = []  # since the last accepted point
+        self._point, self._values = self._c.current_point(), [p.clone() for p in self._untagged]
+        self._evaluations: list[_Evaluation] = []  # since the last accepted point
         self._evals, self._first, self._value = 0, None, math.inf
         self._zeros: list[Tensor] = []
         self._grads: list[Tensor | None] = [p.grad for p in self._tagged]
@@ -159,10 +159,12 @@ class _Search:
         options = {key: self._group[key] for key in ("max_iter", "max_eval")}
 
         def undo() -> None:
-            torch._foreach_copy_([*self._memory, *self._free], [*self._place.values, *self._values])
+            torch._foreach_copy_(
+                [*self._memory, *self._untagged], [*self._point.values, *self._values]
+            )
 
         def work() -> None:
-            undo()  # to points that are mended
+            undo()  # the points with their rounding errors corrected
             for _ in range(options["max_iter"]):
                 left = max(options["max_eval"] - self._evals, 1)
                 self._group.update(max_iter=1, max_eval=left)
@@ -175,7 +177,7 @@ class _Search:
             kept = self._base.state[member.param]
             kept[STEP] = kept.get(STEP, 0) + 1
             kept[COORDINATES] = as_tensor(coordinates_of(member.manifold), member.memory.device)
-        self._c.settle()
+        self._c.mark_on_manifold()
         return self._first
 
     @property
@@ -195,13 +197,16 @@ class _Search:
             torch.zeros_like(x, memory_format=torch.contiguous_format) for x in self._memory
         ]
         shown = [(p, z, z) for p, z in zip(self._tagged, self._zeros, strict=True)]
-        undoing(lambda: displace_(self._base, shown, [], self._tell), lambda: self._keep(before))
+        undoing(
+            lambda: displace_(self._base, shown, [], self._closure_at_zeros),
+            lambda: self._keep(before),
+        )
         each(_SET_GRAD, self._tagged, self._grads)
-        moves, where = self._zeros, [*self._zeros, *self._free]
+        moves, where = self._zeros, [*self._zeros, *self._untagged]
         start, found = self._value, self._find(where)
         if self._state["n_iter"] == before.get("n_iter", 0):
             return True  # the gradient is below its tolerance
-        sizes = [*moves, *(a - b for a, b in zip(self._free, self._values, strict=True))]
+        sizes = [*moves, *(a - b for a, b in zip(self._untagged, self._values, strict=True))]
         size = max((float(m.abs().max()) for m in sizes if m.numel()), default=0.0)
         if size == 0:
             return True
@@ -219,29 +224,30 @@ class _Search:
         is_still = found is not None and abs(found.value - start) < least
         return size <= least or is_still
 
-    def _accept(self, moves: list[Tensor], found: _Asked | None) -> None:
-        """Go to where torch's class has moved; the next iteration begins at zero there."""
-        place = found.place if found else self._line(self._c.vector(moves)).point(1.0)
-        self._carry(place)
-        self._place, self._values = place, [p.clone() for p in self._free]
-        torch._foreach_copy_(self._memory, place.values)
-        self._asked = []
+    def _accept(self, moves: list[Tensor], found: _Evaluation | None) -> None:
+        """Move to the accepted point, and start at zero displacement there."""
+        point = found.point if found else self._curve(self._c.vector(moves)).point(1.0)
+        self._project_pair(point)
+        self._point, self._values = point, [p.clone() for p in self._untagged]
+        torch._foreach_copy_(self._memory, point.values)
+        self._evaluations = []
         if found is not None:
-            # From here on the gradient is seen as it is, not along the line that led here.
+            # From now on the gradient is the one at the point, not that along the line that led to
+            # it.
             self._value = found.value
             where = [*(torch.zeros_like(m) for m in moves), *self._values]
             shown = [*self._c.tensors(found.gradient), *found.shown[len(moves) :]]
-            self._asked = [replace(found, where=where, shown=shown)]
+            self._evaluations = [replace(found, where=where, shown=shown)]
 
-    def _carry(self, place: Place) -> None:
-        """Project what the next pair is made of on the tangent spaces at the next point."""
+    def _project_pair(self, point: Point) -> None:
+        """Project the vectors of the next pair on the tangent spaces at the next point."""
         state = self._state
         names = [name for name in _VECTORS if isinstance(state.get(name), Tensor)]
-        moved = self._projected(place, [state[name] for name in names])
+        moved = self._projected(point, [state[name] for name in names])
         state.update(zip(names, moved, strict=True))
 
-    def _projected(self, place: Place, vectors: list[Tensor]) -> list[Tensor]:
-        """Project vectors of torch's class, in which parameters follow one another."""
+    def _projected(self, point: Point, vectors: list[Tensor]) -> list[Tensor]:
+        """Project vectors over all parameters, in the order of torch's class."""
         params = self._group["params"]
         counts = [p.numel() * (2 if p.is_complex() else 1) for p in params]
         at = {p: i for i, p in enumerate(params)}
@@ -249,7 +255,7 @@ class _Search:
         found = []
         for vector in vectors:
             pieces = list(vector.split(counts))
-            (own,) = self._c.project(place, [torch.cat([pieces[i] for i in order])])
+            (own,) = self._c.project(point, [torch.cat([pieces[i] for i in order])])
             for i, piece in zip(order, own.split([counts[i] for i in order]), strict=True):
                 pieces[i] = piece
             found.append(torch.cat(pieces))
@@ -257,33 +263,36 @@ class _Search:
 
     # Evaluations -------------------------------------------------------------
 
-    def _tell(self) -> Any:
-        """Evaluate the closure where torch's class has moved to, and show it the gradient."""
-        where = [*(z.clone() for z in self._zeros), *(p.clone() for p in self._free)]
-        asked = self._find(where) or self._ask(where)
+    def _closure_at_zeros(self) -> Any:
+        """Evaluate the closure at the current displacements, and set the gradients to show."""
+        where = [*(z.clone() for z in self._zeros), *(p.clone() for p in self._untagged)]
+        evaluation = self._find(where) or self._evaluate(where)
 
         def put_in_place() -> None:
             each(_SET_VALUE, self._tagged, self._zeros)
-            each(_SET_GRAD, [*self._tagged, *self._others], asked.shown)
+            each(_SET_GRAD, [*self._tagged, *self._others], evaluation.shown)
 
         without_torch_function(put_in_place)
-        return asked.loss
+        return evaluation.loss
 
-    def _line(self, vector: Tensor) -> Line:
-        # Its memory is not of the tangent spaces here.
-        (tangent,) = self._c.project(self._place, [vector])
-        return self._c.curve(self._place, tangent)
+    def _curve(self, vector: Tensor) -> JointCurve:
+        # Its pairs are not in the tangent space at this point.
+        (tangent,) = self._c.project(self._point, [vector])
+        return self._c.curve(self._point, tangent)
 
-    def _find(self, where: list[Tensor]) -> _Asked | None:
-        return next((asked for asked in reversed(self._asked) if asked.is_at(where)), None)
+    def _find(self, where: list[Tensor]) -> _Evaluation | None:
+        return next(
+            (evaluation for evaluation in reversed(self._evaluations) if evaluation.is_at(where)),
+            None,
+        )
 
-    def _ask(self, where: list[Tensor]) -> _Asked:
+    def _evaluate(self, where: list[Tensor]) -> _Evaluation:
         c, count = self._c, len(self._tagged)
         vector = c.vector(where[:count])
         is_away = bool(vector.any())
-        line = self._line(vector)
-        place = line.point(1.0) if is_away else self._place
-        torch._foreach_copy_(self._memory, place.values)
+        line = self._curve(vector)
+        point = line.point(1.0) if is_away else self._point
+        torch._foreach_copy_(self._memory, point.values)
 
         def put_in_place() -> None:
             each(_SET_VALUE, self._tagged, self._memory)
@@ -297,18 +306,20 @@ class _Search:
         if self._first is None:
             self._first, self._value = loss, value
         self._grads = [p.grad for p in self._tagged]
-        gradient = shown = c.gradient(place, c.euclidean())
-        if is_away:  # along the line exactly the slope of the curve
+        gradient = shown = c.gradient(point, c.euclidean())
+        if is_away:  # its slope along the line is that along the curve
             slope = gradient @ line.velocity(1.0) - gradient @ vector
             shown = gradient + slope / (vector @ vector) * vector
-        free = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self._others]
-        asked = _Asked(where, [*c.tensors(shown), *free], value, loss, place, gradient)
-        self._asked.append(asked)
-        return asked
+        untagged = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self._others]
+        evaluation = _Evaluation(
+            where, [*c.tensors(shown), *untagged], value, loss, point, gradient
+        )
+        self._evaluations.append(evaluation)
+        return evaluation
 
 
 def _copied(item: tuple[str, Any]) -> tuple[str, Any]:
-    """Copy what torch's class writes to."""
+    """Copy the values that torch's class writes to in place."""
     name, value = item
     if isinstance(value, list):
         return name, list(value)

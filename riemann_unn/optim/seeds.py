@@ -1,4 +1,4 @@
-"""Seeds: sources of random sketches that are alike on every replica and after resuming."""
+"""Seeds: sources of random sketches that are equal on every replica and after resuming."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 __all__ = ["Seeds", "Source"]
 
-# An odd number whose multiples are spread, from the golden ratio, and where they begin.
+# An odd multiplier from the golden ratio, whose multiples are well spread, and an offset.
 _SPREAD, _FIRST = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
-# Rows of so few numbers are made for so many steps at once.
+# Rows of at most so many numbers are generated for so many steps at once.
 _MANY, _AHEAD = 2**14, 16
-# What makes uniform 64-bit integers numbers of variance 1.
+# The factor that gives uniform 64-bit integers variance 1.
 _UNIT = 3**0.5 / 2**63
 
 
@@ -22,7 +22,7 @@ _Key = tuple[torch.device, tuple[int, ...], int, int]
 
 
 def _signed(number: int) -> int:
-    """Return what a 64-bit number is as a signed one."""
+    """Return a 64-bit number as a signed one."""
     return (number + 2**63) % 2**64 - 2**63
 
 
@@ -55,7 +55,7 @@ class Seeds:
         if key not in self._tables:
             generator = torch.Generator().manual_seed(self._hash(f"{tuple(shape)} {k}"))
             low = torch.iinfo(torch.int64).min
-            # Drawn on the host, so that all devices have the same.
+            # Drawn on the host, so that all devices get the same.
             table = torch.randint(low, -(low + 1), (k, n), generator=generator)
             self._tables[key] = table.to(device)
         return self._tables[key]
@@ -63,7 +63,7 @@ class Seeds:
     def rows(
         self, device: torch.device, shape: tuple[int, ...], k: int, n: int, step: int | Tensor
     ) -> Tensor:
-        """Return the table times the number of a step; a few are made for some steps at once."""
+        """Return the table times the multiplier of a step; small ones for several steps at once."""
         table = self.table(device, shape, k, n)
         if isinstance(step, Tensor) or table.numel() > _MANY:
             return table * multiplier(step)
@@ -85,9 +85,9 @@ class Seeds:
 class Source:
     """The source for the sketches of matrices of a shape at a step.
 
-    Called for rows ``(k, n)`` it multiplies a table of random integers by a number of the step:
-    modulo 2⁶⁴ these are uniform and independent in each step, and nearly so of those of others, the
-    same on every device, and one operation.
+    Called for rows ``(k, n)`` it multiplies a table of random integers by a number of the step, in
+    one operation with the same result on every device. Modulo 2⁶⁴ the entries are uniform and
+    independent within a step, and nearly independent of those of other steps.
     """
 
     seeds: Seeds
@@ -96,9 +96,9 @@ class Source:
     step: int | Tensor
 
     def __call__(self, k: int, n: int) -> tuple[Tensor, float]:
-        """Return rows ``(k, n)``, and what makes their entries numbers of variance 1."""
+        """Return rows ``(k, n)``, and the factor that gives their entries variance 1."""
         return self.seeds.rows(self.device, self.shape, k, n, self.step), _UNIT
 
     def generator(self) -> torch.Generator:
-        """Return a generator, for sketches that draw otherwise."""
+        """Return a generator, for sketches that need one."""
         return self.seeds.generator(self.device, self.shape, int(self.step))

@@ -1,6 +1,6 @@
-"""Tangent coordinates of points that processes share: in blocks, or whole at one owner.
+"""Tangent coordinates of shared parameters: in blocks, or whole at one owner.
 
-The same interface as :mod:`riemann_unn.retractions`, of generators for
+The interface of :mod:`riemann_unn.retractions`, of generators for
 :func:`riemann_unn.parallel.together`.
 """
 
@@ -18,44 +18,44 @@ from ..linalg.step.blocks import (
 )
 from ..linalg.step.tangent import next_directions, starts_by_planes
 from ..parallel import Computation, FromOwner, ToOwner
-from ..parallel.places import Place
+from ..parallel.placement import Placement
 from ..retractions import Randomness, Retraction, Tangent
 
 __all__ = ["InBlocks", "SharedTangent", "WithOwner", "from_owner", "shared_tangent", "to_owner"]
 
 
-def to_owner(place: Place, owner: int, part: Tensor) -> Computation:
-    """Return at its owner the whole of which every process has a block; None at the others."""
-    index = [block.index for block in place.blocks]
-    mine = place.sizes[_rank(place)] > 0 or part.numel() == 0
-    parts = yield ToOwner(owner, part if mine else part.flatten()[:0], list(place.sizes))
+def to_owner(placement: Placement, owner: int, part: Tensor) -> Computation:
+    """Gather the blocks of all processes at the owner; None on the others."""
+    index = [block.index for block in placement.blocks]
+    mine = placement.sizes[_rank(placement)] > 0 or part.numel() == 0
+    parts = yield ToOwner(owner, part if mine else part.flatten()[:0], list(placement.sizes))
     if parts is None:
         return None
-    whole = part.new_empty(place.block.shape)
-    for where, size, given in zip(index, place.sizes, parts, strict=True):
+    whole = part.new_empty(placement.block.shape)
+    for where, size, given in zip(index, placement.sizes, parts, strict=True):
         if size:
             whole[where] = given.view(whole[where].shape)
     return whole
 
 
-def from_owner(place: Place, owner: int, whole: Tensor | None, like: Tensor) -> Computation:
-    """Return my block of what its owner has whole."""
+def from_owner(placement: Placement, owner: int, whole: Tensor | None, like: Tensor) -> Computation:
+    """Return this process's block of the owner's tensor."""
     parts = None
     if whole is not None:
-        parts = [whole[block.index].contiguous() for block in place.blocks]
+        parts = [whole[block.index].contiguous() for block in placement.blocks]
     found = yield FromOwner(owner, parts, like)
     return found
 
 
-def _rank(place: Place) -> int:
-    return torch.distributed.get_rank(place.group)
+def _rank(placement: Placement) -> int:
+    return torch.distributed.get_rank(placement.group)
 
 
 class InBlocks:
     """A low-rank step: directions and coordinates are whole on every process."""
 
-    def __init__(self, retraction: Retraction, place: Place) -> None:
-        self.retraction, self.place = retraction, place
+    def __init__(self, retraction: Retraction, placement: Placement) -> None:
+        self.retraction, self.placement = retraction, placement
         self._is_scaled = False
         self._added: Tensor | None = None
 
@@ -64,7 +64,7 @@ class InBlocks:
     ) -> Computation:
         """Find v, z = Ωv and X v; return the length of z."""
         self.v, self.coordinates, self.xv = yield from block_directions(
-            self.place.block,
+            self.placement.block,
             x,
             g,
             rank=self.retraction.rank or 1,
@@ -75,23 +75,25 @@ class InBlocks:
         return length_of(self.move)
 
     def scale(self, scale: float | Tensor) -> None:
-        """Take a multiple of the coordinates as the move."""
+        """Set the move to a multiple of the coordinates."""
         self.move, self._is_scaled = self.coordinates * scale, True
 
     def gradient(self, x: Tensor) -> Computation:
-        """Return my block of what a base sees."""
-        found = yield from block_gradient(self.place.block, x, self.v, self.coordinates, self.xv)
+        """Return this process's block of the gradient that a base sees."""
+        found = yield from block_gradient(
+            self.placement.block, x, self.v, self.coordinates, self.xv
+        )
         return found
 
     def read(self, x: Tensor, delta: Tensor) -> Computation:
-        """Take what a base wrote as the move; return its length."""
-        self.move = yield from block_coordinates(self.place.block, x, delta, self.v, self.xv)
+        """Set the move from the displacement of a base; return its length."""
+        self.move = yield from block_coordinates(self.placement.block, x, delta, self.v, self.xv)
         return length_of(self.move)
 
     def rotate_(self, x: Tensor, *, polish: bool, step: int) -> Computation:
-        """Turn my block by the move, in place; return the largest angles."""
+        """Rotate the local block by the move, in place; return the largest angles."""
         angle, added = yield from block_rotate_(
-            self.place.block,
+            self.placement.block,
             x,
             self.v,
             self.move,
@@ -112,31 +114,31 @@ class InBlocks:
 
 
 class WithOwner:
-    """A step of whole matrices: one process has them while it is taken.
+    """A step of whole matrices, gathered at one process.
 
     A replicated matrix is owned by every process, and its gradient averaged.
     """
 
-    def __init__(self, retraction: Retraction, place: Place, owner: int) -> None:
-        self.retraction, self.place, self.owner = retraction, place, owner
+    def __init__(self, retraction: Retraction, placement: Placement, owner: int) -> None:
+        self.retraction, self.placement, self.owner = retraction, placement, owner
         self._tangent: Tangent | None = None
         self.move: Tensor | None = None
 
     @property
     def _is_replicated(self) -> bool:
-        return self.place.block.is_whole
+        return self.placement.block.is_whole
 
     def sketch(
         self, x: Tensor, g: Tensor, *, start: Tensor | None, source: Randomness, step: int
     ) -> Computation:
-        """Find the coordinates of the gradient where the whole is; return their length."""
+        """Find the coordinates of the gradient at the owner; return their length."""
         if self._is_replicated:
-            if self.place.is_averaged:
-                (g,) = yield [self.place.block.placed_whole(g)]
+            if self.placement.is_averaged:
+                (g,) = yield [self.placement.block.placed_whole(g)]
             self._x: Tensor | None = x
         else:
-            self._x = yield from to_owner(self.place, self.owner, x)
-            g = yield from to_owner(self.place, self.owner, g)
+            self._x = yield from to_owner(self.placement, self.owner, x)
+            g = yield from to_owner(self.placement, self.owner, g)
         if self._x is not None:
             self._tangent = self.retraction.tangent(
                 self._x, g, start=start, source=source, step=step
@@ -146,60 +148,60 @@ class WithOwner:
         return length
 
     def _length(self, like: Tensor) -> Computation:
-        """Tell everybody how long the move is."""
+        """Send the norm of the move to all processes."""
         length = length_of(self.move) if self.move is not None else 0.0
         if self._is_replicated:
             return length
-        told = torch.tensor([length], dtype=torch.float64, device=like.device)
-        (told,) = yield [told]
-        return told.item()
+        lengths = torch.tensor([length], dtype=torch.float64, device=like.device)
+        (lengths,) = yield [lengths]
+        return lengths.item()
 
     def scale(self, scale: float | Tensor) -> None:
-        """Take a multiple of the coordinates as the move."""
+        """Set the move to a multiple of the coordinates."""
         if self._tangent is not None:
             self.move = self._tangent.scaled(scale)
 
     def gradient(self, x: Tensor) -> Computation:
-        """Return my block of what a base sees."""
+        """Return this process's block of the gradient that a base sees."""
         whole = None
         if self._tangent is not None and self._x is not None:
             whole = self._tangent.gradient(self._x, None)
         if self._is_replicated:
             return whole
-        found = yield from from_owner(self.place, self.owner, whole, x)
+        found = yield from from_owner(self.placement, self.owner, whole, x)
         return found
 
     def read(self, x: Tensor, delta: Tensor) -> Computation:
-        """Take what a base wrote as the move; return its length."""
+        """Set the move from the displacement of a base; return its length."""
         if not self._is_replicated:
-            delta = yield from to_owner(self.place, self.owner, delta)
+            delta = yield from to_owner(self.placement, self.owner, delta)
         if self._tangent is not None and self._x is not None:
             self.move = self._tangent.read(self._x, delta)
         length = yield from self._length(x)
         return length
 
     def rotate_(self, x: Tensor, *, polish: bool, step: int) -> Computation:
-        """Turn the whole by the move, polish it, and put my block of it in the place of ``x``."""
-        angle, turned = None, x if self._is_replicated else self._x
-        if self._tangent is not None and turned is not None and self.move is not None:
-            angle = self._tangent.rotate_(turned, self.move)
+        """Rotate the whole by the move, polish it, and write this process's block to ``x``."""
+        angle, new = None, x if self._is_replicated else self._x
+        if self._tangent is not None and new is not None and self.move is not None:
+            angle = self._tangent.rotate_(new, self.move)
             if polish:
-                self._tangent.polish_(turned, step=step)
+                self._tangent.polish_(new, step=step)
         if not self._is_replicated:
-            x.copy_((yield from from_owner(self.place, self.owner, turned, x)))
+            x.copy_((yield from from_owner(self.placement, self.owner, new, x)))
         return angle
 
     def next_start(self) -> None:
-        """Return None: a sketch of an owner's starts anew."""
+        """Return None: an owner's sketch has no warm start."""
 
 
 SharedTangent = InBlocks | WithOwner
 
 
-def shared_tangent(retraction: Retraction, place: Place, owner: int) -> SharedTangent:
-    """Return the coordinates that a step of a shared parameter is taken in."""
+def shared_tangent(retraction: Retraction, placement: Placement, owner: int) -> SharedTangent:
+    """Return the coordinates for a step of a shared parameter."""
     if retraction.sketch == "tangent" and not retraction.is_whole_for(
-        torch.Size(place.block.shape)
+        torch.Size(placement.block.shape)
     ):
-        return InBlocks(retraction, place)
-    return WithOwner(retraction, place, owner)
+        return InBlocks(retraction, placement)
+    return WithOwner(retraction, placement, owner)

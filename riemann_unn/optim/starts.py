@@ -1,4 +1,4 @@
-"""Starts: the columns that the next sketch of a parameter begins with, as its state keeps them."""
+"""Warm starts: the columns that the next sketch begins with, as a parameter's state keeps them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def usable_start(stored: Tensor, like: Tensor, shape: tuple[int, ...]) -> Tensor
 
     Args:
         stored: from :func:`stored_start`, of one parameter or several side by side.
-        like: of the dtype and device that is needed.
-        shape: ``(k, n)`` or ``(batch, k, n)``; a start of another is left from another rank.
+        like: a tensor of the required dtype and device.
+        shape: ``(k, n)`` or ``(batch, k, n)``; another shape is that of another rank.
     """
     rows = stored if stored.is_complex() == like.is_complex() else torch.view_as_complex(stored)
     if rows.dtype is not like.dtype or rows.device != like.device:

@@ -1,4 +1,4 @@
-"""Saved states: what they say of themselves, and which ones an optimizer takes."""
+"""Saved states: the notes that they carry, and which ones an optimizer accepts."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ __all__ = [
 
 StateDict = dict[str, Any]
 
-# In a group: the class of the base.
+# Key of a group: the class of the base.
 BASE_CLASS = "base_class"
-# What 0.1.0 called its default sketch, and the start of the next one.
+# The names in 0.1.0 of its default sketch, and of the start of the next one.
 _OLD_SKETCH, _OLD_START = "power", "sketch_start"
 _OURS = {*OWN, _OLD_START}
 
 
 def coordinates_of(manifold: MatrixManifold) -> str:
-    """Name the coordinates that bases see on a manifold: those of its matrix view."""
+    """Return a name for a manifold's tangent coordinates, which depend on its matrix view."""
     same_view = isinstance(manifold, Orthogonal | Unitary)
     return repr(Stiefel(blocks=manifold.blocks) if same_view else manifold)
 
 
 def as_tensor(name: str, device: torch.device) -> Tensor:
-    """Return a name as its bytes, since torch flattens no strings in a state."""
+    """Return a name as a tensor of bytes, since torch does not flatten strings in a state."""
     return torch.tensor(list(name.encode()), dtype=torch.uint8, device=device)
 
 
@@ -55,9 +55,9 @@ def _as_name(tensor: Tensor) -> str:
 def with_every_parameter(state_dict: StateDict, groups: list[dict[str, Any]]) -> StateDict:
     """Return a state with an entry, maybe empty, for every parameter that is trained.
 
-    Its groups hold plain values, also where a schedule has put numbers of numpy.
-    torch's strict checkpoints refuse a state that has entries for some parameters only, as plain
-    SGD's is, which keeps nothing of those without a tag.
+    Its groups hold plain values, also where a schedule has written numpy scalars.
+    torch's strict checkpoints refuse a state that has entries for some parameters only, as that of
+    plain SGD, which has none for untagged parameters.
     """
     state = dict(state_dict["state"])
     for group, saved in zip(groups, state_dict["param_groups"], strict=False):
@@ -75,7 +75,7 @@ def with_every_parameter(state_dict: StateDict, groups: list[dict[str, Any]]) ->
 def loading(
     optimizer: Optimizer, base: Optimizer, members: Callable[[], list[TaggedParam]]
 ) -> Iterator[None]:
-    """Let ``optimizer`` load a state inside: check it first, and keep what torch would round.
+    """A context in which ``optimizer`` loads a state: check it, and keep what torch would round.
 
     Both happen between the hooks of users, which may edit the state and see what was loaded.
 
@@ -86,16 +86,16 @@ def loading(
     notes: list[str] = []
 
     def check(_: Optimizer, state_dict: StateDict) -> StateDict:
-        checked.append(_translated(_without_gaps(state_dict), notes))
+        checked.append(_translated(_without_missing(state_dict), notes))
         _check(checked[0], base, members(), notes)
         return checked[0]
 
-    def mend(_: Optimizer) -> None:
-        _mend_(optimizer, checked[0], members())
+    def restore_precision(_: Optimizer) -> None:
+        _restore_precision_(optimizer, checked[0], members())
 
     handles = [
         optimizer.register_load_state_dict_pre_hook(check),
-        optimizer.register_load_state_dict_post_hook(mend, prepend=True),
+        optimizer.register_load_state_dict_post_hook(restore_precision, prepend=True),
     ]
     try:
         yield
@@ -106,15 +106,15 @@ def loading(
         warnings.warn(note, stacklevel=4)
 
 
-def _is_gap(value: object) -> bool:
+def _is_missing(value: object) -> bool:
     return isinstance(value, dict) and not value
 
 
-def _without_gaps(state_dict: StateDict) -> StateDict:
-    """Return a state without the empty dicts that torch's flat ones have for what is not there."""
+def _without_missing(state_dict: StateDict) -> StateDict:
+    """Return a state without the empty dicts that torch's flat states have for missing entries."""
     state = {
-        key: {name: value for name, value in kept.items() if not _is_gap(value)}
-        if any(map(_is_gap, kept.values()))
+        key: {name: value for name, value in kept.items() if not _is_missing(value)}
+        if any(map(_is_missing, kept.values()))
         else kept
         for key, kept in state_dict["state"].items()
     }
@@ -122,7 +122,7 @@ def _without_gaps(state_dict: StateDict) -> StateDict:
 
 
 def _translated(state_dict: StateDict, notes: list[str]) -> StateDict:
-    """Return a state of 0.1.0 as one of today, and note what it cannot tell."""
+    """Convert a state of 0.1.0, and note what it lacks."""
     groups = state_dict["param_groups"]
     if not any("rank" in group and "max_angle" not in group for group in groups):
         return state_dict
@@ -137,14 +137,14 @@ def _translated(state_dict: StateDict, notes: list[str]) -> StateDict:
     return {**state_dict, "param_groups": renamed}
 
 
-def _mend_(optimizer: Optimizer, saved: StateDict, members: list[TaggedParam]) -> None:
-    """Give what was loaded memory of its own, and the precision that torch has taken from it."""
+def _restore_precision_(optimizer: Optimizer, saved: StateDict, members: list[TaggedParam]) -> None:
+    """Copy loaded tensors in the precision in which they were saved, which torch may lower."""
     is_tensor = getattr(optimizer, "_capturable", False)
-    _keep_counts_(optimizer, saved)
+    _restore_counts_(optimizer, saved)
     for member in members:
         kept = optimizer.state.get(member.param, {})
         kept.pop(_OLD_START, None)
-        if START in kept:  # which is written in place, and may be another optimizer's too
+        if START in kept:  # it is written in place, and may belong to another optimizer too
             kept[START] = kept[START].clone()
         if STEP in kept:
             kept[STEP] = _count_as(kept[STEP], is_tensor, member.memory.device)
@@ -154,7 +154,7 @@ def _mend_(optimizer: Optimizer, saved: StateDict, members: list[TaggedParam]) -
     params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     for key, p in zip(keys, params, strict=True):
         for name, value in saved["state"].get(key, {}).items():
-            # A number, such as ASGD's eta, is not of its parameter's dtype either.
+            # Scalars such as ASGD's eta do not have the parameter's dtype either.
             if isinstance(value, Tensor) and (p in half or value.ndim == 0):
                 now = optimizer.state[p].get(name)
                 if now is not None and value.is_floating_point() and value.dtype is not now.dtype:
@@ -166,8 +166,8 @@ def _mend_(optimizer: Optimizer, saved: StateDict, members: list[TaggedParam]) -
                 kept[name] = placed_like(value, p)
 
 
-def _keep_counts_(optimizer: Optimizer, saved: StateDict) -> None:
-    """Take counts as they were saved: torch casts them to the parameter's dtype."""
+def _restore_counts_(optimizer: Optimizer, saved: StateDict) -> None:
+    """Restore saved step counts, which torch casts to the parameter's dtype."""
     keys = chain.from_iterable(group["params"] for group in saved["param_groups"])
     params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     for key, p in zip(keys, params, strict=True):
@@ -176,13 +176,13 @@ def _keep_counts_(optimizer: Optimizer, saved: StateDict) -> None:
 
 
 def _count_as(count: int | Tensor, is_tensor: bool, device: torch.device) -> int | Tensor:
-    """Return a count of steps as an optimizer keeps it, in memory of its own."""
+    """Return a copy of a step count, as a tensor or an int."""
     if not is_tensor:
         return int(count)
     return torch.full((), int(count), dtype=torch.int64, device=device)
 
 
-# Whether a state is this optimizer's -----------------------------------------------
+# Checks -----------------------------------------------------------------------------
 
 
 def _check(
@@ -225,8 +225,8 @@ def _check(
 
 
 def _is_torchs(base: Optimizer) -> bool:
-    """Whether it is known what the base keeps: tensors as its parameter, or sums over it."""
-    # L-BFGS keeps vectors of all parameters with the first.
+    """Whether the base is torch's, so that the shapes of its state are known."""
+    # L-BFGS keeps vectors over all parameters in the state of the first.
     return type(base).__module__.startswith("torch.optim.") and not isinstance(base, LBFGS)
 
 
@@ -238,7 +238,7 @@ def _check_class(base: Optimizer, group: dict[str, Any], saved: dict[str, Any], 
             f"with base={theirs}. Nothing was loaded"
         )
     if theirs is None and _is_torchs(base):
-        # An older torch may have had fewer options: its class fills them in, as when unpickled.
+        # A state of an older torch may lack options, which the class fills in, as when unpickled.
         probe = object.__new__(type(base))
         filled = [{**saved, "params": []}]
         probe.__setstate__({"defaults": dict(base.defaults), "state": {}, "param_groups": filled})
@@ -287,7 +287,7 @@ def _can_start(rows: Tensor, member: TaggedParam) -> bool:
     shape = list(rows.shape)
     if matrices.is_complex() and not member.param.is_complex() and shape.pop() != 2:
         return False
-    batch = torch.Size(shape[:-2]).numel()  # sharded, all dimensions of the batch are one
+    batch = torch.Size(shape[:-2]).numel()  # sharded parameters have one batch dimension
     return (batch, shape[-1]) == (matrices.shape[:-2].numel(), matrices.shape[-2])
 
 

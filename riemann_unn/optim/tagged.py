@@ -27,7 +27,7 @@ from ..parallel import is_sharded, local_part
 from ..scalars import plain_scalars
 from ..tagging import KnownTags, manifold_of, refuse_flattened
 from .conversion import refuse_conversions
-from .memory import refuse_shared
+from .overlap import refuse_overlaps
 
 __all__ = [
     "TaggedParam",
@@ -42,14 +42,14 @@ __all__ = [
 ]
 
 
-# What parameters must have in common to move together: group, manifold, shape, dtype and device,
-# and being small; a large one is alone with its number.
+# What parameters of one batch have in common: group, manifold, shape, dtype, id and device; the id
+# is 0 for small matrices, so that large ones are in a batch of their own.
 BatchKey = tuple[int, MatrixManifold, torch.Size, torch.dtype, int, torch.device]
-# Matrices up to this size are cheaper to move together than one by one.
+# Matrices up to this size are cheaper to step together than one by one.
 _BATCH_UP_TO = 128 * 128
-# Up to so many are asked one by one.
+# Up to so many are checked one by one.
 _FEW = 4
-# With many parameters the interpreter's own loops take longer than what is asked of each.
+# C loops over attributes: with many parameters the interpreter's loops take longer.
 _PARAM, _GRAD, _LAYOUT = attrgetter("param"), attrgetter("grad"), attrgetter("layout")
 _MEMORY, _VERSION, _COUNT = attrgetter("memory"), attrgetter("version"), attrgetter("_version")
 _DTYPE = attrgetter("dtype")
@@ -59,12 +59,12 @@ _DTYPE = attrgetter("dtype")
 class TaggedParam:
     """A tagged parameter in its group, under the name that messages give it.
 
-    ``memory`` is the parameter's, as it was last seen, and ``value`` is what moves:
-    the same, or the master copy in single precision of a parameter that is stored
-    in half. ``version`` counts the writes to it when it was last found on its
-    manifold, and those of one ``batch_key``, numbered in ``keys``, can move together.
-    ``is_rough`` where its error was then above rounding, to be mended by the next step.
-    Where ``is_shared`` with other processes, memory and value are what this one holds.
+    ``memory`` is the parameter's tensor when last refreshed, and ``value`` is what a step moves:
+    the same, or the single-precision master copy of a parameter that is stored in half.
+    ``version`` is its version counter when it was last found on its manifold; parameters of one
+    ``batch_key``, an index into ``keys``, can be stepped together. ``is_inexact`` says that its
+    error was then above rounding, which the next step corrects. Where ``is_shared`` with other
+    processes, memory and value are the local part.
     """
 
     name: str
@@ -79,14 +79,14 @@ class TaggedParam:
     version: int | None = field(init=False)
     batch_key: int = field(init=False)
     is_half: bool = field(init=False)
-    is_rough: bool = field(init=False, default=False)
+    is_inexact: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.refresh()
 
     def refresh(self) -> None:
-        """See the parameter's memory as it is now; nothing is known of its values."""
-        # A plain tensor: torch asks of each parameter in a list whether it overrides functions.
+        """Read the parameter's current storage; its values have yet to be checked."""
+        # A plain tensor, since torch checks each parameter in a list for overridden functions.
         value = local_part(self.param)
         self.version = None
         fits = not self.is_shared and self.manifold.why_not(value.shape, value.dtype) is None
@@ -94,13 +94,13 @@ class TaggedParam:
         alone = 0 if is_small else id(self)
         key = (id(self.group), self.manifold, value.shape, value.dtype, alone, value.device)
         self.batch_key = self.keys.setdefault(key, len(self.keys))
-        # Stored too coarsely to be a point itself.
+        # Half precision is too coarse for a point: a master copy is kept.
         self.is_half = value.dtype in (torch.float16, torch.bfloat16)
-        # Last, so that what was interrupted is done again.
+        # Last, so that an interrupted refresh is repeated.
         self.value = self.memory = value
 
-    def has_moved(self) -> bool:
-        """Whether the parameter's memory is elsewhere than it was last seen."""
+    def has_new_storage(self) -> bool:
+        """Whether the parameter's storage, shape, strides or dtype have changed."""
         now, then = local_part(self.param), self.memory
         return (now.data_ptr(), now.shape, now.stride(), now.dtype) != (
             then.data_ptr(),
@@ -109,7 +109,7 @@ class TaggedParam:
             then.dtype,
         )
 
-    def check_kind(self) -> None:
+    def check_supported(self) -> None:
         """Refuse a parameter whose shape or dtype its manifold does not take.
 
         Raises:
@@ -122,35 +122,35 @@ class TaggedParam:
 
 
 def _matrix_of(manifold: MatrixManifold, value: Tensor) -> torch.Size:
-    """Return the shape of a value's matrices, without a transform where they are one."""
+    """Return the shape of a value's matrices, without computing a transform."""
     if not manifold.views_memory:
         return manifold.matrices_shape(value.shape)[-2:]
     return manifold.to_matrices(value).shape[-2:]
 
 
 def _same_storage(params: list[Tensor], memories: list[Tensor]) -> bool:
-    """Tell in one quick look if parameters are where they were; False may be wrong, True is not."""
+    """Tell quickly whether storages are unchanged; False may be wrong, True never is."""
     try:
         same = all(map(Tensor.is_set_to, params, memories))
-    except NotImplementedError:  # it is not on every device
+    except NotImplementedError:  # on some devices
         return False
     return same and all(map(is_, map(_DTYPE, params), map(_DTYPE, memories)))
 
 
-def _ask_each(get: Callable[[Tensor], Any], params: Iterable[Tensor]) -> list[Any]:
-    # Of a subclass, which parameters are, torch would first look up what it overrides, each time.
+def _get_each(get: Callable[[Tensor], Any], params: Iterable[Tensor]) -> list[Any]:
+    # Parameters are a subclass, of which torch would look up overridden functions each time.
     return without_torch_function(lambda: list(map(get, params)))
 
 
 def gradients_of(members: list[TaggedParam]) -> list[Any]:
     """Return the gradients of members, None for those that have none."""
-    return _ask_each(_GRAD, map(_PARAM, members))
+    return _get_each(_GRAD, map(_PARAM, members))
 
 
-def _are_as_before(members: list[TaggedParam]) -> bool:
-    """Tell if all have dense gradients and nobody wrote to them; False may be wrong, True is not.
+def _are_unchanged(members: list[TaggedParam]) -> bool:
+    """Tell whether all have dense gradients and were not written to, for a few members.
 
-    For a few members, of which nothing has to be gathered in lists.
+    False may be wrong, True never is.
     """
     for member in members:
         p, memory = member.param, member.memory
@@ -162,10 +162,10 @@ def _are_as_before(members: list[TaggedParam]) -> bool:
     return True
 
 
-def _moved(members: list[TaggedParam]) -> list[TaggedParam]:
+def _with_new_storage(members: list[TaggedParam]) -> list[TaggedParam]:
     found = []
     for member in members:
-        if member.has_moved():
+        if member.has_new_storage():
             found.append(member)
     return found
 
@@ -180,7 +180,7 @@ def _refuse_sparse(members: list[TaggedParam], grads: list[Tensor]) -> None:
 
 
 class TaggedParams:
-    """The tagged parameters of a base's groups, kept between steps until somebody changes them."""
+    """The tagged parameters of a base's groups, kept between steps until the groups change."""
 
     def __init__(self, base: Optimizer, *, are_replicas: bool) -> None:
         self._base, self._are_replicas = base, are_replicas
@@ -191,26 +191,26 @@ class TaggedParams:
         self._shared: list[TaggedParam] = []
         self._others: list[Tensor] = []
         self._keys: dict[BatchKey, int] = {}
-        self._asked, self._types = 0, set[str]()
+        self._counted, self._types = 0, set[str]()
 
     def with_gradients(self) -> tuple[list[list[TaggedParam]], list[TaggedParam]]:
-        """Return by group who has a gradient, and who was written to since the last step.
+        """Return by group the parameters with a gradient, and those written to since the last step.
 
         Raises:
             LostTagError: no parameter is tagged any more, or see :meth:`members`.
             ManifoldTypeError: a gradient is sparse, or see :meth:`members`.
-            ManifoldError: a parameter has become one that its manifold does not take, has come to
-                share memory, or has another dtype than its state.
+            ManifoldError: a parameter's shape or dtype no longer fits its manifold, it shares
+                memory, or it has another dtype than its state.
         """
         groups: list[list[TaggedParam]] = []
         written: list[TaggedParam] = []
         self.refuse_none()
         for members in self._by_group:
-            if len(members) <= _FEW and _are_as_before(members):
+            if len(members) <= _FEW and _are_unchanged(members):
                 groups.append(members)
                 continue
             params = list(map(_PARAM, members))
-            grads = _ask_each(_GRAD, params)
+            grads = _get_each(_GRAD, params)
             if any(map(is_, grads, repeat(None))):
                 members = [m for m, grad in zip(members, grads, strict=True) if grad is not None]
                 params = list(map(_PARAM, members))
@@ -221,14 +221,14 @@ class TaggedParams:
                 _refuse_sparse(members, grads)
             memories = list(map(_MEMORY, members))
             if not without_torch_function(partial(_same_storage, params, memories)):
-                self._refresh(_moved(members))
-            counts = _ask_each(_COUNT, params)
+                self._refresh(_with_new_storage(members))
+            counts = _get_each(_COUNT, params)
             if counts != list(map(_VERSION, members)):
                 for member, count in zip(members, counts, strict=True):
                     if member.version != count:
                         if member.memory._version != count:
-                            member.refresh()  # after torch.utils.swap_tensors they count apart
-                        member.check_kind()
+                            member.refresh()  # torch.utils.swap_tensors separates their counters
+                        member.check_supported()
                         written.append(member)
             groups.append(members)
         return groups, written
@@ -252,8 +252,8 @@ class TaggedParams:
         Raises:
             LostTagError: a parameter has lost its tag, and was not untagged.
             ManifoldError: parameters share memory, or have another dtype than their state.
-            ManifoldTypeError: a parameter is on a manifold this package does not
-                know, so that it would be trained as if it were on none.
+            ManifoldTypeError: a parameter is on a manifold that this package does not support, so
+                that it would be trained unconstrained.
         """
         if not self._is_current():
             known = {(id(member.param), id(member.group)): member for member in self._members}
@@ -261,7 +261,7 @@ class TaggedParams:
             for member in _tagged(self._base.param_groups, self._keys, self._are_replicas):
                 old = known.get((id(member.param), id(member.group)))
                 found.append(member if old is None or old.tag is not member.tag else old)
-            self._look(found, known.values())
+            self._check_changes(found, known.values())
             self._members = found
             own = [member for member in found if not member.is_shared]
             self._shared = [member for member in found if member.is_shared]
@@ -273,26 +273,26 @@ class TaggedParams:
                 for p in group["params"]
             ]
             self._others = self._without(found)
-            self._seen = seen  # last, so that what was interrupted is done again
+            self._seen = seen  # last, so that an interrupted update is repeated
         return self._members
 
     def shared(self) -> list[TaggedParam]:
-        """Return those that other processes have parts or replicas of, and that are trained."""
+        """Return the trained parameters that are sharded or replicated."""
         self.members()
         return [m for m in self._shared if m.param.requires_grad or m.param.grad is not None]
 
     @property
     def has_shared(self) -> bool:
-        """Whether other processes wait for this one in a step."""
+        """Whether a step communicates with other processes."""
         return bool(self._shared)
 
-    def _look(self, found: list[TaggedParam], known: Iterable[TaggedParam]) -> None:
-        """Refuse what may not have changed since the last look."""
-        self._known.look(self._base.param_groups, [(m.name, m.param, m.group) for m in found])
+    def _check_changes(self, found: list[TaggedParam], known: Iterable[TaggedParam]) -> None:
+        """Refuse lost tags, changed dtypes and shared memory."""
+        self._known.update(self._base.param_groups, [(m.name, m.param, m.group) for m in found])
         dtypes = {id(old.param): old.memory.dtype for old in known}
         changed = ((m.name, m.param, dtypes.get(id(m.param), m.param.dtype)) for m in found)
         refuse_conversions(changed, self._base.state)
-        refuse_shared(((m.name, m.param) for m in found), self._without(found))
+        refuse_overlaps(((m.name, m.param) for m in found), self._without(found))
 
     def _without(self, members: list[TaggedParam]) -> list[Tensor]:
         tagged = {id(member.param) for member in members}
@@ -303,21 +303,21 @@ class TaggedParams:
     def _refresh(self, moved: list[TaggedParam]) -> None:
         if moved:
             refuse_conversions(((m.name, m.param, m.memory.dtype) for m in moved), self._base.state)
-            refuse_shared(((m.name, m.param) for m in self._members), self._others)
+            refuse_overlaps(((m.name, m.param) for m in self._members), self._others)
         for member in moved:
             member.refresh()
 
     @property
     def device_types(self) -> set[str]:
         """The types of the devices that tagged parameters are, or once were, on."""
-        if len(self._keys) != self._asked:
-            self._asked = len(self._keys)
+        if len(self._keys) != self._counted:
+            self._counted = len(self._keys)
             self._types = {key[-1].type for key in self._keys}
         return self._types
 
     @property
     def others(self) -> list[Tensor]:
-        """The parameters without a tag when the members were last asked for."""
+        """The parameters without a tag, at the last call of :meth:`members`."""
         return self._others
 
     def _is_current(self) -> bool:
@@ -390,7 +390,7 @@ def check_duplicates(params: Iterable[Any]) -> None:
 
 
 def admit_(members: list[TaggedParam], *, off_manifold: Literal["raise", "project"]) -> None:
-    """Check that parameters are on their manifolds; mend or refuse those that are not.
+    """Check that parameters are on their manifolds; project or refuse those that are not.
 
     Raises:
         OffManifoldError: naming the parameter and the remedy; nothing is changed.
@@ -405,7 +405,7 @@ def admit_(members: list[TaggedParam], *, off_manifold: Literal["raise", "projec
         elif not member.manifold.has_det(member.param):
             off.append((member, f"has the other determinant than {member.manifold!r}"))
         elif error > rounding_level(member.param.dtype):
-            member.is_rough = True
+            member.is_inexact = True
     for member, reason in off:
         finite = bool(torch.isfinite(member.param).all())
         if off_manifold == "raise" or not finite:

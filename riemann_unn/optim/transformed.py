@@ -1,4 +1,4 @@
-"""Batches of parameters whose matrices are a transform of their memory, as kernels' are."""
+"""Batches of parameters whose matrices are a transform of their memory, as with kernels."""
 
 from __future__ import annotations
 
@@ -16,56 +16,56 @@ from .batch import Batch
 __all__ = ["TransformedBatch"]
 
 
-# Numbers of the matrices that are polished at once.
+# Number of entries that are polished at a time.
 _BLOCK = 2**18
 
 
 class TransformedBatch(Batch):
-    """Parameters to which a low-rank step adds what its transform back is.
+    """Parameters to which a low-rank step adds the inverse transform of its low-rank change.
 
-    The points themselves are not transformed back. So they do not take on the rounding of that,
-    and may be transformed in their own precision to find the step, whose error then is small
-    beside the step; but exactly to be polished.
+    The points themselves are not transformed back, so they do not take on its rounding, and may be
+    transformed in their own precision to compute a step, of which the error is then a small part.
+    A polish needs the exact transform.
     """
 
     _is_added = _polishes = False
 
-    def _look(
+    def _as_matrices(
         self, values: list[Tensor], grads: list[Any], retraction: Retraction
     ) -> tuple[Tensor, Tensor]:
         *batch, n, p = self._manifold.matrices_shape(values[0].shape)
         self._is_added = not retraction.is_whole_for(torch.Size((*batch, p, n)))
         if not self._is_added:
-            return super()._look(values, grads, retraction)
-        is_rough = any(member.is_rough for member in self.members)
-        self._polishes = is_rough or polishes_at(p, step=self._step)
+            return super()._as_matrices(values, grads, retraction)
+        is_inexact = any(member.is_inexact for member in self.members)
+        self._polishes = is_inexact or polishes_at(p, step=self._step)
         x = self._transform("points", values, exact=self._polishes)
         return x, self._transform("moves", grads)
 
     def read_(self) -> None:
-        """Take what the base has written into the zeros as the move."""
+        """Set the move from the displacement that the base has written into the zeros."""
         if not self._is_added:
             super().read_()
             return
         assert self.tangent is not None
-        moves = self._transform("moves", self._rooms["zeros"][1])
-        self._take(self.tangent.read(self._x, moves))
+        moves = self._transform("moves", self._buffers["zeros"][1])
+        self._set_move(self.tangent.read(self._x, moves))
 
     def _scatter(self, x: Tensor, whole: Tensor, parts: list[Tensor]) -> None:
-        if self._is_added:  # a displacement, which bears the rounding of its precision
+        if self._is_added:  # a displacement may be rounded to its precision
             self._manifold.write_point(self._tall(x).reshape(self._shape), whole)
         else:
             super()._scatter(x, whole, parts)
 
-    def _turn_(self, moved: Tensor | None, polish: bool, *, is_rough: bool) -> None:
+    def _rotate_(self, moved: Tensor | None, polish: bool, *, is_inexact: bool) -> None:
         if not self._is_added:
-            super()._turn_(moved, polish, is_rough=is_rough)
+            super()._rotate_(moved, polish, is_inexact=is_inexact)
             return
         assert isinstance(self.tangent, Directions)
         values = [member.value for member in self.members]
         shape = torch.Size((len(values), *values[0].shape))
         if polish and self._polishes:
-            whole = self._polished(shape, is_rough=is_rough)
+            whole = self._polished(shape, is_inexact=is_inexact)
         else:
             whole = self._added(shape)
         parts = list(whole.unbind(0))
@@ -78,7 +78,7 @@ class TransformedBatch(Batch):
         self._commit(parts, moved)
 
     def _added(self, shape: torch.Size) -> Tensor:
-        """Return what a step adds to all members."""
+        """Return the change of all members by a step."""
         assert isinstance(self.tangent, Directions)
         left, right, self.angle = self.tangent.factors(self._x, self._move)
         if left.shape[-2] != right.shape[-1]:
@@ -88,8 +88,8 @@ class TransformedBatch(Batch):
         self._manifold.write_product(left, right, whole)
         return whole
 
-    def _polished(self, shape: torch.Size, *, is_rough: bool) -> Tensor:
-        """Return what a step and a polish add to all members."""
+    def _polished(self, shape: torch.Size, *, is_inexact: bool) -> Tensor:
+        """Return the change of all members by a step and a polish."""
         assert isinstance(self.tangent, Directions)
         x = self._x
         memory = self._memory("moves", torch.Size((x.numel(),)), x.dtype)
@@ -97,17 +97,17 @@ class TransformedBatch(Batch):
         self.angle = self.tangent.rotate_(new, self._move)
         for part in new.split(max(_BLOCK // x[0].numel(), 1)):
             self.tangent.polish_(part, step=self._step)
-            if is_rough:
+            if is_inexact:
                 newton_schulz_(newton_schulz_(self._tall(part)))
         difference = self._tall(new.sub_(x)).reshape(self._shape)
-        # The points as matrices are not needed any more.
+        # The buffer of the points' matrices is free now.
         whole = self._memory("points", shape, self.members[0].value.dtype)
         self._manifold.write_point(difference, whole)
         return whole
 
     @property
     def _is_cached(self) -> bool | None:
-        # All matrices of a point are read before any is again.
+        # All matrices of a point are read before the first is read again.
         return self._manifold.matrices_shape(self.members[0].value.shape).numel() <= CACHED
 
     def _transform(self, name: str, tensors: list[Tensor], *, exact: bool = False) -> Tensor:
@@ -120,11 +120,11 @@ class TransformedBatch(Batch):
         return self._tall(matrices.reshape(-1, *matrices.shape[-2:]))
 
     def _memory(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Return memory, which on processors is kept: fresh pages cost more than a transform."""
+        """Return memory, kept between steps on CPUs, where new pages cost more than a transform."""
         device, size = self.members[0].value.device, math.prod(shape) * dtype.itemsize
         if device.type != "cpu":
             return torch.empty(shape, dtype=dtype, device=device)
-        kept = self._rooms.get(name)
+        kept = self._buffers.get(name)
         if kept is None or kept[0].numel() < size:
-            kept = self._rooms[name] = torch.empty(size, dtype=torch.uint8), []
+            kept = self._buffers[name] = torch.empty(size, dtype=torch.uint8), []
         return kept[0][:size].view(dtype).view(shape)

@@ -1,4 +1,4 @@
-"""Parameters that several processes share: where their parts lie, and what is sent for a step."""
+"""Parameters that several processes share: their placement, and the communication of a step."""
 
 from .exchange import Computation, FromOwner, Group, ToOwner, bytes_sent, together
 from .sharded import (

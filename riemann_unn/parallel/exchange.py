@@ -1,8 +1,8 @@
-"""Exchanges between processes: many computations side by side, one collective for all a round.
+"""Communication: many computations side by side, with one collective per round.
 
-A computation is a generator. It yields what it needs of the other processes and is sent it: a list
-of tensors for their sums, :class:`ToOwner` or :class:`FromOwner`. All processes of a group run the
-same computations in the same order.
+A computation is a generator. It yields a request to the other processes and is sent the answer: a
+list of tensors for their sums, :class:`ToOwner` or :class:`FromOwner`. All processes of a group run
+the same computations in the same order.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ __all__ = ["Computation", "FromOwner", "Group", "ToOwner", "bytes_sent", "togeth
 
 if TYPE_CHECKING:
     Group = dist.ProcessGroup
-else:  # a build of torch without them can do all else
+else:  # for builds of torch without distributed
     Group = object
 Computation = Generator[Any, Any, Any]
 
 
 @dataclass(eq=False)
 class ToOwner:
-    """A part of each process for one of them.
+    """A request: every process sends a part to the owner.
 
     Args:
         owner: the rank, in the group, of the process that gets them.
-        part: what this process gives.
-        sizes: how many numbers each process gives.
+        part: of this process.
+        sizes: the number of entries that each process sends.
     """
 
     owner: int
@@ -41,12 +41,12 @@ class ToOwner:
 
 @dataclass(eq=False)
 class FromOwner:
-    """A part for each process from one of them.
+    """A request: the owner sends a part to every process.
 
     Args:
-        owner: the rank, in the group, of the process that gives them.
-        parts: what it gives to each; ``None`` on other processes.
-        like: a tensor of the shape, dtype and device of what this process gets.
+        owner: the rank, in the group, of the process that sends them.
+        parts: one for each process; ``None`` on all but the owner.
+        like: a tensor of the shape, dtype and device of this process's part.
     """
 
     owner: int
@@ -58,7 +58,7 @@ _sent = 0
 
 
 def bytes_sent() -> int:
-    """Return how many bytes this process has given to collectives so far."""
+    """Return the number of bytes that this process has sent by collectives so far."""
     return _sent
 
 
@@ -73,7 +73,7 @@ def together(computations: Iterable[tuple[Group, Computation]]) -> list[Any]:
     answers: list[Any] = [None] * len(running)
     waiting = set(range(len(running)))
     while waiting:
-        asked: dict[Hashable, list[tuple[int, Any]]] = {}
+        requests_by_kind: dict[Hashable, list[tuple[int, Any]]] = {}
         for i in sorted(waiting):
             group, computation = running[i]
             try:
@@ -84,8 +84,8 @@ def together(computations: Iterable[tuple[Group, Computation]]) -> list[Any]:
                 continue
             like = request[0] if isinstance(request, list) else _like(request)
             key = (id(group), type(request), like.dtype.to_real(), like.device)
-            asked.setdefault(key, []).append((i, request))
-        for requests in asked.values():
+            requests_by_kind.setdefault(key, []).append((i, request))
+        for requests in requests_by_kind.values():
             group, answer = running[requests[0][0]][0], _ANSWERS[type(requests[0][1])]
             found = answer(group, [request for _, request in requests])
             for (i, _), one in zip(requests, found, strict=True):
@@ -98,7 +98,7 @@ def _like(request: ToOwner | FromOwner) -> Tensor:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """Return a tensor's numbers in a row, in the order of memory where they are so stored."""
+    """Return a tensor's entries as a real vector."""
     x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
     return x.reshape(-1)
 
@@ -109,27 +109,27 @@ def _shaped(flat: Tensor, like: Tensor) -> Tensor:
     return flat.view(like.shape)
 
 
-def _stored(x: Tensor) -> tuple[Tensor, bool]:
-    """Thin factors are stored column by column, and stay so."""
-    turned = x.ndim > 1 and not x.is_contiguous()
-    return x.mT if turned else x, turned
+def _as_stored(x: Tensor) -> tuple[Tensor, bool]:
+    """Return a tensor in its memory order, and whether it is transposed, as thin factors are."""
+    is_transposed = x.ndim > 1 and not x.is_contiguous()
+    return x.mT if is_transposed else x, is_transposed
 
 
 def _sums(group: Group, requests: list[list[Tensor]]) -> list[list[Tensor]]:
-    stored = [_stored(x) for request in requests for x in request]
+    stored = [_as_stored(x) for request in requests for x in request]
     flats = [_flat(x) for x, _ in stored]
     bucket = torch.cat(flats)
     _count(bucket)
     dist.all_reduce(bucket, group=group)
     parts = iter(bucket.split([flat.numel() for flat in flats]))
     whole = iter(
-        [_turned(_shaped(next(parts), x), is_turned) for x, is_turned in stored],
+        [_restored(_shaped(next(parts), x), is_transposed) for x, is_transposed in stored],
     )
     return [[next(whole) for _ in request] for request in requests]
 
 
-def _turned(x: Tensor, is_turned: bool) -> Tensor:
-    return x.mT if is_turned else x
+def _restored(x: Tensor, is_transposed: bool) -> Tensor:
+    return x.mT if is_transposed else x
 
 
 def _to_owners(group: Group, requests: list[ToOwner]) -> list[list[Tensor] | None]:
@@ -159,7 +159,7 @@ def _from_owners(group: Group, requests: list[FromOwner]) -> list[Tensor]:
 def _all_to_all(
     group: Group, given: list[list[Tensor]], sizes: list[list[int]], like: Tensor
 ) -> list[list[Tensor]]:
-    """Give each process its tensors and get those of so many numbers from each, flat."""
+    """Send each process its tensors and receive flat tensors of the given sizes from each."""
     width = 2 if like.is_complex() else 1
     flats = [[_flat(x) for x in some] for some in given]
     empty = like.new_empty(0, dtype=like.dtype.to_real())

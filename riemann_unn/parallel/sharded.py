@@ -1,4 +1,4 @@
-"""Sharded tensors, torch's DTensor: what a process holds of them, and all of them."""
+"""Sharded tensors (DTensors): local parts and whole tensors."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ __all__ = [
 
 
 def _dtensor() -> Any:
-    # Nobody has one before this is imported, which takes as long as all of this package.
+    # There is no DTensor before this is imported, and importing it takes long.
     return sys.modules.get("torch.distributed.tensor")
 
 
 def is_sharded(x: object) -> bool:
-    """Tell whether a tensor is one of several processes."""
+    """Tell whether a tensor is a DTensor."""
     module = _dtensor()
     return module is not None and isinstance(x, module.DTensor)
 
 
 @torch.no_grad()
 def local_part(x: Any) -> Tensor:
-    """Return what this process holds of a tensor, detached: all of a plain one."""
+    """Return this process's part of a tensor, detached: all of a plain one."""
     found: Tensor = x.to_local() if is_sharded(x) else x.detach()
     return found
 
 
 @torch.no_grad()
 def writes_to(x: Any) -> int:
-    """Count the writes to a tensor; of a sharded one to what this process holds, either way."""
+    """Return the version counter of a tensor; of a sharded one with that of its local part."""
     count: int = x._version
     return count + int(x.to_local()._version) if is_sharded(x) else count
 
 
 def as_whole(x: Any) -> Tensor:
-    """Return all of a tensor, detached; of a sharded one every process has to ask."""
+    """Return the whole tensor, detached; of a sharded one a collective call."""
     found: Tensor = x.detach().full_tensor() if is_sharded(x) else x.detach()
     return found
 
@@ -61,7 +61,7 @@ def sharded_like(local: Tensor, p: Any) -> Tensor:
 
 
 def scattered(whole: Tensor, p: Any) -> Tensor:
-    """Return this process's part of what every process has whole, placed like ``p``."""
+    """Return this process's part of a tensor that every process has whole, placed like ``p``."""
     if not is_sharded(p):
         return whole
     module = _dtensor()
@@ -72,7 +72,7 @@ def scattered(whole: Tensor, p: Any) -> Tensor:
 
 
 def placed_like(value: Any, p: Any) -> Tensor:
-    """Return a tensor of the shape of ``p`` placed like ``p``; every process has to ask.
+    """Return a tensor of the shape of ``p`` placed like ``p``, by a collective call.
 
     Args:
         value: sharded in any way, or plain and the same on every process.

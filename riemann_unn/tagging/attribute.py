@@ -6,30 +6,30 @@ import geoopt
 from torch import Tensor, nn
 
 from ..manifolds import MatrixManifold, Stiefel
-from .strangers import watch_strangers
+from .foreign_optimizers import watch_foreign_optimizers
 
 __all__ = ["drop_tag_", "is_constrained", "manifold_of", "name_of", "set_tag_"]
 
 _ATTRIBUTE = "manifold"
 _STIEFEL = Stiefel()
-_NAME = "tagged_as"  # for messages only: it is lost by deepcopy, which the manifold is not
+_NAME = "tagged_as"  # for messages only: deepcopy drops it, unlike the manifold
 
 
 def set_tag_(p: nn.Parameter, manifold: MatrixManifold, name: str | None = None) -> None:
     """Write a tag; nothing is checked."""
-    # The class carries the tag through deepcopy and pickle, which plain attributes do not
-    # survive; the object stays the one that modules have registered. Where it has a class of
-    # its own, as a DTensor has, the attribute has to do.
+    # The class keeps the tag through deepcopy and pickle, which drop plain attributes; the object
+    # stays the one that modules have registered. A tensor of another class, such as a DTensor, gets
+    # the attribute alone.
     if type(p) is nn.Parameter:
         p.__class__ = geoopt.ManifoldParameter
     setattr(p, _ATTRIBUTE, manifold)
     if name is not None:
         setattr(p, _NAME, name)
-    watch_strangers()
+    watch_foreign_optimizers()
 
 
 def drop_tag_(p: Tensor) -> None:
-    """Take a tag off; a parameter without one stays as it is."""
+    """Remove a tag; a parameter without one does not change."""
     if manifold_of(p) is None:
         return
     for attribute in (_ATTRIBUTE, _NAME):
@@ -42,8 +42,8 @@ def drop_tag_(p: Tensor) -> None:
 def manifold_of(p: Tensor) -> MatrixManifold | None:
     """Return the manifold a tensor is tagged with, or None.
 
-    A parameter on one of geoopt's own Stiefel manifolds counts as tagged ``Stiefel()``: they ask
-    the same of a point, and the optimizers here step it alike. ``p.manifold`` stays what it is.
+    A parameter on one of geoopt's own Stiefel manifolds counts as tagged ``Stiefel()``: their
+    constraint is the same, and the optimizers here step it alike. ``p.manifold`` stays what it is.
     """
     manifold = getattr(p, _ATTRIBUTE, None)
     if isinstance(manifold, geoopt.Stiefel):
@@ -52,7 +52,7 @@ def manifold_of(p: Tensor) -> MatrixManifold | None:
 
 
 def name_of(p: Tensor) -> str | None:
-    """Return the name a parameter was tagged under, as far as it is known."""
+    """Return the name a parameter was tagged under, if known."""
     name: str | None = getattr(p, _NAME, None)
     return name
 

@@ -1,4 +1,4 @@
-"""Causes: what has replaced a tagged parameter, told from what is there now, and the remedy."""
+"""Causes of lost tags: what has replaced a tagged parameter, and the remedy."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["cause_and_remedy", "swapped"]
 
 
 def cause_and_remedy(owner: nn.Module, now: object, *, was_meta: bool) -> tuple[str, str]:
-    """Return what is in the parameter's place, in words, and what to do.
+    """Return a description of what has replaced the parameter, and the remedy.
 
     Args:
-        owner: the module that owns the place.
-        now: what is there.
+        owner: the module that owned the parameter.
+        now: what has replaced it.
         was_meta: whether the parameter was on the meta device when it was tagged.
     """
     kind = type(now).__name__
@@ -48,7 +48,7 @@ def cause_and_remedy(owner: nn.Module, now: object, *, was_meta: bool) -> tuple[
 
 
 def swapped() -> str:
-    """Return what to do after an exchange of tensors, which takes the tag along."""
+    """Return the remedy after tensors have been swapped, together with their tags."""
     return (
         "call riemann_unn.tag_ again after torch.utils.swap_tensors, which .to(), .double() and "
         "load_state_dict call under torch.__future__.set_swap_module_params_on_conversion(True), "

@@ -1,4 +1,4 @@
-"""Computed tensors: what parametrizations make of other parameters, and so is no parameter."""
+"""Computed tensors: weights that parametrizations compute from other parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REMEDY = (
     "torch.nn.utils.parametrize.remove_parametrizations({}, {!r}, leave_parametrized=True), which "
     "keeps the weight"
 )
-# What the older functions of torch, which work by hooks, keep in the place of a weight.
+# torch's older, hook-based functions: suffixes of the parameters they keep, and the remedy.
 _OLDER = (
     ("_v", "_g", "torch.nn.utils.remove_weight_norm({}, {!r})"),
     ("_orig", "_mask", "torch.nn.utils.prune.remove({}, {!r})"),
@@ -34,7 +34,7 @@ class Computed(NamedTuple):
     """A tensor that its module computes.
 
     Attributes:
-        name: its path from the module that was asked.
+        name: its path from the searched module.
         by: what computes it.
         remedy: the call after which it is a parameter of the same value.
     """
@@ -50,19 +50,19 @@ def is_of_parametrization(name: str) -> bool:
 
 
 def original_of_weight(name: str) -> str:
-    """Return how the names of the originals of a weight, and of what belongs to them, begin."""
+    """Return the prefix of the names of a weight's originals and of their parametrizations."""
     path, _, own = name.rpartition(".")
     return f"{path}.{_FOLDER}.{own}." if path else f"{_FOLDER}.{own}."
 
 
 def weight_of_original(name: str) -> str | None:
-    """Return the name of the weight that an original belongs to; None of other names."""
+    """Return the name of the weight that an original belongs to; None for other names."""
     path, folder, rest = f".{name}".rpartition(f".{_FOLDER}.")
     return f"{path}.{rest.partition('.')[0]}".lstrip(".") if folder else None
 
 
 def computed_tensors(module: nn.Module) -> Iterator[Computed]:
-    """Yield the tensors of a module and its parts that would be parameters otherwise."""
+    """Yield the computed weights of a module and its submodules."""
     for path, part in module.named_modules():
         here = f"model.get_submodule({path!r})" if path else "model"
         start = f"{path}." if path else ""

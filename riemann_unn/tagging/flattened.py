@@ -1,4 +1,4 @@
-"""Flattened weights: FSDP1 puts the weights of many layers into one vector, which is no point."""
+"""Flattened weights: FSDP1 puts many weights into one vector, which cannot be constrained."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FSDP1 = (
 
 
 def is_flat(p: object) -> bool:
-    """Tell whether a parameter is the one vector that FSDP1 makes of many."""
+    """Tell whether a parameter is FSDP1's vector of many weights."""
     return bool(getattr(p, "_is_flat_param", False))
 
 
 def is_flattened(p: object) -> bool:
-    """Tell whether a tensor is one that FSDP1 has put into such a vector."""
+    """Tell whether a tensor is a weight that FSDP1 has put into such a vector."""
     return bool(getattr(p, "_fsdp_flattened", False))
 
 

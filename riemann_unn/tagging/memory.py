@@ -1,7 +1,7 @@
-"""Memory: modules remember which of their parameters were tagged, and by what path.
+"""Tag memory: modules record which of their parameters were tagged, and by what path.
 
-What replaces a parameter (a sharding, a move from the meta device, a quantiser) knows of no tag.
-The place of the parameter in its module is what stays.
+Whatever replaces a parameter (a sharding, a move from the meta device, a quantiser) drops its tag.
+The parameter's slot in its module stays.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from ..manifolds import MatrixManifold
 from .attribute import is_constrained
 from .causes import cause_and_remedy
 from .flattened import FSDP1, is_flat
-from .strangers import watch_strangers
+from .foreign_optimizers import watch_foreign_optimizers
 
 __all__ = [
     "TagMemory",
     "forget_",
+    "on_untagging",
     "refuse_lost_in",
     "refuse_replaced",
     "remember_",
-    "tell_of_untagging",
 ]
 
 _ATTRIBUTE = "_tag_memory"
 
 
 class Tagged(NamedTuple):
-    """What is remembered of one parameter."""
+    """The record of one tagged parameter."""
 
     manifold: MatrixManifold
     was_meta: bool
@@ -55,7 +55,7 @@ class TagMemory:
 
     @property
     def module(self) -> nn.Module | None:
-        """The module, while it lives."""
+        """The module, or None if it was freed."""
         return self._module()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,10 +65,10 @@ class TagMemory:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.tagged = state["tagged"]
         self._bind(state["module"])
-        watch_strangers()  # the first tags of a process may come out of a file
+        watch_foreign_optimizers()  # a process may get its first tags by unpickling
 
-    def places(self, module: nn.Module | None = None) -> Iterator[tuple[str, Tagged, Place]]:
-        """Yield path, what is remembered, and where that is now, below the module or a copy."""
+    def slots(self, module: nn.Module | None = None) -> Iterator[tuple[str, Tagged, Slot]]:
+        """Yield path, record and slot of each parameter, below the module or a copy."""
         root = self.module if module is None else module
         for path, tagged in list(self.tagged.items()) if root is not None else ():
             assert root is not None
@@ -77,24 +77,24 @@ class TagMemory:
             for parent in parents:
                 owner = None if owner is None else owner._modules.get(parent)
             if owner is not None:
-                yield path, tagged, Place(owner, name)
+                yield path, tagged, Slot(owner, name)
 
 
-class Place(NamedTuple):
-    """A parameter's place in the module that owns it."""
+class Slot(NamedTuple):
+    """The name under which a module owns a parameter."""
 
     owner: nn.Module
     name: str
 
     @property
     def occupant(self) -> Any:
-        """What is there now, or None."""
+        """The current value of the slot, or None."""
         p = self.owner._parameters.get(self.name)
         return getattr(self.owner, self.name, None) if p is None else p
 
     @property
     def has_lost_its_tag(self) -> bool:
-        """Whether something is there now that carries no tag, nor has it moved next door."""
+        """Whether the slot holds a tensor without a tag, and its original is not tagged either."""
         p = self.owner._parameters.get(self.name)
         if p is not None:
             return not is_constrained(p)
@@ -121,7 +121,7 @@ def _memory_of(module: nn.Module) -> TagMemory | None:
 
 
 def remember_(module: nn.Module, paths: dict[str, MatrixManifold]) -> None:
-    """Note in a module that the parameters at some paths from it are tagged."""
+    """Record in a module that the parameters at some paths from it are tagged."""
     memory = _memory_of(module)
     if memory is None:
         memory = TagMemory(module)
@@ -130,27 +130,27 @@ def remember_(module: nn.Module, paths: dict[str, MatrixManifold]) -> None:
         memory.tagged[path] = Tagged(manifold, module.get_parameter(path).is_meta)
 
 
-def tell_of_untagging(listener: _Listener) -> None:
-    """Have ``listener.forget(p)`` called, while it lives, for each parameter that is untagged."""
+def on_untagging(listener: _Listener) -> None:
+    """Register a listener, weakly: ``listener.forget(p)`` is called for each untagged parameter."""
     _listeners.add(listener)
 
 
 def forget_(target: Tensor | nn.Module) -> None:
-    """Make all who remember a parameter, or those of a module, forget it: it was untagged."""
+    """Drop all records of an untagged parameter, or of those of an untagged module."""
     if isinstance(target, nn.Module):
         modules = {id(module) for module in target.modules()}
         for memory in list(_memories):
-            gone = [path for path, _, place in memory.places() if id(place.owner) in modules]
+            gone = [path for path, _, slot in memory.slots() if id(slot.owner) in modules]
             for path in gone:
                 del memory.tagged[path]
         for module in target.modules():
             own = _memory_of(module)
-            if own is not None:  # with what was remembered of parts that are no more
+            if own is not None:  # with the records of submodules that are gone
                 own.tagged.clear()
         params: Iterable[Tensor] = target.parameters()
     else:
         for memory in list(_memories):
-            at = [path for path, _, place in memory.places() if place.occupant is target]
+            at = [path for path, _, slot in memory.slots() if slot.occupant is target]
             for path in at:
                 del memory.tagged[path]
         params = [target]
@@ -160,51 +160,51 @@ def forget_(target: Tensor | nn.Module) -> None:
 
 
 def refuse_lost_in(module: nn.Module) -> None:
-    """Refuse a module in which an untagged tensor is where a tagged parameter was.
+    """Refuse a module in which an untagged tensor has replaced a tagged parameter.
 
     Raises:
         LostTagError: naming the parameters, and the remedy for the first.
     """
-    lost: dict[str, tuple[Tagged, Place]] = {}
+    lost: dict[str, tuple[Tagged, Slot]] = {}
     for prefix, part in module.named_modules():
         memory = _memory_of(part)
-        for path, tagged, place in () if memory is None else memory.places(part):
-            if place.has_lost_its_tag:
-                lost[f"{prefix}.{path}" if prefix else path] = tagged, place
+        for path, tagged, slot in () if memory is None else memory.slots(part):
+            if slot.has_lost_its_tag:
+                lost[f"{prefix}.{path}" if prefix else path] = tagged, slot
     _refuse(lost)
 
 
 def refuse_replaced(params: Iterable[Tensor]) -> None:
-    """Refuse untagged parameters that are where a living module remembers a tagged one.
+    """Refuse untagged parameters that have replaced a tagged one in any module.
 
     Raises:
         LostTagError: as :func:`refuse_lost_in`.
     """
     untagged = {id(p): p for p in params if not is_constrained(p)}
-    lost: dict[int, tuple[str, Tagged, Place]] = {}
+    lost: dict[int, tuple[str, Tagged, Slot]] = {}
     for memory in list(_memories):
-        for path, tagged, place in memory.places():
-            found = id(place.owner._parameters.get(place.name))
-            # The name from the outermost module says most.
+        for path, tagged, slot in memory.slots():
+            found = id(slot.owner._parameters.get(slot.name))
+            # The longest path is that from the outermost module.
             if found in untagged and len(path) >= len(lost.get(found, ("",))[0]):
-                lost[found] = path, tagged, place
+                lost[found] = path, tagged, slot
     in_order = [lost[key] for key in untagged if key in lost]
-    _refuse({path: (tagged, place) for path, tagged, place in in_order})
+    _refuse({path: (tagged, slot) for path, tagged, slot in in_order})
     for p in untagged.values():
         if is_flat(p):
             _refuse_flat(p)
 
 
-def _refuse(lost: dict[str, tuple[Tagged, Place]]) -> None:
+def _refuse(lost: dict[str, tuple[Tagged, Slot]]) -> None:
     if not lost:
         return
-    path, (tagged, place) = next(iter(lost.items()))
-    what, remedy = cause_and_remedy(place.owner, place.occupant, was_meta=tagged.was_meta)
+    path, (tagged, slot) = next(iter(lost.items()))
+    what, remedy = cause_and_remedy(slot.owner, slot.occupant, was_meta=tagged.was_meta)
     others = "".join(f", {other!r}" for other in list(lost)[1:4])
     others += f" and {len(lost) - 4} more" if len(lost) > 4 else ""
     also = f" (so have {others[2:]})" if others else ""
     raise LostTagError(
-        f"{path!r} of {type(place.owner).__name__} was tagged {tagged.manifold!r} and is now "
+        f"{path!r} of {type(slot.owner).__name__} was tagged {tagged.manifold!r} and is now "
         f"{what}{also}; {remedy}. Where it is to be free, call riemann_unn.untag_"
     )
 

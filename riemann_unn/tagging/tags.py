@@ -49,18 +49,18 @@ def _keep_on_assign(module: nn.Module, state: dict[str, Any], prefix: str, *rest
     for name, p in module.named_parameters(recurse=False):
         manifold, value = manifold_of(p), state.get(prefix + name)
         if manifold is not None and isinstance(value, Tensor) and value.shape == p.shape:
-            # Not in the caller's dict: torch hands its hooks a copy.
+            # torch gives its hooks a copy of the caller's dict.
             state[prefix + name] = new = nn.Parameter(value.detach(), p.requires_grad)
             _check(repr(prefix + name), new, manifold)
             set_tag_(new, manifold, name_of(p))
 
 
 def remember_tags_(module: nn.Module) -> None:
-    """Make a module remember which of its own parameters are tagged.
+    """Make a module record which of its own parameters are tagged.
 
-    So their tags outlive ``load_state_dict(assign=True)``, and it shows if something else puts an
-    untagged tensor in their place. :func:`tag_` with patterns does this for every module it finds
-    parameters in; a module that tags its parameters one by one calls it once.
+    Their tags then survive ``load_state_dict(assign=True)``, and it is an error if something else
+    replaces them by an untagged tensor. :func:`tag_` with patterns does this for every module it
+    finds parameters in; a module that tags its parameters one by one calls it once.
     """
     own = {name: manifold_of(p) for name, p in module.named_parameters(recurse=False)}
     remember_(module, {name: manifold for name, manifold in own.items() if manifold is not None})
@@ -69,13 +69,13 @@ def remember_tags_(module: nn.Module) -> None:
         setattr(module, _KEEPS, True)
 
 
-def _is_meant(name: str, pattern: str) -> bool:
-    """Tell whether a pattern matches a parameter, an original only where it is named as such."""
+def _matches(name: str, pattern: str) -> bool:
+    """Tell whether a pattern matches a name; an original must be named as such."""
     is_hidden = is_of_parametrization(name) and not is_of_parametrization(pattern)
     return fnmatchcase(name, pattern) and not is_hidden
 
 
-def _told(pattern: object, skipped: list[Computed]) -> str:
+def _computed_hint(pattern: object, skipped: list[Computed]) -> str:
     first, *others = skipped
     also = f" (so are {', '.join(repr(one.name) for one in others[:3])})" if others else ""
     return (
@@ -96,10 +96,10 @@ def _match(module: nn.Module, patterns: object) -> list[tuple[str, nn.Parameter,
     computed = list(computed_tensors(module))
     found = []
     for pattern, manifold in patterns.items():
-        matches = [(name, p) for name, p in named if _is_meant(name, str(pattern))]
+        matches = [(name, p) for name, p in named if _matches(name, str(pattern))]
         skipped = [one for one in computed if fnmatchcase(one.name, str(pattern))]
         if skipped:
-            told = _told(pattern, skipped)
+            told = _computed_hint(pattern, skipped)
             if not matches:
                 raise ManifoldError(f"{told}. Nothing was tagged")
             warnings.warn(f"{told}; the others that match are tagged", UserWarning, stacklevel=3)
@@ -179,7 +179,7 @@ def tag_(target: T, manifold: MatrixManifold | Mapping[str, MatrixManifold]) -> 
 def untag_(target: T) -> T:
     """Remove the tag of a parameter, or all tags of a module, in place.
 
-    Modules and optimizers that know the parameter forget that it was tagged.
+    Modules and optimizers drop their records of the tag.
 
     Args:
         target: a parameter or a module; untagged ones stay as they are.

@@ -17,8 +17,10 @@ from bench.suite.matrices import distance, orthonormal, weight_of
 from bench.suite.memory import peak_extra
 from bench.suite.page import BEGIN, END, PAGE, short, write
 from bench.suite.plan import QUICK, SECTIONS, Clock
+from bench.suite.plots import draw
 from bench.suite.race import Runner, best, race
 from bench.suite.recipes import RECIPES
+from bench.suite.stored import tables
 from bench.suite.summary import ASKS, Ask
 from bench.suite.timing import Entry, interleave, polish_period, schedule
 from bench.suite.training import Trained
@@ -76,7 +78,7 @@ def test_the_page_has_numbers_and_pictures(written):
     assert text.startswith(head + BEGIN)
     assert text.split(BEGIN)[1].count("\n## ") == 1 + len(SECTIONS)
     found = rows(text.split(BEGIN)[1])
-    assert re.fullmatch(r"[\d.]+ \(\de-\d+\)", found["ProjUNN-T, rank 1"][0])
+    assert re.fullmatch(r"[\d.]+", found["ProjUNN-T, rank 1"][0])
     assert re.fullmatch(r"[\d.]+", found["torch SGD"][0])  # no error where nothing is constrained
     for name in ("Cayley, dense, separate", "Cayley, dense, stacked", "Expm, dense", '`"lsi"`'):
         assert re.match(r"[\d.]+", found[name][0]), name
@@ -88,6 +90,25 @@ def test_the_page_has_numbers_and_pictures(written):
     assert "POGO: a_package_that_is_not_there is not installed." in text
     assert all(value > 0 for value in values.values())
     assert str(Path.home()) not in text and str(PAGE.parents[1]) not in text
+
+
+def test_pictures_show_the_tables_of_the_page(written, tmp_path):
+    out, values = written
+    text = (out / "benchmarks.md").read_text("utf-8").split(BEGIN)[1]
+    times, errors = [t for t in tables(text) if t.heading == "Time of a step against n"][:2]
+    line = times.line("ProjUNN-T, rank 1", "n=")
+    assert set(line) == {8, 16}
+    for n, milliseconds in line.items():
+        seconds = values[f"step/ProjUNN-T, rank 1/{n:g}"]
+        assert milliseconds == pytest.approx(1e3 * seconds, rel=6e-3)
+    assert 0 < errors.line("ProjUNN-T, rank 1", "n=")[8] < 1e-5 and "torch SGD" not in errors.rows
+    shares = next(t for t in tables(text) if t.heading == "What sketches capture")
+    captured = shares.line('`"lsi"`', "rank ")[2]
+    assert captured == pytest.approx(values["sketch/digits/lsi/2"], abs=6e-5)
+    main(["--draw", "--out", str(out)])
+    for name in ("bench_steps.png", "bench_error.png", "bench_sketches.png"):
+        assert draw(text, tmp_path) and (tmp_path / name).exists()
+    assert draw("## Other shapes\n", tmp_path) == []
 
 
 def test_what_is_asked_for_is_measured_by_these_names(written):

@@ -338,7 +338,7 @@ def test_negative_control_an_optimizer_that_leaves_is_found(
         x.add_((x @ d) @ v.mH - (x @ v) @ d.mH)
         return lambda: torch.linalg.vector_norm(d, dim=(-2, -1)), v
 
-    monkeypatch.setattr(ru.retractions, "turn_low_rank_", along_the_tangent)  # type: ignore[attr-defined]
+    monkeypatch.setattr(ru.retractions, "rotate_low_rank_lazily_", along_the_tangent)  # type: ignore[attr-defined]
 
     @given(run=runs(st.just(1)))
     @hunt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -129,6 +130,25 @@ def test_a_checkpoint_of_other_settings_is_refused(task, short, saves, capsys):
     assert demo.main([other, *more, "--quiet", "--checkpoint", "run.pt"]) == 1
     assert "task: " in capsys.readouterr().err
     assert Path("run.pt").read_bytes() == before
+
+
+def test_a_changed_file_is_refused(short, saves, capsys):
+    """The same name with other numbers; the same file written again goes on."""
+    _, stop_at = saves
+    stop_at.append(1)
+    command = ["sequences", *COMMANDS["sequences"].split(), "--quiet", "--checkpoint", "run.pt"]
+    assert demo.main(command) == 130
+    text, before = Path("two.csv").read_bytes(), Path("run.pt").read_bytes()
+    Path("two.csv").write_bytes(text.replace(b"3,-3", b"3,-4"))
+    capsys.readouterr()
+    assert demo.main(command) == 1
+    said = capsys.readouterr().err
+    assert re.search(
+        r"other settings \(contents of two.csv: sha256 \w+ there, sha256 \w+ now\)", said
+    )
+    assert Path("run.pt").read_bytes() == before
+    Path("two.csv").write_bytes(text)
+    assert demo.main(command) == 0
 
 
 def test_more_epochs_go_on_where_the_rates_allow_it(short, capsys):

@@ -13,8 +13,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
-# The launcher that starts several processes is part of what fsdp2.py shows.
-LONGER = {"fsdp2"}
 # By tests/parallel/test_examples.py, tests/demo/test_sequences.py and tests/docs/test_lbfgs.py.
 ELSEWHERE = {"ddp", "fsdp2", "own_sequences", "procrustes", "qft", "source_separation"}
 # What each prints in the end, as a pattern with numbers, and what is asked of them.
@@ -78,7 +76,7 @@ def test_every_example_is_run():
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_an_example_fits_a_page_and_says_how_to_run_it(file):
     text = file.read_text("utf-8")
-    assert len(text.splitlines()) <= 60 or file.stem in LONGER
+    assert len(text.splitlines()) <= 60
     assert file.name in text.split('"""')[1]
 
 

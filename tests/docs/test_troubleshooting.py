@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import io
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
+import torch
 
 import riemann_unn as ru
 
@@ -84,3 +88,42 @@ def test_a_message_that_is_not_there_is_noticed():
 
 def test_every_exception_is_on_the_page():
     assert all(f"~riemann_unn.errors.{name}`" in PAGE for name in ru.errors.__all__)
+
+
+def torch_says() -> Iterator[tuple[str, Exception]]:
+    """What torch raises for a tagged layer, by the name of what was done with it."""
+    for done in ("Parameter", "weight_norm", "load"):
+        layer = ru.tag_(torch.nn.Linear(4, 4), {"weight": ru.Orthogonal()})
+        try:
+            if done == "Parameter":
+                torch.nn.Parameter(layer.weight)
+            elif done == "weight_norm":
+                torch.nn.utils.parametrizations.weight_norm(layer)
+            else:
+                torch.save(layer, file := io.BytesIO())
+                file.seek(0)
+                torch.load(file, weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError) as error:
+            yield done, error
+
+
+def test_what_torch_says_of_tagged_layers_is_on_the_page():
+    rows = re.findall(r"^\| torch: `(.+?)` \|", PAGE, re.MULTILINE)
+    raised = dict(torch_says())
+    assert set(raised) == {"Parameter", "weight_norm", "load"}  # else it works now: drop its row
+    for done, error in raised.items():
+        assert any(str(error).startswith(row) for row in rows), done
+
+
+def test_the_remedies_for_what_torch_says_work():
+    layer = ru.tag_(torch.nn.Linear(4, 4), {"weight": ru.Orthogonal()})
+    plain = torch.nn.Parameter(layer.weight.detach())
+    assert ru.manifold_of(plain) is None
+    assert plain.data_ptr() == layer.weight.data_ptr()
+    torch.save(layer.state_dict(), file := io.BytesIO())
+    file.seek(0)
+    layer.load_state_dict(torch.load(file, weights_only=True))
+    assert ru.manifold_of(layer.weight) == ru.Orthogonal()
+    ru.untag_(layer.weight)
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    assert layer(torch.ones(2, 4)).shape == (2, 4)

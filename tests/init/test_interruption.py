@@ -13,7 +13,7 @@ from torch import nn
 
 import riemann_unn as ru
 from riemann_unn import interruption
-from riemann_unn.init import record
+from riemann_unn.init import snapshot
 from riemann_unn.init.low_rank import low_rank
 from riemann_unn.init.path_condition import path_condition
 from riemann_unn.init.warm_start import warm_start
@@ -197,7 +197,7 @@ def test_ctrl_c_where_the_model_is_put_back(name, monkeypatch):
 
     for module in (warm_start, path_condition, low_rank):
         monkeypatch.setattr(module, "undoing", undoing)
-    where = record.__file__
+    where = snapshot.__file__
     net = make()
 
     def failing(net):

@@ -9,11 +9,11 @@ from torch import nn
 from riemann_unn.init.calibration import Batch
 from riemann_unn.init.recording import (
     Recorder,
+    evaluating,
     outputs_of,
     relative_error,
     rounding_of,
     same_buffers,
-    undisturbed,
 )
 from tests.support import gaussian
 
@@ -40,7 +40,7 @@ def test_modes_and_random_states_are_what_they_were():
     model = Counting()
     model.first.eval()
     before = torch.get_rng_state()
-    with undisturbed(model):
+    with evaluating(model):
         assert not any(m.training for m in model.modules())
         torch.rand(3)
     assert torch.equal(torch.get_rng_state(), before)

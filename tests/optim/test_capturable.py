@@ -209,7 +209,7 @@ def test_what_is_on_its_way_is_told_though_the_members_of_a_step_change():
     named["p1"].grad[0, 0] = float("nan")
     optimizer.step()
     for found in optimizer._own._batches.masked:
-        found._told.zero_()  # as if it had not arrived
+        found._arrived.zero_()  # as if it had not arrived
     set_grads(named)
     named["p1"].grad = None
     optimizer.step()  # by another batch

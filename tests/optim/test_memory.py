@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import riemann_unn as ru
-from riemann_unn.optim.memory import refuse_shared
+from riemann_unn.optim.overlap import refuse_overlaps
 from tests.support import assert_on_manifold, gaussian, point
 
 BASES = [(torch.optim.SGD, {}), (torch.optim.SGD, {"momentum": 0.9}), (torch.optim.Adam, {})]
@@ -106,7 +106,7 @@ FINE = {
 
 @pytest.mark.parametrize("name", FINE)
 def test_strides_that_do_not_overlap(name):
-    refuse_shared([("w", FINE[name]())])
+    refuse_overlaps([("w", FINE[name]())])
 
 
 def pairs() -> dict[str, tuple[bool, Tensor, Tensor]]:
@@ -138,9 +138,9 @@ def test_pairs_of_views(name):
     for order in (named, named[::-1]):
         if shares:
             with pytest.raises(ru.ManifoldError, match=r"(one|two) shares memory with"):
-                refuse_shared(order)
+                refuse_overlaps(order)
         else:
-            refuse_shared(order)
+            refuse_overlaps(order)
 
 
 def test_random_views_against_addresses_written_out():
@@ -162,7 +162,7 @@ def test_random_views_against_addresses_written_out():
         )
         counts[meets] += 1
         try:
-            refuse_shared(zip("ab", views[:2], strict=True), [nn.Parameter(views[2])])
+            refuse_overlaps(zip("ab", views[:2], strict=True), [nn.Parameter(views[2])])
         except ru.ManifoldError:
             assert meets
         else:

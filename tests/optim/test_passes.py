@@ -109,7 +109,7 @@ def test_whole_steps(cls, limit):
 
 def test_a_step_that_checks_its_gradient_on_its_own_is_noticed(monkeypatch):
     ours = passes(ru.optim.ProjUNNT, rank=4)[0]
-    monkeypatch.setattr("riemann_unn.optim.own_step.OwnPoints._sees", lambda *_: False)
+    monkeypatch.setattr("riemann_unn.optim.local_step.LocalStep._shows_nonfinite", lambda *_: False)
     assert passes(ru.optim.ProjUNNT, rank=4)[0] > ours
 
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
 import riemann_unn as ru
-from riemann_unn.optim import shared, shared_tangent, stand_ins
+from riemann_unn.optim import proxies, shared, shared_tangent
 from riemann_unn.parallel import local_part
 from tests.interruptions import PACKAGE, interrupt, lines, sample
 from tests.parallel.processes import world_of_one
@@ -161,7 +161,7 @@ def test_ctrl_c_at_many_more_lines(name: str, are_replicas: bool, steps: int) ->
     assert count == 80 and not found
 
 
-@pytest.mark.parametrize("module", [shared, stand_ins, shared_tangent])
+@pytest.mark.parametrize("module", [shared, proxies, shared_tangent])
 def test_ctrl_c_where_much_is_written(module: Any) -> None:
     """In the files that write weights and state, at a step that begins states."""
     options = {"base": ADAM, "rank": 2}
@@ -178,8 +178,8 @@ def test_what_writes_twice_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             restore()
 
-    place = {"are_replicas": False, "where": stand_ins.__file__}
-    monkeypatch.setattr(stand_ins, "restoring", once)
+    place = {"are_replicas": False, "where": proxies.__file__}
+    monkeypatch.setattr(proxies, "restoring", once)
     _, found = in_between(OPTIONS["Adam"], 60, **place)
     assert found
 

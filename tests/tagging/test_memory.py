@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import riemann_unn as ru
-from riemann_unn.tagging import memory, strangers
+from riemann_unn.tagging import foreign_optimizers, memory
 from tests.support import gaussian, parameter, point
 
 COPIES = {
@@ -238,8 +238,8 @@ def test_parameters_tagged_alone_are_remembered_by_no_module():
 
 @pytest.fixture
 def unwarned(monkeypatch):
-    monkeypatch.setattr(strangers, "_has_warned", False)
-    strangers._met.clear()
+    monkeypatch.setattr(foreign_optimizers, "_has_warned", False)
+    foreign_optimizers._checked.clear()
 
 
 def step(optimizer, p):

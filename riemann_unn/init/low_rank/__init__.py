@@ -1,4 +1,4 @@
-"""Low rank: layers replaced by low-rank ones that compute nearly the same function."""
+"""Low rank: replacing layers by low-rank ones of nearly the same function."""
 
 from .like import low_rank_like_
 from .low_rank import low_rank_

@@ -1,4 +1,4 @@
-"""The activation of each layer: as it is given, or as it is found in what the model computes."""
+"""The activation of each layer, as given or as found in the model's graph."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...graph.guess import guessed_input
+from ...graph.inferred_input import inferred_input
+from ...graph.isolation import without_weak_references
 from ...graph.program import Program, read
-from ...graph.untouched import forgotten
 from ...linalg import ACTIVATIONS
 from ...linalg.low_rank.activation_kernel import as_activation
 from ..calibration import Batch, Forward, batches_of, cannot_run
-from ..recording import same_buffers, undisturbed
+from ..recording import evaluating, same_buffers
 from .followers import Follower, followers
 from .plan import Candidates, by_pattern
 from .problem import Method
 
-__all__ = ["ActivationLike", "activations", "program_of"]
+__all__ = ["ActivationLike", "activations", "program_or_reason"]
 
 ActivationLike = str | Callable[[Tensor], Tensor]
 
 
-def program_of(
+def program_or_reason(
     model: nn.Module, batches: Sequence[Batch] | None, inputs: Any, forward: Forward | None
 ) -> Program | str:
-    """Return what a model computes in evaluation mode, or why that cannot be told."""
+    """Return a model's program in evaluation mode, or the reason why there is none."""
     try:
-        with forgotten(model), undisturbed(model):
+        with without_weak_references(model), evaluating(model):
             if inputs is not None:
                 batches = batches_of(inputs, model, forward=forward)
-            first = batches[0] if batches else Batch((guessed_input(model),), {})
+            first = batches[0] if batches else Batch((inferred_input(model),), {})
             return read(model, first.args, first.kwargs, forward=first.forward)
-    except Exception as error:  # the model's own code runs, and may raise anything
+    except Exception as error:  # the model's own code may raise anything
         for batch in batches[:1] if batches else ():
             _check(model, batch)
         return f"{type(error).__name__}: {error}"
 
 
 def _check(model: nn.Module, batch: Batch) -> None:
-    """Raise what the model raises, if it is the inputs."""
-    with undisturbed(model), same_buffers(model):
+    """Run the model, and raise an error if it does not accept the inputs."""
+    with evaluating(model), same_buffers(model):
         try:
             batch(model)
         except Exception as error:
@@ -54,10 +54,10 @@ def activations(
     activation: ActivationLike | Mapping[str, ActivationLike] | None,
     method: Method,
 ) -> dict[str, Follower]:
-    """Return what follows each layer.
+    """Return the follower of each layer.
 
     Raises:
-        ValueError: that is unknown, and the method needs it.
+        ValueError: it is unknown, and the method needs it.
     """
     if isinstance(activation, Mapping):
         given = by_pattern(activation, found, "activation")

@@ -1,4 +1,4 @@
-"""Drawing a dense weight anew, before it is split."""
+"""Drawing new dense weights, before they are split."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What the error of one layer does to the outputs of a model."""
+"""The effect of one layer's error on the outputs of a model."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from ..calibration import Split
-from ..recording import outputs_of, relative_error, undisturbed
+from ..recording import evaluating, outputs_of, relative_error
 from .plan import Candidates, Curve
 from .problem import Method, Problem
 
@@ -26,7 +26,7 @@ class Effect:
         self._outputs = self._run()
 
     def _run(self) -> list[Tensor]:
-        with undisturbed(self._model):
+        with evaluating(self._model):
             return outputs_of(self._model, self._batches)
 
     def of(self, name: str, problem: Problem, method: Method, curve: Curve) -> float:
@@ -36,14 +36,14 @@ class Effect:
             name: of the layer.
             problem: the layer's.
             method: by which it would be replaced.
-            curve: errors by rank; the layer is replaced at the rank in the middle.
+            curve: errors by rank; the layer is replaced at the middle rank.
         """
         ranks = sorted(curve)
         rank = ranks[len(ranks) // 2]
         own = curve[rank][1]
         target = self._found.layers[name]
         thin = target.empty(rank, orthonormal=False)
-        thin.set_factors_(*problem.own(problem.solve(method, rank, 0)))
+        thin.set_factors_(*problem.without_norm(problem.solve(method, rank, 0)))
         try:
             self._found.put_(self._model, name, thin)
             error = relative_error(self._run(), self._outputs)

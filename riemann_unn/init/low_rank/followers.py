@@ -1,4 +1,4 @@
-"""Which activation follows a layer, found in what the model computes."""
+"""The activation, and batch normalisation, that follow a layer in the model's graph."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _TESTED = torch.linspace(-3, 3, 25, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class Affine:
-    """A batch normalisation in evaluation mode; gain and offset are None without statistics."""
+    """A batch normalisation in evaluation mode as x * scale + offset; None without statistics."""
 
-    gain: Tensor | None
+    scale: Tensor | None
     offset: Tensor | None
 
 
 @dataclass(frozen=True)
 class Follower:
-    """What follows a layer.
+    """The operations after a layer.
 
     Attributes:
         activation: its activation; the identity if there is none.
@@ -56,13 +56,13 @@ class Follower:
 
 
 def followers(program: Program | str, layers: Mapping[str, nn.Module]) -> dict[str, Follower | str]:
-    """Return what follows each layer, or in words why that cannot be told.
+    """Return the follower of each layer, or the reason why it is unknown.
 
-    Dropout, reshaping and max pooling are looked through, and a batch normalisation right
-    behind the layer is noted.
+    Dropout, reshaping and max pooling are skipped, and a batch normalisation directly after the
+    layer is included.
 
     Args:
-        program: what the model computes in evaluation mode, or why that is not known.
+        program: the model's program in evaluation mode, or the reason why there is none.
         layers: layers of the model by name.
     """
     if isinstance(program, str):
@@ -79,8 +79,8 @@ def followers(program: Program | str, layers: Mapping[str, nn.Module]) -> dict[s
     result: dict[str, Follower | str] = {}
     for name in layers:
         if name not in found:
-            closed = next((p for p in program.closed if f"{name}.".startswith(f"{p}.")), None)
-            why = "" if closed is None else f": '{closed}' is closed, {program.closed[closed]}"
+            closed = next((p for p in program.opaque if f"{name}.".startswith(f"{p}.")), None)
+            why = "" if closed is None else f": '{closed}' is closed, {program.opaque[closed]}"
             result[name] = f"what the model computes does not reach it{why}"
         elif all(_are_same(found[name][0], other) for other in found[name][1:]):
             result[name] = found[name][0]
@@ -90,14 +90,14 @@ def followers(program: Program | str, layers: Mapping[str, nn.Module]) -> dict[s
 
 
 def _read_by(node: fx.Node, sources: Mapping[str, Any], weights: Mapping[int, str]) -> str | None:
-    """The layer whose weight an argument is."""
+    """Return the layer whose weight an argument is."""
     if node.op != "placeholder":
         return None
     return weights.get(id(sources[node.name].value))
 
 
 def _last_inside(node: fx.Node, path: str) -> fx.Node:
-    """What the layer's own forward does after its product, such as a reshape or its bias."""
+    """Return the last node of the layer's own forward, such as a reshape or its bias."""
     while len(node.users) == 1:
         (user,) = node.users
         if module_of(user) != path or user.op == "output":
@@ -142,7 +142,7 @@ def _follow(node: fx.Node, program: Program) -> Follower:
 
 
 def _activation(name: str, node: fx.Node, program: Program) -> Activation | None:
-    """Return the activation that an operation is."""
+    """Return an operation as an activation, or None."""
     rest, extra = node.args[1:], dict(node.kwargs)
     if name == "prelu" and isinstance(rest[0], fx.Node):
         slope = getattr(program.sources.get(rest[0].name), "value", None)
@@ -167,7 +167,7 @@ def _activation(name: str, node: fx.Node, program: Program) -> Activation | None
 
 
 def _pointwise(start: fx.Node) -> Activation | None:
-    """Return the activation that several operations on one tensor make up, such as x·σ(x)."""
+    """Return several operations on one tensor, such as x·σ(x), as an activation, or None."""
     inside: dict[fx.Node, None] = {}
     node = start
     while True:
@@ -190,7 +190,7 @@ def _pointwise(start: fx.Node) -> Activation | None:
 
 
 def _compiled(start: fx.Node, nodes: list[fx.Node]) -> Activation:
-    """The function that some operations compute, by the name of a known one if it is that."""
+    """Return a composition of operations as an activation, under a known name if it has one."""
 
     def run(x: Tensor) -> Tensor:
         values: dict[fx.Node, Any] = {start: x.clone()}
@@ -218,7 +218,7 @@ def _compiled(start: fx.Node, nodes: list[fx.Node]) -> Activation:
 
 
 def _affine(node: fx.Node, program: Program) -> Affine:
-    """Gain and offset per channel of a batch normalisation in evaluation mode."""
+    """Return the scale and offset per channel of a batch normalisation in evaluation mode."""
 
     def value(i: int) -> Tensor | None:
         given = node.args[i] if len(node.args) > i else None
@@ -230,8 +230,8 @@ def _affine(node: fx.Node, program: Program) -> Affine:
     if mean is None or variance is None:
         return Affine(None, None)
     eps = node.args[7] if len(node.args) > 7 else 1e-5
-    gain = (variance + float(eps)).rsqrt()  # type: ignore[arg-type]
-    offset = -mean * gain
+    scale = (variance + float(eps)).rsqrt()  # type: ignore[arg-type]
+    offset = -mean * scale
     if weight is not None:
-        gain, offset = gain * weight, offset * weight
-    return Affine(gain, offset if bias is None else offset + bias)
+        scale, offset = scale * weight, offset * weight
+    return Affine(scale, offset if bias is None else offset + bias)

@@ -1,4 +1,4 @@
-"""A fresh model of the form that another one was converted to, so that its state can be loaded."""
+"""Converting a fresh model to the structure of a low-rank state dict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...graph.program import unwrapped
 from ...interruption import undoing
 from ...nn.low_rank import LowRankFactors
-from ..record import ModelRecord
+from ..snapshot import ModelSnapshot
 from .targets import has_counterpart, target_of
 
 __all__ = ["low_rank_like_"]
@@ -45,7 +45,7 @@ def low_rank_like_(model: nn.Module, state: Mapping[str, Any]) -> list[str]:
         for key, value in state.items()
         if key.endswith(".A") and f"{key[:-2]}.B" in state
     }
-    record = ModelRecord(model)
+    record = ModelSnapshot(model)
 
     def work() -> list[str]:
         shared: dict[int, LowRankFactors] = {}
@@ -80,7 +80,7 @@ def _dense(model: nn.Module, name: str) -> nn.Module:
 def _counterpart(
     dense: nn.Module, name: str, a: Tensor, b: Tensor, orthonormal: bool
 ) -> LowRankFactors:
-    """The layer with the shapes of these factors."""
+    """Return the low-rank layer with the shapes of these factors."""
     rank = a.shape[1]
     for split in ("channel", "spatial") if has_counterpart(dense) else ():
         target = target_of(dense, split=split)

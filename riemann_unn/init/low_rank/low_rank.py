@@ -1,4 +1,4 @@
-"""Low rank: replace dense layers by low-rank ones that compute nearly the same function."""
+"""Low rank: replacing dense layers by low-rank ones of nearly the same function."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ...linalg.precision import in_full_precision
 from ..calibration import Batch, Forward, Split, batches_of
 from ..calibration import split as hold_out
 from ..progress import progress_bar
-from ..record import ModelRecord
-from .activations import ActivationLike, activations, program_of
+from ..snapshot import ModelSnapshot
+from .activations import ActivationLike, activations, program_or_reason
 from .drawing import Draw, drawn
 from .effect import Effect
 from .followers import Follower
@@ -25,11 +25,11 @@ from .plan import (
     Candidates,
     Curve,
     RankSpec,
+    allocate,
     as_rank,
     by_pattern,
     candidates,
     rank_grid,
-    spread,
 )
 from .problem import Method, Problem
 from .report import LowRank, LowRankReport
@@ -63,14 +63,13 @@ def low_rank_(
     with the activation φ that follows the layer. Without ``calibration`` the inputs are
     :math:`x \sim N(0, I)` and γ = β; with it they are those that the layer sees, and γ is fitted
     too where the layer has a bias. Calibrated layers are replaced in the order in which they run,
-    each fitted to give the original model's outputs from what now reaches it, at one pass over
-    the calibration inputs for each layer. A batch normalisation between layer and activation
-    takes part as the affine map it is in evaluation mode. Layers where the factors would save
-    nothing are left alone, and so are others that cannot be split; the report says which and why.
-    Layers are ``nn.Linear``, convolutions of one to three dimensions, transposed or not, and
-    ``Conv1D`` of transformers; which activation follows is read from what the model computes, by
-    ``torch.export``.
-    If anything fails the model is as it was. Build the optimizer afterwards: the factors are new
+    each fitted to give the original model's outputs from its current inputs, at one pass over the
+    calibration inputs for each layer. A batch normalisation between layer and activation is
+    included as the affine map of evaluation mode. Layers where the factors would save nothing, or
+    that cannot be split, are not replaced; the report lists them with the reason. Layers are
+    ``nn.Linear``, convolutions of one to three dimensions, transposed or not, and ``Conv1D`` of
+    transformers; the activation that follows is found in the model's graph, by ``torch.export``. If
+    anything fails the model is as it was. Build the optimizer afterwards: the factors are new
     parameters.
 
     Methods: ``"function"``, the objective above: row lengths in closed form for (leaky) ReLU on
@@ -87,7 +86,7 @@ def low_rank_(
         layers: glob pattern, or several, over names of modules.
         method: ``"function"``, ``"linear"`` or ``"spectral"``.
         activation: φ, a name or an elementwise function, for all layers or by name pattern;
-            None (and layers without a pattern): found in what the model computes.
+            None (and layers without a pattern): found in the model's graph.
             A layer that no elementwise activation follows has φ(x) = x.
         calibration: inputs of the model: a tensor, a tuple of positional or a dict of keyword
             inputs, or a list or ``DataLoader`` of these; labels are left out
@@ -95,20 +94,20 @@ def low_rank_(
             one, examples) is held out for the report. At most 4,096 rows of each layer are kept.
         forward: how to run the model on a batch of any other kind, ``(model, batch) -> output``.
         inputs: example inputs, as ``calibration``, of which only the shapes matter, to find the
-            activations by; ``calibration`` serves if it is there, and otherwise one is guessed.
+            activations; by default ``calibration``, or else an input inferred from the first layer.
         draw: draw each weight anew before it is split, for training from scratch (biases, and
-            layers that are left alone, keep their values): a name of
-            ``torch.nn.init`` such as ``"kaiming_normal"``, ``"default"`` for torch's own, or a
-            function that fills a weight in place. None splits the weights there are.
+            layers that are not replaced, keep their values): a name of ``torch.nn.init`` such as
+            ``"kaiming_normal"``, ``"default"`` for torch's own, or a function that fills a weight
+            in place. None splits the current weights.
         split: of convolutions: ``"channel"`` or ``"spatial"``, see
             :class:`~riemann_unn.nn.LowRankConv2d`.
         orthonormal: orthonormal factors, tagged, and singular values beside them.
         refine: most iterations of L-BFGS; 0 for none. None: as far as it is worth its time. On
             Gaussian inputs 12 at most, about a quarter of the time of the decomposition, for
             (leaky) ReLU without biases, and none for others; on calibration inputs 100 at most,
-            as long as the error falls on a fifth of them that is kept aside.
-        only_if_smaller: leave layers alone where the factors save no parameter.
-        seed: of ``draw``. The global random state is left as it was.
+            as long as the error falls on a fifth of them used for validation.
+        only_if_smaller: do not replace layers where the factors save no parameter.
+        seed: of ``draw``. The global random state does not change.
         progress: show a progress bar after a second, if tqdm is installed.
 
     Returns:
@@ -143,19 +142,19 @@ def low_rank_(
     if isinstance(rank, Mapping):
         rank = by_pattern(rank, found, "rank")
         found = Candidates({n: found.layers[n] for n in rank}, found.names, found.skipped)
-    record = ModelRecord(model)
+    record = ModelSnapshot(model)
     dense = [layer.weight.detach() for layer in found.layers.values()]
     weights = [] if draw is None else record.keep(dense)
 
     @in_full_precision
     @no_grad
     def work() -> LowRankReport:
-        # Drawing, a DataLoader and the model itself may all take random numbers.
+        # Drawing, a DataLoader and the model may all use random numbers.
         with afterwards(random_states(model)):
             batches = None
             if calibration is not None:
                 batches = batches_of(calibration, model, forward=forward)
-            program = program_of(model, batches, inputs, forward)
+            program = program_or_reason(model, batches, inputs, forward)
             follows = activations(program, found, activation, method)
             job = _Job(
                 model,
@@ -175,7 +174,7 @@ def low_rank_(
             for name, layer in found.layers.items():
                 layer.set_weight_(drawn(layer, draw, follows[name]))
             report = job.run()
-            # Dense layers, those that stay and those that others may hold, keep their weights.
+            # Dense layers that stay, or that are used elsewhere, keep their weights.
             torch._foreach_copy_(dense, weights)
             return report
 
@@ -217,9 +216,9 @@ class _Job:
         try:
             for name, r in ranks.items():
                 if done and self.data is not None:
-                    # Later layers make up for what the ones ahead of them now do differently.
+                    # Later layers compensate for the errors of earlier ones.
                     rows = gather(self.model, {name: layers[name]}, self.data)
-                    problems[name].reach(rows[name])
+                    problems[name].update_inputs(rows[name])
                 done[name] = self._replace(name, problems[name], r, curves.get(name))
                 bar.update()
         finally:
@@ -236,7 +235,7 @@ class _Job:
         return {name: self._problem(name, seen) for name, seen in rows.items()}
 
     def _rows(self) -> dict[str, Rows]:
-        """What the layers are given, some of it held out."""
+        """Return the inputs of the layers, some of them held out."""
         assert self.batches is not None
         self.data = hold_out(self.batches)
         try:
@@ -244,7 +243,7 @@ class _Job:
         except ValueError:
             if len(self.batches) > 1 or not self.data.held_out:
                 raise
-            # The first dimension is not that of examples, as of a graph's nodes: none is held out.
+            # The first dimension is not that of examples (e.g. a graph's nodes): none is held out.
             self.data = Split(self.batches, [])
             return gather(self.model, self.found.layers, self.data)
 
@@ -252,21 +251,21 @@ class _Job:
         layer, follower = self.found.layers[name], self.follows[name]
         matrix = layer.matrix()
         exact = matrix if matrix.dtype == torch.float64 else matrix.float()
-        gain = offset = None
-        if follower.norm is not None and follower.norm.gain is not None:
-            gain, offset = follower.norm.gain, follower.norm.offset
+        scale = offset = None
+        if follower.norm is not None and follower.norm.scale is not None:
+            scale, offset = follower.norm.scale, follower.norm.offset
         return Problem(
             exact.clone(),
             None if layer.bias is None else layer.bias.detach().to(exact),
             follower.activation,
-            None if gain is None else gain.to(exact),
+            None if scale is None else scale.to(exact),
             None if offset is None else offset.to(exact),
             kernel=layer.kernel,
             rows=rows,
         )
 
     def _useful(self, p: Problem) -> int:
-        """The largest rank that saves a parameter; singular values kept apart count too."""
+        """Return the largest rank that saves a parameter, separate singular values included."""
         m, n = p.matrix.shape
         return (m * n - 1) // (m + n + int(self.orthonormal))
 
@@ -289,7 +288,7 @@ class _Job:
                     for name, curve in curves.items()
                 }
             kept = int(self.orthonormal)
-            spread_ranks = spread(self.rank, curves, shapes, kept=kept, weights=weights)
+            spread_ranks = allocate(self.rank, curves, shapes, kept=kept, weights=weights)
         for name, (m, n) in shapes.items():
             if isinstance(self.rank, Budget):
                 r = spread_ranks.get(name)
@@ -311,7 +310,7 @@ class _Job:
             curve = p.curve(self.method, sorted({*rank_grid(self._useful(p), 8), rank}))
         factors, spectral = p.solve(self.method, rank, self.refine), p.spectral(rank)
         layer = self.found.layers[name].empty(rank, orthonormal=self.orthonormal)
-        layer.set_factors_(*p.own(factors))
+        layer.set_factors_(*p.without_norm(factors))
         self.found.put_(self.model, name, layer)
         m, n = p.matrix.shape
         before, after = p.held_out_error(spectral), p.held_out_error(factors)
@@ -331,7 +330,7 @@ class _Job:
 def _notes(follower: Follower, p: Problem) -> tuple[str, ...]:
     notes = [] if follower.note is None else [f"taken as linear: {follower.note}"]
     norm = follower.norm
-    if norm is not None and norm.gain is None:
+    if norm is not None and norm.scale is None:
         notes.append("its batch normalisation has no running statistics and was left out")
     elif norm is not None:
         notes.append("its batch normalisation took part as in evaluation mode")

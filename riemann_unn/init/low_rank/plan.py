@@ -1,4 +1,4 @@
-"""Which layers are made low-rank, and of which rank."""
+"""The choice of layers to make low-rank, and of their ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...scalars import plain_scalars
 from ...tagging import manifold_of
 from .targets import Target, has_counterpart, is_dense_layer, target_of
 
-__all__ = ["Budget", "Candidates", "Curve", "RankSpec", "by_pattern", "candidates", "spread"]
+__all__ = ["Budget", "Candidates", "Curve", "RankSpec", "allocate", "by_pattern", "candidates"]
 
 T = TypeVar("T")
 Curve = dict[int, tuple[float, float]]
@@ -23,17 +23,17 @@ Curve = dict[int, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget that :func:`~riemann_unn.init.low_rank_` spreads over the layers.
+    """A budget that :func:`~riemann_unn.init.low_rank_` allocates to the layers.
 
     Exactly one of the two is given. Every layer starts at rank 1; the step of rank that lowers
-    the error most for each parameter it adds is taken again and again, until the budget is used
-    up or met. A layer may end up dense. With calibration inputs, in a budget of parameters, the
-    error of a layer counts by what it does to the model's outputs, measured with that layer alone
-    replaced; otherwise all layers count alike.
+    the error most for each parameter it adds is repeated until the budget is used up or met. A
+    layer may end up dense. With calibration inputs, in a budget of parameters, the error of a layer
+    is weighted by its effect on the model's outputs, measured with that layer alone replaced;
+    otherwise all layers have the same weight.
 
     Attributes:
-        parameters: of all matched weights together: a number, or a fraction in (0, 1] of what
-            they have.
+        parameters: of all matched weights together: a number, or a fraction in (0, 1] of their
+            current number.
         error: the mean over the layers of the relative function error, in (0, 1), before the
             refinement, on the inputs that are fitted to; of layers that can be replaced.
     """
@@ -56,7 +56,7 @@ RankSpec = int | float | Mapping[str, int | float] | Budget
 
 @dataclass(frozen=True)
 class Candidates:
-    """Layers that were matched: those to replace, and why others stay.
+    """The matched layers: those to replace, and the reasons for skipping others.
 
     Attributes:
         layers: by name, shared ones once.
@@ -69,7 +69,7 @@ class Candidates:
     skipped: dict[str, str]
 
     def put_(self, model: nn.Module, name: str, layer: nn.Module) -> None:
-        """Put another module in the place of a layer, wherever it is registered."""
+        """Replace a layer by another module, wherever it is registered."""
         for alias in self.names[name]:
             parent, _, own = alias.rpartition(".")
             setattr(model.get_submodule(parent), own, layer)
@@ -85,7 +85,7 @@ def by_pattern(spec: Mapping[str, T], among: Candidates, what: str) -> dict[str,
     Args:
         spec: values by pattern.
         among: the layers.
-        what: what the values are, for an error.
+        what: the name of the values, for an error.
 
     Raises:
         ValueError: a pattern matches no layer, or two give a layer different values.
@@ -114,7 +114,7 @@ def _listed(names: Iterable[str]) -> str:
 def candidates(
     model: nn.Module, patterns: str | Iterable[str], *, split: str = "channel"
 ) -> Candidates:
-    """Return the linear and convolution layers whose names match, and why some are left alone.
+    """Return the linear and convolution layers whose names match, and those to skip.
 
     Raises:
         ManifoldError: one of them is tagged.
@@ -193,7 +193,7 @@ def _why_not(module: nn.Module, names: list[str], owners: dict[int, list[str]]) 
 
 
 def as_rank(value: object, full: int, name: str) -> int:
-    """Return the rank that a number or a fraction of the full one means.
+    """Return the rank given as a number or as a fraction of the full rank.
 
     Raises:
         ValueError: it is out of range.
@@ -222,7 +222,7 @@ def rank_grid(most: int, points: int) -> list[int]:
     return sorted({round(most ** (i / (points - 1))) for i in range(points)}) if most else []
 
 
-def spread(
+def allocate(
     budget: Budget,
     curves: dict[str, Curve],
     shapes: dict[str, tuple[int, int]],
@@ -230,7 +230,7 @@ def spread(
     kept: int,
     weights: Mapping[str, float] | None = None,
 ) -> dict[str, int | None]:
-    """Return the rank of each layer that a budget leads to, None for a layer that stays dense.
+    """Return the rank of each layer under a budget, None for a layer that stays dense.
 
     Args:
         budget: the budget.
@@ -238,7 +238,7 @@ def spread(
             dense.
         shapes: (m, n) of each layer's matrix.
         kept: parameters of each direction besides those in the two factors.
-        weights: how much the error of each layer counts in a budget of parameters; one if left out.
+        weights: of the errors of the layers in a budget of parameters; one by default.
 
     Raises:
         ValueError: rank 1 everywhere takes more parameters than there may be.
@@ -270,13 +270,13 @@ def spread(
         best: tuple[float, str, int] | None = None
         for name, i in at.items():
             _, cost, error = points[name][i]
-            # A later point may gain more for each parameter than the next one.
+            # A later point may have a larger decrease per parameter than the next one.
             for j in range(i + 1, len(points[name])):
                 _, other, lower = points[name][j]
                 if used + other - cost <= most:
-                    gain = (error - lower) / (other - cost)
-                    if best is None or gain > best[0]:
-                        best = (gain, name, j)
+                    decrease = (error - lower) / (other - cost)
+                    if best is None or decrease > best[0]:
+                        best = (decrease, name, j)
         if best is None or best[0] <= 0:
             break
         _, name, j = best

@@ -1,4 +1,4 @@
-"""One layer's approximation: what its neurons compute, and factors that come near to it."""
+"""The approximation problem of one layer: its function, and low-rank factors close to it."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ __all__ = ["Method", "Problem"]
 
 Method = Literal["spectral", "function", "linear"]
 _ITERATIONS = 100
-_OUTPUTS = 8  # fewer for each parameter, and a refinement fits the inputs kept and no others
+_OUTPUTS = 8  # with fewer outputs for each parameter a refinement overfits the rows
 _NEURONS = 256
-_JUDGES = 5  # one row in so many tells when to end the refinement
+_VALIDATION_SHARE = 5  # one row in this many decides when the refinement ends
 
 
 @dataclass
 class Problem:
-    r"""The function :math:`x \mapsto \varphi(W x + \beta)` of a layer, and ways to thin it out.
+    r"""The function :math:`x \mapsto \varphi(W x + \beta)` of a layer, to be approximated.
 
     A batch normalisation that follows is part of W and β: row i of both is multiplied by its
-    gain, and its offset added to β; :meth:`own` undoes this.
+    scale, and its offset added to β; :meth:`without_norm` undoes this.
 
     Attributes:
         weight: W, (m, n), of the layer alone, single or double precision.
         bias: the layer's bias, or None if it has none.
         activation: φ.
-        gain: of the batch normalisation, (m,); None is one.
+        scale: of the batch normalisation, (m,); None is one.
         offset: of the batch normalisation, (m,); None is zero.
         kernel: shape of a convolution that is split in space; None is a plain matrix.
         rows: inputs, if there are any.
-        original: what the inputs were before the layers ahead of this one were replaced.
+        original: the inputs before earlier layers were replaced.
     """
 
     weight: Tensor
     bias: Tensor | None
     activation: Activation
-    gain: Tensor | None = None
+    scale: Tensor | None = None
     offset: Tensor | None = None
     kernel: torch.Size | None = None
     rows: Rows | None = None
@@ -67,17 +67,17 @@ class Problem:
 
     def __post_init__(self) -> None:
         self.w, self.beta = self.weight, self.bias
-        if self.gain is not None and self.offset is not None:
-            # A dead channel has no way back from its gain of zero; it computes a constant.
-            self.gain = torch.where(self.gain == 0, 1, self.gain)
-            self.w = self.gain[:, None] * self.w
-            self.beta = self.offset + (0 if self.bias is None else self.gain * self.bias)
+        if self.scale is not None and self.offset is not None:
+            # A channel with scale zero is constant, and cannot be divided by its scale.
+            self.scale = torch.where(self.scale == 0, 1, self.scale)
+            self.w = self.scale[:, None] * self.w
+            self.beta = self.offset + (0 if self.bias is None else self.scale * self.bias)
         self.fit_bias = self.bias is not None and self.rows is not None
         self.matrix = self._unfold(self.w)
         self.original = self.rows
 
-    def reach(self, rows: Rows) -> None:
-        """Take the inputs that reach the layer now; the targets stay those of the original."""
+    def update_inputs(self, rows: Rows) -> None:
+        """Set the layer's current inputs; the targets stay those of the original ones."""
         self.rows, self._space = rows, None
 
     def _unfold(self, w: Tensor) -> Tensor:
@@ -96,23 +96,23 @@ class Problem:
         return self._known
 
     def unseen_directions(self) -> int:
-        """Return how many directions of the layer the inputs do not reach."""
+        """Return the number of the layer's directions in which the inputs do not vary."""
         return 0 if self._space is None else min(self.w.shape) - self._space.directions
 
-    def own(self, factors: Factors) -> Factors:
+    def without_norm(self, factors: Factors) -> Factors:
         """Return the factors of the layer alone, without the batch normalisation."""
-        if self.gain is None or self.offset is None:
+        if self.scale is None or self.offset is None:
             return factors
         bias = factors.bias
         if bias is not None:
-            bias = (bias - self.offset) / self.gain if self.bias is not None else None
-        return Factors(self._scaled(factors.A, 1 / self.gain), factors.B, bias)
+            bias = (bias - self.offset) / self.scale if self.bias is not None else None
+        return Factors(self._scaled(factors.A, 1 / self.scale), factors.B, bias)
 
     def _scaled(self, a: Tensor, scale: Tensor) -> Tensor:
         """Multiply the left factor so that row i of the weight is scaled."""
         return a * scale.repeat_interleave(len(a) // len(scale))[:, None]
 
-    # Ways ------------------------------------------------------------------
+    # Methods ---------------------------------------------------------------
 
     def spectral(self, rank: int) -> Factors:
         """Return the truncated singular value decomposition."""
@@ -126,7 +126,7 @@ class Problem:
         if self.rows is None or self.original is None:
             return self._gaussian(rank, refine)
         start = self._whitened(rank, self.rows.fit)
-        # Where the targets are those of these very inputs, the linear solution is exact.
+        # If the targets belong to these inputs, the linear solution is exact.
         linear = self.activation.slope == 1.0 and self.kernel is None and self.rows is self.original
         if method == "linear" or linear or refine == 0:
             return start
@@ -136,7 +136,10 @@ class Problem:
             parameters = start.A.numel() + start.B.numel()
             if targets.numel() < _OUTPUTS * parameters:
                 return start
-            kept = torch.arange(len(inputs), device=inputs.device) % _JUDGES != _JUDGES - 1
+            kept = (
+                torch.arange(len(inputs), device=inputs.device) % _VALIDATION_SHARE
+                != _VALIDATION_SHARE - 1
+            )
             held_out = inputs[~kept], targets[~kept]
             inputs, targets = inputs[kept], targets[kept]
         return calibrated_factors(
@@ -152,7 +155,7 @@ class Problem:
 
     def _whitened(self, rank: int, inputs: Tensor) -> Factors:
         if self.kernel is not None:
-            # The split in space is no plain factorisation of W, so there is no closed form.
+            # The spatial split is not a factorisation of W, so there is no closed form.
             return calibrated_factors(
                 self.spectral(rank),
                 inputs=inputs,
@@ -206,7 +209,7 @@ class Problem:
     # Errors ----------------------------------------------------------------
 
     def targets(self, inputs: Tensor) -> Tensor:
-        """Return what the layer gives after its activation."""
+        """Return the layer's outputs after the activation."""
         return self.activation(nn.functional.linear(inputs, self.w, self.beta))
 
     def gaussian_error(self, factors: Factors) -> float:
@@ -236,8 +239,8 @@ class Problem:
     def curve(self, method: Method, ranks: list[int]) -> dict[int, tuple[float, float]]:
         """Return for each rank the errors of the spectral and of the unrefined factors.
 
-        On the inputs fitted to, or on Gaussian ones if there are none; of some of the inputs or
-        neurons where there are many.
+        On the inputs fitted to, or on Gaussian ones if there are none; on a subset of many inputs
+        or neurons.
         """
         if self.rows is None and self.kernel is None:
             return self._gaussian_curve(method, ranks)
@@ -258,7 +261,7 @@ class Problem:
     def _gaussian_curve(self, method: Method, ranks: list[int]) -> dict[int, tuple[float, float]]:
         u, s, _ = self.decomposition()
         coordinates, beta, phi = u * s, self.beta, self.activation
-        if phi.slope is None:  # some neurons speak for all, where each takes quadrature
+        if phi.slope is None:  # a sample of neurons, since each takes quadrature
             coordinates = _thinned(coordinates, _NEURONS)
             beta = None if beta is None else _thinned(beta, _NEURONS)
         p = torch.linalg.vector_norm(coordinates, dim=-1).double()
@@ -279,5 +282,5 @@ class Problem:
 
 
 def _thinned(rows: Tensor, most: int = 1024) -> Tensor:
-    """Return evenly spaced rows, enough to draw a curve from."""
+    """Return evenly spaced rows, enough for a curve."""
     return rows[:: -(-len(rows) // most)]

@@ -1,4 +1,4 @@
-"""What :func:`riemann_unn.init.low_rank_` did, as a mapping, a table and a picture."""
+"""The report of :func:`riemann_unn.init.low_rank_`: a mapping, a table and a picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["LowRank", "LowRankReport"]
 
 @dataclass(frozen=True)
 class LowRank:
-    """What became of one layer.
+    """The result for one layer.
 
     Attributes:
         shape: (m, n) of the matrix that was split.
@@ -25,12 +25,12 @@ class LowRank:
             for one position of the output.
         gaussian: relative function error on Gaussian inputs, of the truncated singular value
             decomposition and of the factors chosen.
-        held_out: the same on held-out calibration inputs, None without: from what reaches the
-            layer now to what the original model has behind it, so that it includes what the layers
-            ahead have lost.
+        held_out: the same on held-out calibration inputs, None without: from the layer's current
+            inputs to the original model's outputs, so that it includes the errors of earlier
+            layers.
         curve: by rank, the same pair for the layer by itself, before any refinement, on the inputs
-            fitted to (Gaussian ones without calibration); of large layers on some of them.
-        notes: what else is to be known.
+            fitted to (Gaussian ones without calibration); of large layers on a subset.
+        notes: further remarks.
     """
 
     shape: tuple[int, int]
@@ -49,7 +49,7 @@ class LowRankReport(Report, Mapping[str, LowRank]):
 
     Attributes:
         method: the method that chose the factors.
-        skipped: layers that matched and were left alone, with the reason.
+        skipped: layers that matched and were not replaced, with the reason.
     """
 
     def __init__(self, method: str, layers: dict[str, LowRank], skipped: dict[str, str]) -> None:
@@ -107,10 +107,10 @@ class LowRankReport(Report, Mapping[str, LowRank]):
             rows.append(row)
         total = ["total", "", "", "", _saved(self.parameters), _saved(self.macs)]
         rows.append(total + [""] * (len(rows[0]) - len(total)))
-        told = f"errors: spectral -> {self.method}"
+        caption = f"errors: spectral -> {self.method}"
         if data and len(self) > 1:
-            told += "; held-out ones include what the layers ahead have lost"
-        parts: list[str | Table] = [Table(rows), told]
+            caption += "; held-out ones include what the layers ahead have lost"
+        parts: list[str | Table] = [Table(rows), caption]
         for name, layer in self.items():
             parts += [f"{name}: {note}" for note in layer.notes]
         return parts + [f"{name}: left alone, {why}" for name, why in self.skipped.items()]
@@ -137,7 +137,7 @@ class LowRankReport(Report, Mapping[str, LowRank]):
         for place, (axes, (name, layer)) in enumerate(zip(panels, self.items(), strict=False)):
             ranks = sorted(layer.curve)
             for i, (label, colour, line) in enumerate(lines):
-                # A layer that loses nothing has no place on a logarithmic scale.
+                # Zero errors cannot be drawn on a logarithmic scale.
                 errors = [max(layer.curve[rank][i], 1e-12) for rank in ranks]
                 axes.plot(ranks, errors, line, color=colour, lw=2, marker="o", ms=3, label=label)
             axes.axvline(layer.rank, color="#D55E00", lw=1.2, ls=":", label="rank taken")

@@ -1,4 +1,4 @@
-"""What the layers of a model are given: inputs gathered by hooks, as rows of a matrix."""
+"""The inputs of a model's layers, gathered by hooks, as rows of a matrix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import Batch, Split, cannot_run
-from ..recording import same_buffers, undisturbed
+from ..recording import evaluating, same_buffers
 from .targets import Target
 
 __all__ = ["Rows", "gather"]
@@ -28,7 +28,7 @@ class Rows(NamedTuple):
 def _pass(
     model: nn.Module, layers: Mapping[str, Target], batches: Sequence[Batch], most: int
 ) -> dict[str, Tensor]:
-    """Run the batches and return the rows each layer saw, the layers in the order they ran."""
+    """Run the batches and return the rows of each layer, in the order in which they ran."""
     seen: dict[str, list[Tensor]] = {}
     quota = -(-most // max(len(batches), 1))
     generator = torch.Generator()
@@ -51,7 +51,7 @@ def _pass(
         for batch in batches:
             try:
                 batch(model)
-            except Exception as error:  # the model's own code runs, and may raise anything
+            except Exception as error:  # the model's own code may raise anything
                 raise cannot_run(error, batch, model) from error
     finally:
         for handle in handles:
@@ -62,18 +62,18 @@ def _pass(
 def gather(model: nn.Module, layers: Mapping[str, Target], batches: Split) -> dict[str, Rows]:
     """Return the inputs of the layers, as rows: vectors for linear layers, patches for others.
 
-    The model runs in evaluation mode and is left as it was. Up to 4,096 rows of each layer are
+    The model runs in evaluation mode and does not change. Up to 4,096 rows of each layer are
     kept, and 2,048 held out, drawn evenly over the batches, the same ones every time.
 
     Args:
         model: the model.
         layers: layers of it by name.
-        batches: what it is given.
+        batches: its inputs.
 
     Raises:
         ValueError: the model cannot be run on the batches, or an input is not finite.
     """
-    with torch.no_grad(), undisturbed(model), same_buffers(model):
+    with torch.no_grad(), evaluating(model), same_buffers(model):
         fit = _pass(model, layers, batches.fit, _FIT_ROWS)
         held = _pass(model, layers, batches.held_out, _HELD_OUT_ROWS)
     for name, rows in fit.items():

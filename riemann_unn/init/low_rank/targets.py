@@ -1,4 +1,4 @@
-"""The dense layers that can be made low-rank: their matrices, inputs and low-rank counterparts."""
+"""Adapters of dense layers: their matrices, inputs and low-rank counterparts."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ class Target:
         return torch.empty_like(self.weight)
 
     def set_weight_(self, value: Tensor) -> None:
-        """Take over a weight in that layout."""
+        """Set the weight, given in that layout."""
         self.weight.copy_(value)
 
     def rows(self, x: Tensor, most: int, generator: torch.Generator) -> Tensor:
-        """Return at most so many rows, evenly drawn, that the matrix is multiplied with."""
+        """Return at most so many of the rows that the matrix is multiplied with, drawn evenly."""
         flat = x.reshape(-1, x.shape[-1])
         return flat[some(len(flat), most, generator).to(x.device)]
 
     def empty(self, rank: int, *, orthonormal: bool) -> LowRankFactors:
-        """Return the low-rank layer with all settings of this one, its factors not set."""
+        """Return the low-rank layer with the settings of this one, its factors uninitialised."""
         assert isinstance(self.module, nn.Linear)
         return LowRankLinear.empty_like(self.module, rank, orthonormal=orthonormal)
 
@@ -94,7 +94,7 @@ class _Transposed(Target):
             device="meta",
             dtype=self.weight.dtype,
         )
-        return layer._settle(self.module)  # type: ignore[arg-type]
+        return layer._materialise(self.module)  # type: ignore[arg-type]
 
 
 class _Convolution(Target):
@@ -132,7 +132,7 @@ class _Convolution(Target):
 
 
 class _TransposedConvolution(_Convolution):
-    """A transposed convolution: one with a flipped kernel, on inputs that are spread out."""
+    """A transposed convolution: a convolution with a flipped kernel on dilated inputs."""
 
     def _windows(self, x: Tensor) -> Tensor:
         conv = self.module
@@ -183,7 +183,7 @@ def some(total: int, most: int, generator: torch.Generator) -> Tensor:
 
 
 def _is_transposed_linear(module: nn.Module) -> bool:
-    """Whether it is transformers' ``Conv1D``, known by name since transformers may be missing."""
+    """Whether it is transformers' ``Conv1D``, by name, since transformers may not be installed."""
     kind: Any = type(module)
     weight = module._parameters.get("weight")
     named = kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
@@ -196,12 +196,12 @@ def is_dense_layer(module: nn.Module) -> bool:
 
 
 def has_counterpart(module: nn.Module) -> bool:
-    """Whether it is one of the layers there is a low-rank one for; subclasses may do more."""
+    """Whether there is a low-rank counterpart; not for subclasses, which may do more."""
     return type(module) in (nn.Linear, nn.Conv2d, *_SPLITS) or _is_transposed_linear(module)
 
 
 def target_of(module: nn.Module, *, split: str = "channel") -> Target | None:
-    """Return what a layer is made low-rank by; None if there is no low-rank counterpart.
+    """Return the adapter of a layer; None if there is no low-rank counterpart.
 
     Args:
         module: the layer.

@@ -1,4 +1,4 @@
-"""Path conditioning: of all weights that compute a ReLU network, those that train well."""
+"""Path conditioning: rescaling a ReLU network, without changing its function, to train well."""
 
 from .path_condition import path_condition_
 from .report import ClosedLayer, PathConditioning, RescaledGroup

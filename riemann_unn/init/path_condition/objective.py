@@ -1,4 +1,4 @@
-"""The objective of path conditioning, region by region: which energies belong together."""
+"""The objective of path conditioning, region by region."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Solution:
 
     Attributes:
         scales: float64 ``(spaces,)``, one for closed spaces.
-        without_energy: bool ``(spaces,)``, those that were left alone for that reason.
-        before: sum of the objectives at the weights as they were.
+        without_energy: bool ``(spaces,)``, those left unscaled for that reason.
+        before: sum of the objectives at the given weights.
         after: the same at the minimiser.
         gradient: the largest relative gradient of a region.
         iterations: the most of a region.
@@ -69,7 +69,7 @@ def weighted_by(
 def origin_of(view: ModelGraph, own: Mapping[str, Tensor]) -> Tensor | None:
     """Return logarithms of squared scales ``(spaces,)`` at which path energies stay in range.
 
-    None if they do so at the weights as they are.
+    None if they do so without.
     """
     if sum(_orders_of_magnitude(own[name]) for name in view.scalings) < _FAR:
         return None
@@ -85,12 +85,12 @@ def origin_of(view: ModelGraph, own: Mapping[str, Tensor]) -> Tensor | None:
     return origin if far else None
 
 
-# Beyond so many orders of magnitude on the way through a net, one looks closer.
+# Orders of magnitude along a net from which ranges are checked in detail.
 _FAR = 100.0
 
 
 def _orders_of_magnitude(x: Tensor) -> float:
-    """How far the squared lengths of rows are from one, on a logarithmic scale."""
+    """Return the largest absolute logarithm of the squared lengths of rows."""
     rows = x.detach().reshape(x.shape[0] if x.ndim else 1, -1)
     lengths = torch.linalg.vector_norm(rows, dim=1).double()
     lengths = lengths[lengths > 0]
@@ -117,8 +117,8 @@ def solve(
         own: the weights.
         method: ``"logdet"`` or ``"enorm"``.
         tolerance: relative size of the gradient to stop at.
-        origin: logarithms of squared scales ``(spaces,)`` that the energies are those of; of the
-            weights themselves if left out.
+        origin: logarithms of squared scales ``(spaces,)`` at which the energies are given; by
+            default zero.
 
     Warns:
         UserWarning: a region stopped above the tolerance.
@@ -135,7 +135,7 @@ def solve(
         else:
             solution = part.smallest(energies, squares, tolerance)
         z[part.spaces] = solution.z
-        without[part.spaces] = solution.dead
+        without[part.spaces] = solution.unscaled
         found.append(solution)
     worst = max(s.gradient for s in found)
     if not all(s.converged for s in found):
@@ -158,7 +158,7 @@ def solve(
 
 
 def _parts(view: ModelGraph) -> list[list[str]]:
-    """The weights of each region with a free space."""
+    """Return the weights of each region with a free space."""
     parts: dict[int, list[str]] = {}
     for name, region in regions(view).items():
         parts.setdefault(region, []).append(name)
@@ -172,7 +172,7 @@ def _parts(view: ModelGraph) -> list[list[str]]:
 
 
 class _Part:
-    """One region: its weights, its free spaces in numbers of their own, and its objective."""
+    """One region: its weights, its free spaces, numbered, and its objective."""
 
     def __init__(self, view: ModelGraph, names: Sequence[str]) -> None:
         self.scalings = [view.scalings[name] for name in names]
@@ -184,7 +184,7 @@ class _Part:
         self._number[self.spaces] = torch.arange(self.count)
 
     def blocks(self, values: Mapping[str, Tensor]) -> list[EnergyBlock]:
-        """The blocks of the solver; rows and columns that nothing scales are summed."""
+        """Return the blocks of the solver; rows and columns of closed spaces are summed."""
         blocks = []
         for scaling in self.scalings:
             energy, feeds, reads = scaling.matrices(values[scaling.name].cpu())
@@ -205,7 +205,7 @@ class _Part:
     ) -> Rescaling:
         """Minimise F, which aligns the path kernel with the reference."""
         blocks = self.blocks(energies)
-        # A common factor shifts the objective and nothing else; it keeps sums from overflowing.
+        # A common factor only shifts the objective; it prevents overflow of sums.
         peak = max(float(b.energy.max()) for b in blocks)
         unit = 2.0 ** math.frexp(peak)[1] if peak > 0 else 1.0
         for block in blocks:
@@ -218,14 +218,14 @@ class _Part:
         self, energies: Mapping[str, Tensor], squares: Mapping[str, Tensor], tolerance: float
     ) -> Rescaling:
         """Minimise the sum of squares of the weights."""
-        # What no path passes is left alone here too: its norm could shrink for ever.
-        dead = balance_energies(self.blocks(energies), self.count, tol=1.0).dead
+        # Channels without paths are frozen here too: their norm could shrink without bound.
+        unscaled = balance_energies(self.blocks(energies), self.count, tol=1.0).unscaled
         found = balance_energies(
-            self.blocks(squares), self.count, linear=False, tol=tolerance, frozen=dead
+            self.blocks(squares), self.count, linear=False, tol=tolerance, frozen=unscaled
         )
         before, after = math.exp(found.before), math.exp(found.after)
         return Rescaling(-found.z, before, after, *_rest(found))
 
 
 def _rest(solution: Rescaling) -> tuple[float, int, bool, Tensor]:
-    return solution.gradient, solution.iterations, solution.converged, solution.dead
+    return solution.gradient, solution.iterations, solution.converged, solution.unscaled

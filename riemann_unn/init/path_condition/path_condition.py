@@ -1,4 +1,4 @@
-"""Path conditioning: of all weights that compute a ReLU network, those that train well."""
+"""Path conditioning: rescaling a ReLU network, without changing its function, to train well."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import GraphError
 from ...graph import ModelGraph, trace
+from ...graph.isolation import preserved
 from ...graph.lifting import path_energies
 from ...graph.program import Called, named_tensors, unwrapped
-from ...graph.untouched import untouched
 from ...interruption import undoing
 from ...linalg.precision import in_full_precision
 from ...tagging import manifold_of
 from ..calibration import Batch, batches_of
-from ..record import ModelRecord
 from ..renamed import renamed
+from ..snapshot import ModelSnapshot
 from .objective import origin_of, solve, weighted_by
 from .report import ClosedLayer, PathConditioning, RescaledGroup
 
@@ -43,8 +43,8 @@ def path_condition_(
 ) -> PathConditioning:
     r"""Rescale the hidden channels of a ReLU network, in place, so that it trains faster.
 
-    Its function stays as it is: what feeds a channel is multiplied by a positive number, and what
-    reads the channel is divided by it. The numbers minimise
+    Its function does not change: weights that feed a channel are multiplied by a positive number,
+        and weights that read the channel are divided by it. The numbers minimise
 
     .. math:: F(z) = n \log \sum_i r_i^{-1} g_i \, e^{(Bz)_i} - \sum_i (Bz)_i
 
@@ -53,33 +53,32 @@ def path_condition_(
     multiplied by :math:`e^{-(Bz)_i/2}`. With ``"enorm"`` the sum of squares of all parameters,
     :math:`\sum_i \theta_i^2 e^{-(Bz)_i}`, is minimised instead.
 
-    What the model computes is read by ``torch.export``, whatever classes it is made of. Channels
+    The model's operations are read by ``torch.export``, whatever its classes. Channels
     are rescaled across linear maps and convolutions, ReLUs, pooling, dropout, reshapes, sums,
-    concatenation, gates, attention's values, and the affine part of normalisations. Everything else
-    closes them, as do parameters that are tagged with a manifold or do not require a gradient. Each
-    part of the model through which positive scalings pass, such as the ReLU layers inside of a
-    transformer's block, is a network of its own with an F of its own; the sum is reported. Mode,
-    buffers, gradients and the global random state stay as they are. State of an optimizer does not
-    follow: rescale first, then create the optimizer.
+    concatenation, gates, attention's values, and the affine part of normalisations. Other
+    operations close them, that is keep their scale at one, as do parameters that are tagged with a
+    manifold or do not require a gradient. Each part of the model through which positive scalings
+    pass, such as the ReLU layers in a transformer's block, is a separate network with a separate F;
+    the sum is reported. Mode, buffers, gradients and the global random state do not change. An
+    optimizer's state is not rescaled: rescale first, then create the optimizer.
 
     Args:
         model: the model; it may be in training or in evaluation mode, and is exact in both.
-            Compiled and data-parallel wrappers are taken off.
+            Compiled and data-parallel wrappers are removed.
         calibration: inputs whose squares feed the path kernel, ones if left out; a tensor, a tuple
             of positional or a dict of keyword inputs, or an iterable of these, as the page on
-            calibration data says. Of several batches those count whose shapes are that of the
-            first.
+            calibration data says. Of several batches those with the shapes of the first are used.
         method: ``"logdet"`` (path conditioning) or ``"enorm"`` (equi-normalisation).
         reference: r by parameter name, positive, of the parameter's shape; one for any other.
         inputs: example inputs, as ``calibration``, of which only the shapes matter. Without it and
-            without ``calibration`` an input is guessed from the first layer.
+            without ``calibration`` an input is inferred from the first layer.
         forward: how the model is called on a batch, ``forward(model, batch)``, where that is not by
             the batch's inputs.
         scale_frozen: also scale parameters that do not require a gradient, and buffers.
         tolerance: relative size of the gradient at which the solver stops.
 
     Returns:
-        What was done; its ``undo()`` takes it back.
+        The report; its ``undo()`` restores the weights.
 
     Raises:
         GraphError: the model cannot be read, an input is needed, or there is no channel to rescale;
@@ -96,7 +95,7 @@ def path_condition_(
         raise TypeError(f"a torch.nn.Module is needed, got a {type(model).__name__}")
     _check_arguments(method, reference, tolerance)
     model = unwrapped(model)
-    record = ModelRecord(model)
+    record = ModelSnapshot(model)
 
     @in_full_precision
     def work() -> PathConditioning:
@@ -107,7 +106,7 @@ def path_condition_(
 
 
 class _Read:
-    """A model as it is read for one call: what is scaled, and what it is run on."""
+    """A model as read for one call, with the inputs that it runs on."""
 
     def __init__(
         self,
@@ -140,7 +139,7 @@ class _Read:
             self._args, self._kwargs = _random_like(self.view)
 
     def energies(self, origin: Tensor | None) -> dict[str, Tensor]:
-        """The path energies, their mean over the batches of calibration data.
+        """Return the path energies, averaged over the batches of calibration data.
 
         Args:
             origin: logarithms of squared scales ``(spaces,)`` that the weights have before.
@@ -165,7 +164,7 @@ class _Read:
         return {name: g / len(fitting) for name, g in total.items()}
 
     def outputs(self, tensors: Mapping[str, Tensor] | None = None) -> list[Tensor] | None:
-        """All output tensors, or None; the model's buffers and the random state are not touched."""
+        """Return all output tensors, or None; buffers and the random state do not change."""
         args, kwargs = self._args, dict(self._kwargs)
         state = {name: b.clone() for name, b in self.model.named_buffers()}
         if tensors is not None:
@@ -178,7 +177,7 @@ class _Read:
             )
         state = {f"model.{name}": value for name, value in state.items()}
         try:
-            with untouched(self.model), torch.no_grad():
+            with preserved(self.model), torch.no_grad():
                 torch.manual_seed(0)
                 called = Called(self.model, self.forward)
                 found: list[Tensor] = torch.func.functional_call(called, state, args, kwargs)
@@ -196,7 +195,7 @@ def _path_condition(
     method: str,
     reference: Mapping[str, Tensor] | None,
     tolerance: float,
-    record: ModelRecord,
+    record: ModelSnapshot,
 ) -> PathConditioning:
     view, own = read.view, read.own
     if not bool(view.free.any()):
@@ -253,7 +252,7 @@ def _path_condition(
 
 
 class _Factors(Mapping[str, Tensor]):
-    """What each weight was multiplied by, made when it is asked for: it is as large as they are."""
+    """The factor of each weight, computed on access, since it is as large as the weight."""
 
     def __init__(self, view: ModelGraph, scales: Tensor) -> None:
         self._scalings, self._scales = dict(view.scalings), scales
@@ -286,11 +285,11 @@ def _check_arguments(method: str, reference: object, tolerance: float) -> None:
 
 
 def _closed_weights(model: nn.Module, scale_frozen: bool) -> dict[str, str]:
-    """Parameters that stay as they are, each with the reason; NaNs are found on the way."""
+    """Return the parameters that must not be scaled, with the reason; refuse NaN and infinity."""
     closed = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         if isinstance(p, nn.parameter.UninitializedParameter) or p.device.type == "meta":
-            continue  # tracing says so better
+            continue  # tracing raises a better error
         if not _finite(p):
             raise ValueError(
                 f"'{name}' holds NaN or infinity; initialise it again. No parameter was changed"
@@ -305,7 +304,7 @@ def _closed_weights(model: nn.Module, scale_frozen: bool) -> dict[str, str]:
 
 def _finite(x: Tensor) -> bool:
     x = x.detach()
-    # The sum is the faster question; it overflows where numbers are large.
+    # The sum is faster to check, but may overflow.
     return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
@@ -325,14 +324,14 @@ def _why_none(view: ModelGraph) -> str:
 
 
 def _random_like(view: ModelGraph) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs of the traced shapes, from a generator of their own."""
+    """Return random inputs of the traced shapes, from a separate generator."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(x: Any) -> Any:
         if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
             return x
-        # A guess has two examples, too few for the statistics of batch normalisation.
-        shape = (8, *x.shape[1:]) if view.is_guess and x.shape[:1] == (2,) else x.shape
+        # An inferred input has two examples, too few for the statistics of batch normalisation.
+        shape = (8, *x.shape[1:]) if view.is_inferred and x.shape[:1] == (2,) else x.shape
         return torch.randn(shape, dtype=x.dtype, generator=generator).to(x.device)
 
     args, kwargs = tree_map(draw, (view.args, dict(view.kwargs)))
@@ -346,7 +345,7 @@ def _double(x: Tensor) -> Tensor:
 
 
 def _change(before: list[Tensor] | None, after: list[Tensor] | None) -> float:
-    """The largest relative change of an output."""
+    """Return the largest relative change of an output."""
     if before is None or after is None:
         return math.nan
     found = [0.0]
@@ -359,7 +358,7 @@ def _change(before: list[Tensor] | None, after: list[Tensor] | None) -> float:
 
 
 def _limit(own: Mapping[str, Tensor]) -> float:
-    """The change of an output that rounding may explain; above it one looks closer."""
+    """Return the change of outputs that rounding may explain."""
     dtypes = [p.dtype for p in own.values() if p.is_floating_point() or p.is_complex()]
     return math.sqrt(max(torch.finfo(dtype).eps for dtype in dtypes))
 
@@ -367,13 +366,15 @@ def _limit(own: Mapping[str, Tensor]) -> float:
 def _check_in_double(
     read: _Read, original: Mapping[str, tuple[Tensor, Tensor]], scales: Tensor, change: float
 ) -> None:
-    """Tell a function that rounding changes this much from one that rescaling changes.
+    """Check in double precision whether rescaling or rounding has changed the outputs.
 
-    Batch statistics of two nearly equal examples, for instance, magnify any rounding of weights.
+    Batch statistics of two nearly equal examples, for instance, magnify the rounding of weights.
     """
     doubles = {name: _double(values).clone() for name, (_, values) in original.items()}
     scaled = {name: p.detach().clone() for name, (p, _) in original.items()}
-    with torch.no_grad():  # the model too, which may read parameters in ways that were not seen
+    with (
+        torch.no_grad()
+    ):  # the model too, which may use parameters in ways that its graph does not show
         for p, values in original.values():
             p.copy_(values)
         before = read.outputs(doubles)

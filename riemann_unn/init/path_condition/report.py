@@ -1,4 +1,4 @@
-"""What path conditioning reports: objective, scales, groups, and what was closed and why."""
+"""The report of path conditioning: objective, scales, groups, and closed layers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RescaledGroup:
         read_by: the weights that are divided by them.
         channels: how many scales there are.
         largest: the largest scale or inverse scale.
-        dead: how many channels were left alone because no energy enters or leaves them.
+        dead: the number of channels left unscaled because they have no incoming or outgoing energy.
     """
 
     fed_by: tuple[str, ...]
@@ -40,7 +40,7 @@ class ClosedLayer:
     Attributes:
         layer: path of the module, or name of the node.
         channels: how many of its output channels.
-        reason: what closes them.
+        reason: the operation or parameter that closes them.
     """
 
     layer: str
@@ -50,23 +50,23 @@ class ClosedLayer:
 
 @dataclass(frozen=True)
 class PathConditioning(Report):
-    """What :func:`path_condition_` did; printing it gives a table.
+    """The report of :func:`path_condition_`; printing it gives a table.
 
     Attributes:
         method: ``"logdet"`` or ``"enorm"``.
-        objective_before: the objective of the weights as they were.
-        objective_after: the objective of the weights as they are.
-        gradient: largest entry of the gradient, relative to the terms it is the difference of.
+        objective_before: the objective before.
+        objective_after: the objective after.
+        gradient: largest entry of the gradient, relative to the sum of magnitudes of its terms.
         iterations: sweeps of the solver.
         converged: whether ``gradient`` is within the tolerance.
         parameters: how many parameters are in the objective.
         largest_scale: the largest scale or inverse scale of a channel.
         median_scale: the median over channels of the same.
-        groups: what was rescaled.
-        closed: what was not, and why.
+        groups: the rescaled channels.
+        closed: the layers that were not rescaled, with the reason.
         change: relative change of the model's output on the calibration data or on random inputs,
             in the mode the model is in; NaN if the model could not be run.
-        scales: by canonical parameter name, what it was multiplied by, in its shape.
+        scales: by canonical parameter name, its factor, in its shape.
     """
 
     method: str
@@ -85,7 +85,7 @@ class PathConditioning(Report):
     _original: Mapping[str, tuple[Tensor, Tensor]] = field(repr=False)
 
     def undo(self) -> None:
-        """Give every rescaled parameter the values it had before, bit for bit, all at once."""
+        """Restore the previous values of every rescaled parameter, bit for bit, in one call."""
         parameters, values = zip(*self._original.values(), strict=True)
         torch._foreach_copy_([p.detach() for p in parameters], values)
 

@@ -1,4 +1,4 @@
-"""Warm start: points on their manifolds that stand for the weights a model has learned."""
+"""Warm start: replacing trained weights by points on their manifolds."""
 
 from .report import WarmStart, WarmStartReport
 from .warm_start import Method, warm_start_

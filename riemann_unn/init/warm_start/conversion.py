@@ -1,4 +1,4 @@
-"""The second half of a warm start: gains, matching, folding, and what they do to the function."""
+"""The second half of a warm start: gains, matching, folding, and the errors of the function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...parallel import as_whole, local_part, scattered
 from ..calibration import Batch
 from ..recording import Recorder, in_double, outputs_of, relative_error, rounding_of
 from .folding import Folding
-from .matching import Placed, gain_left, match_layers_, own_gains, owners
+from .matching import Placed, match_layers_, own_gains, owners, remaining_gain
 from .report import WarmStart, WarmStartReport
 
 __all__ = ["Conversion"]
@@ -25,12 +25,12 @@ _WAYS = (_MATCHED, _FOLDED, _NEAREST)
 
 
 class Conversion:
-    """The second half of a warm start: gains, matching, folding, and what they do to the function.
+    """The second half of a warm start: gains, matching, folding, and the errors of the function.
 
     Args:
         model: with its trained weights, in evaluation mode.
         placed: the tagged parameters with their points.
-        folding: which gains can be folded; None if none is to be.
+        folding: which gains can be folded; None to fold none.
         batches: calibration inputs; may be none.
     """
 
@@ -60,7 +60,7 @@ class Conversion:
         return outputs, Recorder(self.model, self.batches).outputs(set(self._modules.values()))[0]
 
     def convert_(self, *, match: bool, refit: bool) -> None:
-        """Convert the model in place, in the way that keeps its outputs best."""
+        """Convert the model in place, by the way that preserves its outputs best."""
         if not self.batches:
             self._finish_()
             return
@@ -68,11 +68,11 @@ class Conversion:
         original = self._run()
         for item in self.placed.values():
             item.parameter.copy_(item.point)
-        self._note_errors(original, {})
+        self._record_errors(original, {})
         _restore_(saved)
         self._choose_(original[0], saved, match=match, refit=refit)
         self._finish_()
-        self._note_errors(original, self.gains)
+        self._record_errors(original, self.gains)
 
     def _choose_(
         self,
@@ -82,17 +82,17 @@ class Conversion:
         match: bool,
         refit: bool,
     ) -> None:
-        """Match the layers, or take the nearest points, or fold no gain: what serves best.
+        """Match the layers, take the nearest points, or fold no gain, whichever is best.
 
-        Later ways are taken only where they are better by more than rounding.
+        Later ways are chosen only if they are better by more than rounding.
         """
         errors = {_NEAREST: self.total[0]}
         plain = {name: (item.point, item.gain) for name, item in self.placed.items()}
         if self.folding is not None and self.folding.foldable:
-            # gain * point computes what the points do once gains are folded.
+            # gain * point gives the same outputs as the points with folded gains.
             gains = own_gains(self.placed, self.folding)
             for name, item in self.placed.items():
-                gain = gains.get(name) or gain_left(name, self.folding, gains)
+                gain = gains.get(name) or remaining_gain(name, self.folding, gains)
                 item.parameter.copy_(gain * item.point)
             errors[_FOLDED] = self._error(original)
             _restore_(saved)
@@ -117,7 +117,7 @@ class Conversion:
             self.folding = None
 
     def _error(self, original: list[Tensor]) -> float:
-        """The relative error of the model's outputs, infinite where they are not finite."""
+        """Return the relative error of the model's outputs, infinite where they are not finite."""
         try:
             return relative_error(outputs_of(self.model, self.batches), original)
         except ValueError:
@@ -130,7 +130,7 @@ class Conversion:
         for item in self.placed.values():
             local_part(item.parameter).copy_(scattered(item.point, item.parameter))
 
-    def _note_errors(
+    def _record_errors(
         self, original: tuple[list[Tensor], dict[nn.Module, list[Tensor]]], gains: dict[str, float]
     ) -> None:
         outputs, layers = self._run()
@@ -144,7 +144,7 @@ class Conversion:
                 self.errors.setdefault(name, []).append(error)
 
     def report(self, conditions: Mapping[str, float]) -> WarmStartReport:
-        """Return what was measured."""
+        """Return the report."""
         records = {}
         reasons = self.folding.reasons if self.folding is not None else {}
         for name, item in self.placed.items():

@@ -1,4 +1,4 @@
-"""Folding gains: how neighbours take up a positive factor, so that a layer can do without it."""
+"""Folding gains: absorbing the positive factor of a layer into its neighbours."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 
 from ...errors import GraphError
 from ...graph import Layer, ModelGraph, trace
+from ...graph.isolation import without_weak_references
 from ...graph.program import named_tensors, operation
-from ...graph.untouched import forgotten
 from ..calibration import Batch
 from ..recording import same_buffers
 
@@ -25,7 +25,7 @@ _NORMS = (*_WITH_STATISTICS, "group_norm", "layer_norm", "rms_norm")
 
 @dataclass(frozen=True)
 class _Norm:
-    """A normalisation by the names of its running statistics, which it may not have."""
+    """A normalisation, as the names of its running statistics, if it has any."""
 
     mean: str | None
     variance: str | None
@@ -33,7 +33,7 @@ class _Norm:
 
 
 class _Potentials:
-    """A union-find that knows the difference of a number between any two members of a class."""
+    """A union-find with the difference of values between any two members of a class."""
 
     def __init__(self, count: int) -> None:
         self._parent = list(range(count))
@@ -66,24 +66,24 @@ class _Potentials:
 
 
 class Folding:
-    r"""Which gains can be folded into neighbours, and the folding.
+    r"""The gains that can be folded into neighbours, and the folding.
 
     A layer ``y = g U x + b`` becomes ``U x`` when the scale s of its output space,
     relative to that of its input space, is 1/g: activations in a space with
     scale s are s times what they were, biases are multiplied by the scale of the
-    space they are added in, and other weights by that of their output space over
-    that of their input space. A fixed space has scale one. The scales of all
-    foldable gains solve ``log s_out - log s_in = -log g``; gains are taken in
-    order of execution, and one that contradicts those before it is not folded.
+    space they are added in, and other weights by that of their output space over that of their
+    input space. A closed space has scale one. The scales of all foldable gains solve ``log s_out -
+    log s_in = -log g``; gains are taken in order of execution, and one that contradicts those
+    before it is not folded.
 
-    A layer that feeds a normalisation and nothing else always gives up its gain:
-    the normalisation divides it out, and running statistics are scaled along.
+    The gain of a layer that feeds a normalisation alone is always folded: the normalisation divides
+        it out, and running statistics are scaled with it.
 
     Args:
         model: the traced model.
         tagged: names of the tagged parameters.
-        example: arguments of the model's forward, of which shapes matter; without
-            them they are guessed.
+        example: arguments of the model's forward, of which only shapes matter; without them they
+            are inferred.
     """
 
     def __init__(self, model: nn.Module, tagged: Iterable[str], example: Batch) -> None:
@@ -96,7 +96,7 @@ class Folding:
         self._order: list[str] = []
         self._norms: dict[str, _Norm] = {}
         self._tagged = tagged = list(tagged)
-        with forgotten(model):
+        with without_weak_references(model):
             self._graph = self._read(example)
         if self._graph is None:
             self.reasons = dict.fromkeys(tagged, "the model could not be traced")
@@ -108,13 +108,13 @@ class Folding:
             if name not in self._order:
                 self.reasons[name] = "it is not the weight of a linear layer that tracing sees"
         self._norms = {name: norm for name in self._order if (norm := self._norm_behind(name))}
-        # Whether constraints agree must not depend on the gains: numbers with no relation
-        # among them stand for those.
+        # Whether constraints agree must not depend on the gains, so unrelated numbers stand for
+        # them.
         generic = {name: math.sqrt(2 + i) * math.pi for i, name in enumerate(self._order)}
         self._solve(generic, note=True)
 
     def _read(self, example: Batch) -> ModelGraph | None:
-        """Trace the model, or note why that fails."""
+        """Trace the model, or record why that fails."""
         try:
             with same_buffers(self._model):
                 return trace(
@@ -124,7 +124,7 @@ class Folding:
                     forward=example.forward,
                     per="tensor",
                 )
-        except Exception as error:  # of the model's own, when its forward runs on stand-ins
+        except Exception as error:  # the model's own code may raise anything on fake tensors
             kind = "" if isinstance(error, GraphError) else f"{type(error).__name__}: "
             self.note = f"no gain was folded: {kind}{error}"
             return None
@@ -170,7 +170,7 @@ class Folding:
         graph = self._graph
         assert graph is not None
         count = len(graph.reasons)
-        ties = _Potentials(count + 1)  # the last stands for all fixed spaces
+        ties = _Potentials(count + 1)  # the last stands for all closed spaces
         for i, reason in enumerate(graph.reasons):
             if reason is not None:
                 ties.tie(count, i, 0.0)
@@ -195,7 +195,7 @@ class Folding:
         return scales
 
     def _tie(self, ties: _Potentials, layer: Layer, log_gain: float) -> str | None:
-        """Ask one layer's spaces for its gain; return why they cannot give it."""
+        """Require one layer's gain of its spaces; return the reason if that is a contradiction."""
         graph = self._graph
         assert graph is not None
         if layer.kind not in _LINEAR or layer.inputs is None:
@@ -215,8 +215,8 @@ class Folding:
     def scales(self, name: str, gains: Mapping[str, float]) -> tuple[float, float]:
         """Return the scales of the input and the output of a tagged layer, for these gains.
 
-        Their quotient is the gain that a layer is left with whose own cannot be
-        folded; it depends only on gains of layers that come before it.
+        Their quotient is the remaining gain of a layer whose own cannot be folded; it depends only
+        on gains of layers before it.
         """
         if self._graph is not None:
             scales = self._solve({n: math.log(gains.get(n, 1.0)) for n in self._order})
@@ -231,9 +231,9 @@ class Folding:
     def output_scale(
         self, name: str, module: nn.Module, gains: Mapping[str, float]
     ) -> float | None:
-        """Return the scale of what the module that holds a tagged weight returns, if it is known.
+        """Return the scale of the output of the module that holds a tagged weight, if known.
 
-        It is not where the weight serves a function call, after which the module may go on.
+        It is unknown where the weight is used in a function call, since the module may do more.
         """
         if self._graph is None or module is self._model:
             return 1.0
@@ -244,7 +244,7 @@ class Folding:
 
     @torch.no_grad()
     def fold_(self, gains: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-        """Scale the untagged parameters in place as the gains ask; the caller sets tagged ones.
+        """Scale the untagged parameters in place for the gains; the caller sets tagged ones.
 
         Args:
             gains: of the foldable parameters, positive; others count as 1.

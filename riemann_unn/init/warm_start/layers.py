@@ -17,7 +17,7 @@ __all__ = ["AffineLayer", "NotAffineError", "widened"]
 # In units of the dtype's epsilon.
 _ROUNDING = 1e3
 _HALF = (torch.float16, torch.bfloat16)
-# A Gram matrix must not take more calls than the steps that it saves.
+# The largest number of calls for a Gram matrix, no more than the steps that it saves.
 _CALLS = 32
 
 
@@ -26,12 +26,12 @@ class NotAffineError(Exception):
 
 
 class AffineLayer:
-    r"""The map :math:`A: W \mapsto` outputs of a layer on recorded inputs, less what W does not do.
+    r"""The map :math:`A: W \mapsto` the part of a layer's outputs that depends on W.
 
-    Nothing is assumed of the kind of layer: the module is called with its weight
-    replaced, and automatic differentiation gives the adjoint. Whether outputs are
-    affine in the weight is checked by calling it. A layer in half precision is called in single,
-    where sums over all inputs neither overflow nor round to nothing.
+    Works for any kind of layer: the module is called with its weight replaced, and automatic
+        differentiation gives the adjoint. Whether outputs are affine in the weight is checked by
+        calls. A layer in half precision is called in single, where sums over all inputs neither
+        overflow nor underflow.
 
     Args:
         module: the layer.
@@ -68,14 +68,14 @@ class AffineLayer:
             except Exception as error:
                 if not self._state:
                     raise
-                raise NotAffineError from error  # it insists on half precision
+                raise NotAffineError from error  # it works in half precision only
             if not isinstance(out, Tensor):
                 raise NotAffineError
             found.append(out)
         return found
 
     def _bias_dim(self) -> int | None:
-        """The dimension of the outputs along which the bias is added, if that is all it does."""
+        """Return the output dimension along which the bias is added, if it is only added."""
         assert self.bias is not None
         value = widened(self.module.get_parameter(self.bias).detach())
         if value.ndim != 1:
@@ -109,7 +109,7 @@ class AffineLayer:
         return [a - r for a, r in zip(self._outputs(weight), self._rest, strict=True)]
 
     def target(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """Return what A(W) and the bias should add up to, for the layer to give these outputs."""
+        """Return the target for A(W) plus bias, for the layer to give these outputs."""
         return [y - r for y, r in zip(outputs, self._rest, strict=True)]
 
     def bias_of(self, residual: Sequence[Tensor]) -> Tensor | None:
@@ -149,7 +149,7 @@ class AffineLayer:
         """Return :meth:`normal`, as one matrix product where the layer treats all rows alike.
 
         Linear layers and convolutions do: the map is then U -> U G with a Gram matrix G, whose
-        rows are what :meth:`normal` makes of unit vectors, several in each call.
+        rows are :meth:`normal` of unit vectors, several in each call.
         """
         shape = self._zero.shape
         rows, width = shape[0], shape[1:].numel()
@@ -181,12 +181,12 @@ class AffineLayer:
 
 
 def widened(x: Tensor) -> Tensor:
-    """Return a tensor in half precision in single, and any other as it is."""
+    """Convert half precision to single; other tensors are returned unchanged."""
     return x.float() if x.dtype in _HALF else x
 
 
 def _widened(value: Any) -> Any:
-    """Widen the tensors of some arguments."""
+    """Widen the tensors of arguments."""
     if isinstance(value, Tensor):
         return widened(value)
     if type(value) in (tuple, list):

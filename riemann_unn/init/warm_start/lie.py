@@ -14,7 +14,7 @@ from ..progress import progress_bar
 __all__ = ["Descent", "descend"]
 
 _SEED = 0
-# Where angles stay this small the exponential is nearly linear, and any optimizer does well.
+# For angles up to this the exponential is nearly linear, and any optimizer works well.
 _REBASE = 1.0
 _PATIENCE = 50
 _LBFGS: dict[str, Any] = {
@@ -22,14 +22,14 @@ _LBFGS: dict[str, Any] = {
     "max_iter": 10,
     "history_size": 20,
     "line_search_fn": "strong_wolfe",
-    "tolerance_grad": 1e-12,  # its own defaults end before ours
+    "tolerance_grad": 1e-12,  # torch's defaults would end earlier
     "tolerance_change": 1e-14,
 }
 _LR = 0.05
 
 
 class Descent:
-    """How :func:`descend` went.
+    """The course of :func:`descend`.
 
     Attributes:
         loss: relative squared distance ‖W - gain·U‖² / ‖W‖² after each step of the optimizer.
@@ -52,7 +52,7 @@ def descend(
     name: str,
     progress: bool,
 ) -> tuple[Tensor, Descent]:
-    r"""Return the nearest matrices with orthonormal columns, found without decomposing W.
+    r"""Return the nearest matrices with orthonormal columns, without decomposing W.
 
     .. math:: \min_L \|W - g\,U\|_F^2, \qquad U = F \exp(L)_{:, 1:p}, \qquad L^H = -L
 
@@ -60,13 +60,13 @@ def descend(
     p columns are used. The gain g is held at :math:`\|W\|_F / \sqrt p`: the best U
     is the same for every positive gain. The exponential of a real matrix has
     determinant +1, so F, which reflects one axis, takes square real W to the
-    component of their own determinant, or of ``det``. When angles have become
-    large, exp(L) is taken into F and L starts from zero again; U remains a
-    product of exponentials. All is done in double precision.
+    component of their own determinant, or of ``det``. When angles have become large, exp(L) is
+    absorbed into F and L starts from zero again; U remains a product of exponentials. Computed in
+    double precision.
 
     Args:
         w: shape ``(..., n, p)``, ``p <= n``, real or complex, finite and not zero.
-        det: determinant asked for, or None for that of W.
+        det: the determinant, or None for that of W.
         base: any class of torch.optim that takes dense gradients.
         base_kwargs: its arguments.
         max_steps: bound on the number of its steps.
@@ -75,7 +75,7 @@ def descend(
         progress: show one, if tqdm is installed.
 
     Returns:
-        U, of the shape and dtype of ``w``, and how the descent went.
+        U, of the shape and dtype of ``w``, and the course of the descent.
 
     Raises:
         FloatingPointError: the descent diverged.
@@ -93,7 +93,7 @@ def descend(
     goal = w.to(double) * (math.sqrt(p) / size.clamp_min(torch.finfo(torch.float64).tiny))
     generator = torch.Generator().manual_seed(_SEED)
     shape = (*w.shape[:-2], n, n)
-    # Off zero by a little: at U = I a symmetric W would be a saddle.
+    # Slightly off zero: for a symmetric W, U = I would be a saddle point.
     l = (1e-3 * torch.randn(shape, generator=generator, dtype=double)).to(w.device)
     l.requires_grad_()
     frame = torch.eye(n, dtype=double, device=w.device).repeat(*w.shape[:-2], 1, 1)
@@ -107,8 +107,8 @@ def descend(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        # A line search may try an l so large that exp_skew takes eigenvectors, which have no
-        # derivative where eigenvalues meet.
+        # A line search may try an L so large that exp_skew uses eigenvectors, which are not
+        # differentiable at repeated eigenvalues.
         u = (frame @ torch.matrix_exp(skew(l)))[..., :p]
         loss: Tensor = 0.5 * (goal - u).abs().square().sum()
         loss.backward()
@@ -144,6 +144,6 @@ def descend(
 
 
 def _stalled(loss: list[float]) -> bool:
-    """Whether the last steps have not lowered the loss any more."""
+    """Whether the last steps have not lowered the loss."""
     recent = loss[-_PATIENCE:]
     return len(loss) > _PATIENCE and min(loss[:-_PATIENCE]) - min(recent) <= 1e-9 * recent[-1]

@@ -1,4 +1,4 @@
-"""Matching layers to what they computed before, one after another, on calibration inputs."""
+"""Matching layers to their original outputs, one after another, on calibration inputs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..recording import Order, Recorder, relative_error, rounding_of
 from .folding import Folding
 from .layers import AffineLayer, NotAffineError, widened
 
-__all__ = ["Placed", "gain_left", "match_layers_", "own_gains", "owners"]
+__all__ = ["Placed", "match_layers_", "own_gains", "owners", "remaining_gain"]
 
-# How much what is taken for granted counts beside the data, in units of the data's energy: a
-# little always, to decide what the data leave open, and as much as a few rows for each input.
+# The weight of the prior, in units of the data's energy: a little always, for directions that the
+# data do not determine, and as much as a few rows for each input.
 _RIDGE = 1e-3
 _ROWS = 0.1
 _FLOOR = 0.05
-# As many rows stand behind the old bias; no more than these are too few to fit anything to.
+# The number of rows that the old bias counts as; with no more rows nothing is fitted.
 _MEAN = 4.0
 
 Owner = tuple[nn.Module, str]
@@ -32,7 +32,7 @@ Owner = tuple[nn.Module, str]
 
 @dataclass
 class Placed:
-    """One tagged parameter on its way: ``gain * point`` stands for ``weight``."""
+    """A tagged parameter with its point: ``gain * point`` approximates ``weight``."""
 
     name: str
     parameter: nn.Parameter
@@ -74,7 +74,7 @@ def match_layers_(
     *,
     refit: bool,
 ) -> list[str]:
-    """Replace tagged weights by gain times the best point, each given those before it.
+    """Replace tagged weights by gain times the best point, in order, given the earlier ones.
 
     Args:
         model: the model with its trained weights; it is run in the mode it is in.
@@ -137,16 +137,16 @@ def own_gains(placed: Mapping[str, Placed], folding: Folding | None) -> dict[str
     return {name: item.gain for name, item in placed.items() if name in free and item.gain > 0}
 
 
-def gain_left(name: str, folding: Folding | None, gains: Mapping[str, float]) -> float:
-    """Return the gain of a layer whose own is not folded: the scales around it decide it."""
+def remaining_gain(name: str, folding: Folding | None, gains: Mapping[str, float]) -> float:
+    """Return the gain of a layer whose own is not folded, from the scales of its neighbours."""
     into, out = folding.scales(name, gains) if folding is not None else (1.0, 1.0)
     return into / out
 
 
 def _write_(item: Placed, folding: Folding | None, gains: dict[str, float]) -> None:
-    """Put gain times the point in place, and note the gain if it is the layer's own."""
+    """Write gain times the point, and record the gain if it is folded."""
     gains.update(own_gains({item.name: item}, folding))
-    gain = gains.get(item.name) or gain_left(item.name, folding, gains)
+    gain = gains.get(item.name) or remaining_gain(item.name, folding, gains)
     item.parameter.copy_(gain * item.point)
 
 
@@ -162,7 +162,7 @@ def _match_(
     """Find the best point, gain and bias for one layer; return whether the bias was fitted."""
     manifold, weight = item.manifold, widened(item.weight)
     name = next(n for n, p in module._parameters.items() if p is item.parameter)
-    if _computes_it_already(item, module, calls, outputs):
+    if _is_solved(item, module, calls, outputs):
         return False
     try:
         layer = AffineLayer(module, name, bias, calls)
@@ -187,7 +187,7 @@ def _match_(
         lambda u: normal(u) + ridge * prior(u),
         project=manifold.projx,
         starts=[widened(item.point)],
-        gain=None if free else gain_left(item.name, folding, gains),
+        gain=None if free else remaining_gain(item.name, folding, gains),
     )
     if not (gain > 0 and bool(torch.isfinite(point).all())):
         item.note, item.method = "its outputs do not correlate with its inputs", "polar"
@@ -205,9 +205,9 @@ def _match_(
 
 
 def _prior(manifold: MatrixManifold, weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the normal equations of what is taken for granted: inputs like the weight's rows.
+    """Return the normal equations of the prior, inputs distributed like the weight's rows.
 
-    Its answer alone is the nearest point with the gain that the warm start gives it.
+    Its solution alone is the nearest point with the warm start's gain.
     """
     m, shape = manifold.to_matrices(weight), weight.shape
     gram = m.mH @ m
@@ -217,10 +217,10 @@ def _prior(manifold: MatrixManifold, weight: Tensor) -> Callable[[Tensor], Tenso
     return lambda u: manifold.from_matrices(manifold.to_matrices(u) @ gram, shape)
 
 
-def _computes_it_already(
+def _is_solved(
     item: Placed, module: nn.Module, calls: Sequence[Batch], outputs: Sequence[Tensor]
 ) -> bool:
-    """Whether the weight is a point already, and gives the outputs wanted to rounding."""
+    """Whether the weight is on the manifold, and gives the target outputs, to rounding."""
     off = item.manifold.orthogonality_error(item.weight)
     if off.numel() and float(off.max()) > rounding_level(item.weight.dtype):
         return False

@@ -1,4 +1,4 @@
-"""What a warm start measured: a dict by parameter name that prints as a table and draws itself."""
+"""The report of a warm start: a dict by parameter name, with a table and a picture."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["WarmStart", "WarmStartReport"]
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What :func:`warm_start_` did to one parameter; W are the weights before, U those after.
+    """The result of :func:`warm_start_` for one parameter; W are the weights before, U after.
 
     Attributes:
         distance: relative distance moved, ‖W - U‖ / ‖W‖.
-        error_before: orthogonality error of the weights as they were.
-        error_after: orthogonality error of the weights as they are.
-        gain: the g for which g U stands for W.
+        error_before: orthogonality error before.
+        error_after: orthogonality error after.
+        gain: the g for which g U approximates W.
         condition: largest over smallest singular value of W, the worst matrix of a batch.
-        method: what placed it: ``"polar"``, ``"lie"`` or ``"procrustes"``.
+        method: the method that found it: ``"polar"``, ``"lie"`` or ``"procrustes"``.
         folded: whether the gain was folded into neighbours; where it was not, the layer is U.
         note: why the gain was not folded or another method was taken, or an empty string.
         function_error_before: relative error of the layer's output on the calibration inputs if
@@ -50,7 +50,7 @@ _COLUMNS = ("parameter", "method", "distance", "gain", "folded", "condition", "f
 
 
 class WarmStartReport(Report, dict[str, WarmStart]):
-    """What :func:`warm_start_` did: a dict from parameter name to :class:`WarmStart`.
+    """The report of :func:`warm_start_`: a dict from parameter name to :class:`WarmStart`.
 
     ``print`` shows a table, :meth:`plot` a picture, :meth:`as_dict` plain values.
 
@@ -61,7 +61,7 @@ class WarmStartReport(Report, dict[str, WarmStart]):
         function_error_before: relative error of the model's outputs on the calibration inputs if
             every tagged weight were replaced by its nearest point and nothing else were done.
         function_error_after: the same for the model as it is now.
-        notes: what concerns the model as a whole, such as why it could not be traced.
+        notes: on the model as a whole, such as why it could not be traced.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Taking over trained weights from a state dict or another model, all of them or none."""
+"""Copying trained weights from a state dict or another model, all of them or none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import ManifoldError, ManifoldTypeError
 from ...tagging import REMEDY, computed_tensors, original_of_weight, weight_of_original
-from ..recording import undisturbed
+from ..recording import evaluating
 
 __all__ = ["load_"]
 
@@ -19,8 +19,8 @@ def load_(model: nn.Module, source: Any, tagged: Iterable[str]) -> None:
     """Copy the entries of a source into the parameters and buffers of the same names.
 
     A weight that the source computes is taken as it is: of a module, whatever parametrizes it; of a
-    state dict that of ``parametrizations.weight_norm``, whose entries determine it. Those of
-    others, orthogonal ones among them, say not by which map, and are refused.
+        state dict that of ``parametrizations.weight_norm``, whose entries determine it. Entries of
+        others, orthogonal ones among them, do not determine the weight, and are refused.
 
     Args:
         model: the model to write to.
@@ -43,7 +43,9 @@ def load_(model: nn.Module, source: Any, tagged: Iterable[str]) -> None:
         )
     entries = {k: v for k, v in source.items() if isinstance(v, Tensor)}
     for path, part in model.named_modules():
-        translate = getattr(part, "translate_state_", None)  # OrthogonalRNN takes one of nn.RNN
+        translate = getattr(
+            part, "translate_state_", None
+        )  # OrthogonalRNN accepts a state of nn.RNN
         if translate is not None:
             translate(entries, f"{path}." if path else "")
     problems, undetermined = _compute_(entries, own)
@@ -71,9 +73,9 @@ def load_(model: nn.Module, source: Any, tagged: Iterable[str]) -> None:
 
 
 def _state_of(source: nn.Module) -> dict[str, Any]:
-    """Return the state of a module, with the weights that it computes beside their originals."""
+    """Return the state of a module, with its computed weights."""
     state: dict[str, Any] = dict(source.state_dict())
-    with undisturbed(source):  # spectral_norm's vectors move in training mode
+    with evaluating(source):  # in training mode spectral_norm updates its vectors
         for one in computed_tensors(source):
             path, _, name = one.name.rpartition(".")
             value = getattr(source.get_submodule(path), name)
@@ -83,7 +85,7 @@ def _state_of(source: nn.Module) -> dict[str, Any]:
 
 
 def _compute_(entries: dict[str, Tensor], own: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Put the weights that originals determine in their place; tell of those that they do not."""
+    """Replace originals by their weights; return the names of those that do not determine one."""
     problems, undetermined = [], []
     for name in dict.fromkeys(map(weight_of_original, entries)):
         if name is None or name not in own:

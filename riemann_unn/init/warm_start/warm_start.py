@@ -1,4 +1,4 @@
-"""Warm start: points on their manifolds that stand for the weights a model has learned."""
+"""Warm start: replacing trained weights by points on their manifolds."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ...manifolds import MatrixManifold, rounding_level
 from ...parallel import as_whole, is_sharded
 from ...tagging import manifold_of, tagged_parameters
 from ..calibration import Batch, Forward, batches_of
-from ..record import ModelRecord
-from ..recording import in_double, undisturbed
+from ..recording import evaluating, in_double
+from ..snapshot import ModelSnapshot
 from .conversion import Conversion
 from .folding import Folding
-from .fresh import keep_signals_
 from .lie import descend
 from .matching import Placed
 from .report import WarmStart, WarmStartReport
 from .source import load_
+from .untrained import set_initial_gains_
 
 __all__ = ["Method", "WarmStart", "WarmStartReport", "warm_start_"]
 
@@ -55,22 +55,22 @@ def warm_start_(
     .. math:: U = \arg\min_{U^H U = I} \|W - U\|_F = W (W^H W)^{-1/2}
 
     is the nearest point, by ``"polar"`` in closed form and by ``"lie"`` through
-    backpropagation in the Lie algebra. ``"procrustes"`` looks at what the layers
-    compute instead: on calibration inputs each layer, in the order in which they
-    run, is matched to the outputs it had, given the layers already converted:
+    backpropagation in the Lie algebra. ``"procrustes"`` instead preserves the layers' functions: on
+    calibration inputs each layer, in the order in which they run, is matched to its original
+    outputs, given the layers already converted:
 
     .. math:: \min_{U, g, b} \|Y - (g\, X U^H + b)\|_F
 
-    and then the last untagged linear layer is fitted to the outputs it had.
+    and then the last untagged linear layer is fitted to its original outputs.
 
     Trained weights are :math:`g\,U` rather than U. Where the operations around a
     layer are positively homogeneous, as ReLU, pooling and sums are, its gain g is
     folded into neighbours: their weights and biases are scaled so that the model
-    computes what it would compute with :math:`g\,U`. Weights as an initialiser
-    draws them get other gains, those that keep the size of signals.
-    ``fold_gain=False`` leaves everything without a tag alone.
+    computes what it would compute with :math:`g\,U`. Untrained weights, as an initialiser draws
+    them, get other gains, which preserve the size of signals. ``fold_gain=False`` does not change
+    anything without a tag.
 
-    Of a sharded model (DTensors) every process calls it; each weight is gathered to find its
+    For a sharded model (DTensors) every process calls it; each weight is gathered to find its
     nearest point, and gains are not folded.
 
     Args:
@@ -83,9 +83,9 @@ def warm_start_(
             values in place.
         calibration: inputs of the model: a tensor, a tuple of positional or a dict
             of keyword inputs, or a list or ``DataLoader`` of these; labels are left
-            out (``docs/calibration.md``). Needed for ``"procrustes"``; otherwise it
-            serves to measure function errors, and the better of folded gains and none
-            is taken. The recorded layers' outputs on all batches are held in memory.
+            out (``docs/calibration.md``). Needed for ``"procrustes"``; otherwise function errors
+            are measured on it, and the better of folded gains and none is taken. The recorded
+            layers' outputs on all batches are held in memory.
         forward: how to run the model on a batch of any other kind,
             ``(model, batch) -> output``.
         fold_gain: fold gains into neighbours where that is possible.
@@ -103,7 +103,7 @@ def warm_start_(
 
     Raises:
         ManifoldError: nothing is tagged, or the source does not fit.
-        OffManifoldError: weights with NaN or infinity, which no point is near to.
+        OffManifoldError: weights with NaN or infinity, which have no nearest point.
         ManifoldTypeError: an argument is of a kind that cannot be used.
         ValueError: unknown method, empty calibration, or inputs the model cannot take.
         FloatingPointError: ``"lie"`` diverged.
@@ -125,13 +125,13 @@ def warm_start_(
             "the model is sharded, and its layers are compared on whole weights; give source= and "
             "calibration= before fully_shard or parallelize_module. Nothing was changed"
         )
-    record = ModelRecord(model)
+    record = ModelSnapshot(model)
     record.keep(model.parameters())
 
     @in_full_precision
     @no_grad
     def work() -> WarmStartReport:
-        with undisturbed(model):
+        with evaluating(model):
             batches = []
             if calibration is not None:
                 batches = batches_of(calibration, model, forward=forward)
@@ -147,7 +147,7 @@ def warm_start_(
             if fold_gain and isinstance(target, nn.Module) and not any_sharded:
                 folding = Folding(model, placed, batches[0] if batches else Batch((), {}))
             conversion = Conversion(model, placed, folding, batches)
-            if folding is not None and folding.foldable and keep_signals_(placed.values()):
+            if folding is not None and folding.foldable and set_initial_gains_(placed.values()):
                 conversion.notes.append(
                     "the weights are as they were drawn: gains keep the size of signals"
                 )
@@ -158,7 +158,7 @@ def warm_start_(
 
 
 def _tagged(target: object) -> tuple[nn.Module, list[tuple[str, nn.Parameter]]]:
-    """Return a module and its tagged parameters; a lone parameter gets a module to live in."""
+    """Return a module and its tagged parameters; a single parameter is put in a module."""
     if isinstance(target, nn.Module):
         model, tagged = target, tagged_parameters(target)
     else:
@@ -218,18 +218,18 @@ def _nearest(name: str, p: nn.Parameter, method: str) -> Placed:
 
 
 def _gain(weight: Tensor, point: Tensor, manifold: MatrixManifold) -> float:
-    r"""Return the g > 0 with which g U acts most as W does: argmin ‖(W - g U) W^H‖, or 0.
+    r"""Return the g > 0 for which g U is closest to W: argmin ‖(W - g U) W^H‖, or 0.
 
-    The weighting stands for inputs that lie along the directions in which W is
-    large, as those of a trained layer do; unweighted, all directions count alike,
-    the gain is the mean singular value, and signals die out in deep models.
+    The weighting models inputs along the directions in which W is large, as those of a trained
+    layer; unweighted, the gain would be the mean singular value, and signals would vanish in deep
+    models.
     """
     size = inner(weight, weight)
     if size == 0:
         return 0.0
     w, u = (manifold.to_matrices(in_double(x)) for x in (weight, point))
     gain = inner(weight, manifold.from_matrices(u @ (w.mH @ w), weight.shape)) / size
-    # Rounding alone makes no gain.
+    # Differences from one by rounding are ignored.
     half = weight.dtype in (torch.float16, torch.bfloat16)
     level = 4 * torch.finfo(weight.dtype).eps if half else rounding_level(weight.dtype)
     return 1.0 if abs(gain - 1) <= level else max(gain, 0.0)
@@ -269,7 +269,7 @@ def _descend_(
     tolerance: float,
     progress: bool,
 ) -> None:
-    """Take the point from the Lie algebra, unless the weights are a point already."""
+    """Find the point by descent in the Lie algebra, unless the weights are on the manifold."""
     manifold, weight = item.manifold, item.weight
     off = float(orthogonality_error(weight, manifold))
     matrices = manifold.to_matrices(weight)

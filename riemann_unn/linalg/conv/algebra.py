@@ -1,4 +1,4 @@
-"""Convolution as a product: how kernels act, multiply and turn around, and their operators."""
+"""Convolution as a product: the action, product and adjoint of kernels, and their operators."""
 
 from __future__ import annotations
 

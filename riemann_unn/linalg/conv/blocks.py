@@ -1,8 +1,8 @@
-"""Transforms of kernels without derivatives, a block of channels at a time, to given memory.
+"""Transforms of kernels without derivatives, in blocks of channels, to given memory.
 
-A kernel of many channels is as large as its signal times all pairs of channels. What is made of it
-anew, in fresh memory and in the order of the other side, costs several times what the transform
-does; a block that stays in cache does not, nor does memory that is there already.
+A kernel of many channels is as large as its signal times all pairs of channels. Copying it to new
+memory in another order costs several times the transform; blocks that fit in cache and existing
+memory avoid this.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .spectrum import _pairs, hat, unhat
 
 __all__ = ["kernel_of_product", "kernel_of_spectrum", "spectrum_of_kernel", "spectrum_shape"]
 
-# Sites of one block: 4 MB of them in single precision, which allocators do not give back.
+# Sites of one block: 4 MB in single precision, which allocators reuse.
 _BLOCK = 2**20
 # Lattices up to this length are transformed back faster by products.
 _PRODUCTS = 64
-# Up to this many columns the product of thin factors is made site by site, with no reordering.
+# Up to this many columns the product of thin factors is computed site by site, without reordering.
 _THIN = 4
 
 
@@ -34,7 +34,7 @@ def spectrum_shape(shape: torch.Size, ndim: int, *, real: bool) -> torch.Size:
 
 
 def _blocks(kernel: Tensor, sites: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a kernel ``(B, out, in, *size)`` along B and out into blocks that stay in cache."""
+    """Split a kernel ``(B, out, in, *size)`` along B and out into blocks that fit in cache."""
     count, rows = kernel.shape[:2]
     fit = max(sites // kernel[0, 0].numel(), 1) if kernel.is_cpu else count * rows
     if fit >= rows:
@@ -49,7 +49,7 @@ def _blocks(kernel: Tensor, sites: int) -> Iterator[tuple[slice, slice]]:
 def spectrum_of_kernel(
     kernel: Tensor, *, ndim: int, widen: bool = False, out: Tensor | None = None
 ) -> Tensor:
-    """Return what :func:`.conv_spectrum` does.
+    """Return :func:`.conv_spectrum` of a kernel.
 
     Args:
         kernel: shape ``(..., out, in, *size)``.
@@ -76,7 +76,7 @@ def spectrum_of_kernel(
         else:
             torch.index_select(x, -3, pairs.kept, out=place)
     if pairs is not None:
-        # Zero but for rounding; that it is exactly zero keeps these matrices real from here on.
+        # Zero up to rounding; set to zero, so that these matrices stay real.
         torch.view_as_real(out)[..., 1].index_fill_(-3, pairs.real, 0.0)
     return out
 
@@ -84,7 +84,7 @@ def spectrum_of_kernel(
 def kernel_of_product(left: Tensor, right: Tensor, *, real: bool, ndim: int, out: Tensor) -> Tensor:
     r"""Write the kernel whose matrices are products of thin ones, :math:`\hat K(f) = L(f)\,R(f)`.
 
-    In the precision of the factors: it is for what is added to a kernel, and small beside it.
+    In the precision of the factors, for small changes of a kernel.
 
     Args:
         left: L, shape ``(..., F, out, k)``.
@@ -115,7 +115,7 @@ def kernel_of_product(left: Tensor, right: Tensor, *, real: bool, ndim: int, out
 
 
 def kernel_of_spectrum(matrices: Tensor, *, real: bool, ndim: int, out: Tensor) -> Tensor:
-    """Write what :func:`.conv_from_spectrum` returns, by a transform in the given precision.
+    """Write :func:`.conv_from_spectrum`, by a transform in the precision of the matrices.
 
     Args:
         matrices: shape ``(..., F, out, in)``.
@@ -139,8 +139,8 @@ def _by_products(size: tuple[int, ...], device: torch.device) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _places(size: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return where each frequency of a half spectrum is kept, and those that are conjugates of it.
+def _positions(size: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the index of each frequency of a half spectrum, and which ones are conjugates.
 
     For products the last dimension of the lattice comes first.
     """
@@ -156,7 +156,7 @@ def _all_frequencies(x: Tensor, size: tuple[int, ...], *, real: bool) -> Tensor:
     """Return the matrices ``(..., F, m, n)`` of a kernel's spectrum at all frequencies."""
     if not real:
         return x
-    place, mirrored = _places(size, x.device)
+    place, mirrored = _positions(size, x.device)
     x = x.index_select(-3, place)
     return x.index_copy_(-3, mirrored, x.index_select(-3, mirrored).conj())
 
@@ -180,17 +180,18 @@ def _write(
 def _waves(size: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the inverse transform as real matrices, for one dimension of a lattice and the other.
 
-    The first takes real and imaginary parts in turn to both apart, the second both to real sites.
+    The first maps alternating real and imaginary parts to separate ones, the second these to real
+    sites.
     """
     with torch.inference_mode(False):
         rows, columns = size
-        turn = torch.arange(rows, dtype=torch.float64) * (2 * math.pi / rows)
-        angle = torch.outer(torch.arange(rows, dtype=torch.float64), turn)
+        radians = torch.arange(rows, dtype=torch.float64) * (2 * math.pi / rows)
+        angle = torch.outer(torch.arange(rows, dtype=torch.float64), radians)
         c, s = angle.cos(), angle.sin()
         first = torch.stack([torch.stack([c, s], 1), torch.stack([-s, c], 1)], 1)
         half = columns // 2 + 1
-        turn = torch.arange(columns, dtype=torch.float64) * (2 * math.pi / columns)
-        angle = torch.outer(torch.arange(half, dtype=torch.float64), turn)
+        radians = torch.arange(columns, dtype=torch.float64) * (2 * math.pi / columns)
+        angle = torch.outer(torch.arange(half, dtype=torch.float64), radians)
         weight = torch.full((half, 1), 2.0 / (rows * columns), dtype=torch.float64)
         weight[0] *= 0.5
         if columns % 2 == 0:
@@ -202,7 +203,7 @@ def _waves(size: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def _unhat_by_products(x: Tensor, out: Tensor) -> None:
     """Write ``irfft2`` of ``(b, out, in, columns * rows)`` by matrix products.
 
-    For small lattices on processors they take half of the time of the transform, which copies.
+    For small lattices on CPUs they take half of the time of the transform, which copies.
     """
     rows, columns = out.shape[-2:]
     first, second = _waves((rows, columns), out.dtype)

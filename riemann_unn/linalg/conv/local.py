@@ -1,4 +1,4 @@
-"""Random unitary kernels on a window of three sites in each dimension, made without transforms."""
+"""Random unitary kernels on a window of three sites in each dimension, without transforms."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def local_kernel_(kernel: Tensor) -> Tensor:
     with a Haar matrix Q of the channels and projectors on half of them whose ranges are Haar
     subspaces, all independent; a product of unitary factors of two sites each, on a window of
     three in each dimension. Where channels out and in differ it is made for the larger number and
-    the first of the others are kept. The numbers are torch's global generator's. In the mean a
-    quarter, a half and a quarter of the mass lie at the three sites.
+    the first channels of the smaller number are kept. Drawn from torch's global generator. In the
+    mean a quarter, a half and a quarter of the mass lie at the three sites.
 
     Args:
         kernel: shape ``(out, in, *size)``, real or complex.
@@ -58,7 +58,7 @@ def local_kernel_(kernel: Tensor) -> Tensor:
     kernel.zero_()
     whole, window = (x.movedim((0, 1), (-2, -1)) for x in (kernel, taps))
     for site in product(range(3), repeat=kernel.ndim - 2):
-        # Around a torus of one or two sites, some of the window's are the same.
+        # On a torus of one or two sites, some sites of the window coincide.
         place = tuple((i - 1) % n for i, n in zip(site, kernel.shape[2:], strict=True))
         whole[place] += window[site]
     return kernel

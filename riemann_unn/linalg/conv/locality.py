@@ -1,4 +1,4 @@
-"""Locality: how fast a kernel decays from its centre, and what cutting it off costs."""
+"""Locality: the decay of a kernel from its centre, and the error of truncating it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ConvTruncation(NamedTuple):
         kernel: zero outside the window, of the same shape.
         mass_outside: the share of the sum of squares that was cut off.
         unitarity_lost: the largest distance of a singular value of the
-            convolution from 1; of the kernel as it is, not of what was before.
+            convolution from 1; of the truncated kernel.
     """
 
     kernel: Tensor
@@ -81,7 +81,7 @@ def conv_decay(kernel: Tensor, *, ndim: int | None = None) -> ConvDecay:
     power = exact.abs().square().flatten(0, -ndim - 1).sum(0)
     mass = power.new_zeros(int(distance.max()) + 1)
     mass.index_add_(0, distance.flatten(), power.flatten())
-    # Summed from the far end, so that a tail of 1e-20 is not the rounding of 1 - 1.
+    # Summed from the far end, since 1 - 1 would lose a tail of 1e-20.
     beyond = mass.flip(0).cumsum(0).flip(0)
     outside = torch.cat([beyond[1:], beyond.new_zeros(1)]) / beyond[0].clamp_min(1e-300)
     return ConvDecay(mass.sqrt(), outside)

@@ -60,8 +60,8 @@ def _unhat(spectrum: Tensor, like: Tensor, ndim: int) -> Tensor:
 class _OneChannelExp(torch.autograd.Function):
     """exp of a one-channel generator and its derivative, D exp(A)[H] = exp(A) * H.
 
-    Kernels of one channel commute, so the derivative is one more product with
-    the kernel that the exponential returned: nothing else is kept for it.
+    Kernels of one channel commute, so the derivative is a product with the result, and nothing else
+    is saved for it.
     """
 
     generate_vmap_rule = True
@@ -90,8 +90,8 @@ class _OneChannelExp(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         (u,), tangent = ctx.saved_tensors, tangents[0]
-        turned = hat(u, ndim=ctx.ndim) * (1j * hat(tangent, ndim=ctx.ndim).imag)
-        return _unhat(turned, u, ctx.ndim)
+        derivative = hat(u, ndim=ctx.ndim) * (1j * hat(tangent, ndim=ctx.ndim).imag)
+        return _unhat(derivative, u, ctx.ndim)
 
 
 def conv_skew(kernel: Tensor, *, ndim: int | None = None) -> Tensor:

@@ -1,9 +1,9 @@
-"""The spectrum of a kernel on the torus: one matrix for each frequency, each pair once if real.
+"""The spectrum of a kernel on the torus: one matrix per frequency, one of each pair if real.
 
 A circular convolution is a product at each frequency, so a kernel ``(out, in, *size)`` is a
 batch of ``out`` by ``in`` matrices. The matrices of a real kernel at frequencies f and -f are
-conjugates; storing one of the two, and a real one where f = -f, makes the symmetry impossible
-to lose, whatever is done to the matrices one by one.
+conjugates; only one of the two is stored, and a real one where f = -f, so that any operation on
+the matrices preserves the symmetry.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 class _Pairs(NamedTuple):
-    """Where the conjugate pairs lie among the frequencies that ``rfftn`` returns, flattened."""
+    """The conjugate pairs among the flattened frequencies of ``rfftn``."""
 
     kept: Tensor  # one frequency of each pair
     place: Tensor  # for every frequency, the position in ``kept`` of it or its mirror image
@@ -28,7 +28,7 @@ class _Pairs(NamedTuple):
     real: Tensor  # positions in ``kept`` of the frequencies that are their own mirror images
 
 
-# A compiler takes what is in a dictionary as it is, and looks into no cache of a function.
+# A dictionary, since compilers do not use the caches of functions.
 _known: dict[tuple[tuple[int, ...], torch.device], _Pairs] = {}
 
 
@@ -42,7 +42,7 @@ def _pairs(size: tuple[int, ...], device: torch.device) -> _Pairs:
 
 
 def _new_pairs(size: tuple[int, ...], device: torch.device) -> _Pairs:
-    # Cached tensors must be plain ones, also when the first call is in inference mode.
+    # Cached tensors must not be inference tensors, also when first made in inference mode.
     with torch.inference_mode(False):
         half = (*size[:-1], size[-1] // 2 + 1)
         grid = torch.cartesian_prod(*(torch.arange(n) for n in half)).reshape(-1, len(size))
@@ -65,7 +65,7 @@ def _new_pairs(size: tuple[int, ...], device: torch.device) -> _Pairs:
 
 
 def with_channels(kernel: Tensor, *, ndim: int | None = None) -> tuple[Tensor, int, bool]:
-    """Return a kernel with its channels, the dimensions of its lattice, and if it came without.
+    """Return a kernel with channel dimensions, its lattice dimensions, and whether it had none.
 
     A kernel is ``(..., out, in, *size)``. It is ``(*size)``, one channel on its
     own, if ``ndim`` says so or if it has fewer than three dimensions.
@@ -136,14 +136,14 @@ def conv_spectrum(kernel: Tensor, *, ndim: int | None = None, widen: bool = True
     kernel, ndim, _ = with_channels(kernel, ndim=ndim)
     dtype = torch.promote_types(kernel.dtype, torch.complex64)
     if widen:
-        # In single precision a transform and its inverse lose more than a whole step does.
+        # In single precision a transform and its inverse round more than a whole step.
         kernel = kernel.to(torch.complex128 if kernel.is_complex() else torch.float64)
     matrices = hat(kernel, ndim=ndim).flatten(-ndim).to(dtype).movedim(-1, -3)
     if kernel.is_complex():
         return matrices
     pairs = _pairs(tuple(kernel.shape[-ndim:]), kernel.device)
     matrices = matrices.index_select(-3, pairs.kept)
-    # Zero but for rounding; that it is exactly zero keeps these matrices real from here on.
+    # Zero up to rounding; set to zero, so that these matrices stay real.
     imaginary = torch.view_as_real(matrices)[..., 1]
     imaginary.index_fill_(-3, pairs.real, 0.0)
     return matrices
@@ -152,14 +152,13 @@ def conv_spectrum(kernel: Tensor, *, ndim: int | None = None, widen: bool = True
 def _real_kernel(matrices: Tensor, size: tuple[int, ...]) -> Tensor:
     """Transform the matrices at half of the frequencies back, in double precision.
 
-    It is ``irfftn`` with the dimensions ordered so that each pass finds the one it
-    transforms last in memory, which saves half of the copies.
+    It is ``irfftn`` with each pass's dimension last in memory, which saves half of the copies.
     """
     half = (*size[:-1], size[-1] // 2 + 1)
     ndim = len(size)
     # (..., *half, out, in) to (..., out, in, last, *others).
     x = matrices.unflatten(-3, half).movedim((-2, -1), (-ndim - 2, -ndim - 1)).movedim(-1, -ndim)
-    # To move and to widen in one copy is several times slower.
+    # Permuting and widening in one copy is several times slower.
     x = x.contiguous().to(torch.complex128)
     if x.numel() == 0:
         kernel: Tensor = x.new_zeros((*x.shape[:-ndim], *size)).real

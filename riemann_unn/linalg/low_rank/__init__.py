@@ -1,1 +1,1 @@
-"""Low-rank factors: Gaussian expectations of activations, and what keeps a layer's function."""
+"""Low-rank factors: Gaussian expectations of activations, and factors that preserve a layer."""

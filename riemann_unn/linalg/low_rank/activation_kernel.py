@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _NODES = 64
-_TAIL = 8.5  # standard deviations, beyond which a double sees no Gaussian
+_TAIL = 8.5  # standard deviations; the Gaussian is negligible in double beyond
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Activation:
     """An elementwise activation φ.
 
     Attributes:
-        name: what it is called.
-        function: φ itself, a tensor to a tensor of its shape.
+        name: its name.
+        function: φ, elementwise on tensors.
         slope: slope below zero of a piecewise linear φ that is the identity above
             (0 for ReLU, 1 for the identity); None for any other φ.
     """
@@ -70,7 +70,7 @@ ACTIVATIONS.update({n: Activation(n, getattr(functional, n)) for n in _SMOOTH.sp
 
 
 def as_activation(activation: str | Activation | Callable[[Tensor], Tensor]) -> Activation:
-    """Return the activation of this name, or any elementwise function as one.
+    """Return an activation by name, or from an elementwise function.
 
     Args:
         activation: a name out of ``ACTIVATIONS``, or a function that maps a tensor
@@ -95,7 +95,7 @@ def as_activation(activation: str | Activation | Callable[[Tensor], Tensor]) -> 
     if known is not None:
         return known
     name = getattr(activation, "__name__", type(activation).__name__.lower())
-    found = Activation(name, lambda x: activation(x.clone()))  # a module may work in place
+    found = Activation(name, lambda x: activation(x.clone()))  # the function may work in place
     numbers = torch.tensor([-1.0, 0.5, 2.0])
     whole, alone = found(numbers), [found(x) for x in numbers[:, None]]
     if whole.shape != numbers.shape or not torch.allclose(whole, torch.cat(alone)):
@@ -107,7 +107,7 @@ def as_activation(activation: str | Activation | Callable[[Tensor], Tensor]) -> 
 
 
 def _piecewise_linear(function: Callable[[Tensor], Tensor]) -> Activation | None:
-    """Return the activation with a closed form that a function or a module is, if it is one."""
+    """Return the piecewise linear activation that a function or a module is, or None."""
     if isinstance(function, torch.nn.LeakyReLU):
         return leaky_relu(float(function.negative_slope))
     if isinstance(function, torch.nn.PReLU) and function.weight.numel() == 1:
@@ -167,8 +167,8 @@ def cosine_kernel(c: Tensor, *, slope: float = 0.0) -> Tensor:
         k(\cos\theta) = \frac{(1-\alpha)^2}{2\pi}
             \bigl(\sin\theta + (\pi-\theta)\cos\theta\bigr) + \alpha\cos\theta
 
-    for the piecewise linear φ of slope α below zero. Its first derivative is
-    continuous up to :math:`c = \pm 1`, and so is what autograd makes of it.
+    for the piecewise linear φ of slope α below zero. Its first derivative is continuous up to
+    :math:`c = \pm 1`, and so is autograd's.
 
     Args:
         c: correlations in [-1, 1], any shape, real.
@@ -207,7 +207,7 @@ def gauss_hermite(n: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _between_kinks(first: Tensor, second: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights (..., 3 n) for z ~ N(0, 1), exact for what is smooth but at two points."""
+    """Nodes and weights (..., 3 n) for z ~ N(0, 1), for functions smooth except at two points."""
     low = torch.minimum(first, second).clamp(-_TAIL, _TAIL)
     high = torch.maximum(first, second).clamp(-_TAIL, _TAIL)
     end = torch.full_like(low, _TAIL)
@@ -233,7 +233,7 @@ def smoothed(mean: Tensor, std: Tensor, activation: Activation, *, nodes: int = 
         nodes: number of quadrature nodes.
     """
     if activation.slope is None:
-        # Node by node: all at once would take the memory of as many layers.
+        # Node by node: all at once would take the memory of one layer per node.
         z, weight = (t.tolist() for t in gauss_hermite(nodes, mean))
         total = torch.zeros_like(mean)
         for node, share in zip(z, weight, strict=True):
@@ -340,8 +340,8 @@ def activation_kernel(
 
     exact to rounding; for other activations, or with biases, Gauss-Hermite quadrature in the plane
     of w and v, spectrally accurate for smooth φ. The squared distance of two neurons as functions
-    is :math:`k(w,w) - 2k(w,v) + k(v,v)`. Gradients are finite everywhere, at
-    :math:`w = \pm v` and at zero (where the one chosen is zero) too.
+    is :math:`k(w,w) - 2k(w,v) + k(v,v)`. Gradients are finite everywhere, also at :math:`w = \pm v`
+    and at zero (where it is set to zero).
 
     Args:
         w: first weights, shape ``(..., d)``, real floating point.
@@ -371,7 +371,7 @@ def activation_kernel(
     p = torch.linalg.vector_norm(w, dim=-1)
     q = torch.linalg.vector_norm(v, dim=-1)
     p, q = torch.broadcast_tensors(p, q)
-    # Divided one after the other: the product of two small norms could underflow.
+    # Divided one by one: the product of two small norms could underflow.
     u = w / torch.where(p > 0, p, 1)[..., None]
     c = (u * v).sum(-1) / torch.where(q > 0, q, 1)
     return pair_kernel(p, q, c, phi, p_bias=w_bias, q_bias=v_bias, nodes=nodes)

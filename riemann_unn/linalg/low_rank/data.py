@@ -1,4 +1,4 @@
-"""Low-rank factors that keep what a layer does on the inputs it is given."""
+"""Low-rank factors that preserve a layer's outputs on given inputs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .function import minimise
 __all__ = ["OutputSpace", "calibrated_factors", "data_error", "output_space", "whitened_factors"]
 
 _RIDGE = 1e-10
-_NOTHING = 1e-11  # of the largest variance; single-precision inputs are exact as doubles
+_NEGLIGIBLE = 1e-11  # relative to the largest variance
 
 
 class OutputSpace(NamedTuple):
-    """What :func:`output_space` returns.
+    """The result of :func:`output_space`.
 
     Attributes:
         basis: orthonormal directions of the outputs ``(m, min(m, n))``, by falling variance,
             double precision.
         mean: mean input ``(n,)``, or zero.
-        directions: how many of them vary; fewer than min(m, n) is a degenerate covariance,
-            which is why it is regularised.
+        directions: the number of directions with variance; fewer than min(m, n) for a degenerate
+            covariance.
     """
 
     basis: Tensor
@@ -37,10 +37,10 @@ class OutputSpace(NamedTuple):
 
 
 def output_space(w: Tensor, *, inputs: Tensor, centred: bool) -> OutputSpace:
-    """Return the principal directions of ``W x`` over the inputs, found on the smaller side.
+    """Return the principal directions of ``W x`` over the inputs, computed on the smaller side.
 
-    Directions that the inputs do not reach are ordered by a ridge on the covariance of the
-    inputs, 1e-10 of its mean variance.
+    Directions without variance are ordered by a ridge on the covariance of the inputs, 1e-10 of its
+    mean variance.
 
     Args:
         w: W, shape ``(m, n)``, real.
@@ -66,7 +66,7 @@ def output_space(w: Tensor, *, inputs: Tensor, centred: bool) -> OutputSpace:
         basis = svd(wide @ (axes * (seen.clamp_min(0) + ridge).sqrt()))[0]
     varies = (out @ basis).square().mean(0)
     most = varies.max().clamp_min(torch.finfo(varies.dtype).tiny)
-    return OutputSpace(basis, mean, int((varies > _NOTHING * most).sum()))
+    return OutputSpace(basis, mean, int((varies > _NEGLIGIBLE * most).sum()))
 
 
 def whitened_factors(
@@ -84,8 +84,8 @@ def whitened_factors(
 
     With a bias C is the covariance of the N inputs and :math:`\gamma = \beta + (W - AB)\mu`,
     without one it is their second moment. The solution is the projection :math:`AB = U U^T W` on
-    the leading directions U of the outputs; nothing is formed that is larger than the layer or
-    the inputs and outputs.
+    the leading directions U of the outputs; no matrix larger than the layer or the inputs and
+    outputs is formed.
 
     Args:
         w: W, shape ``(m, n)``, real.
@@ -126,7 +126,7 @@ def data_error(
         w: W, shape ``(m, n)``.
         bias: β, shape ``(m,)``; None is zero.
         inputs: x, shape ``(samples, n)``.
-        targets: t, what the layer should give after its activation, shape ``(samples, m)``.
+        targets: t, the desired outputs after the activation, shape ``(samples, m)``.
         activation: φ, a name or an elementwise function.
     """
     phi = as_activation(activation)
@@ -156,9 +156,9 @@ def calibrated_factors(
         targets: t, shape ``(samples, m)``.
         activation: φ, a name or an elementwise function.
         fit_bias: fit γ; otherwise it stays that of ``start``.
-        fold: how the product A B becomes the weight ``(m, n)``, linear; None is as it is.
+        fold: a linear map from the product A B to the weight ``(m, n)``; None is the identity.
         iterations: the most iterations.
-        held_out: other inputs and targets; the refinement ends when their error falls no more.
+        held_out: validation inputs and targets; the refinement ends when their error stops falling.
     """
     phi = as_activation(activation)
 
@@ -178,6 +178,6 @@ def calibrated_factors(
         lambda x: error(x, inputs, targets),
         free,
         iterations=iterations,
-        judge=None if held_out is None else lambda x: error(x, *held_out),
+        criterion=None if held_out is None else lambda x: error(x, *held_out),
     )
     return Factors(found[0], found[1], found[2] if len(found) > 2 else start.bias)

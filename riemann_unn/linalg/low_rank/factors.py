@@ -37,7 +37,7 @@ __all__ = [
 _NODES = 128  # where φ has a kink
 _SMOOTH_NODES = 48
 _STEPS = 30
-_GAIN = 1e-6  # a step that gains less, of the loss, is the last but one
+_LEAST_DECREASE = 1e-6  # relative decrease of the loss below which the next step is the last
 
 
 SVD = tuple[Tensor, Tensor, Tensor]
@@ -195,7 +195,7 @@ def fold_kernel(matrix: Tensor, *, shape: torch.Size, split: str) -> Tensor:
     """Undo :func:`unfold_kernel`.
 
     Args:
-        matrix: what it returned.
+        matrix: its result.
         shape: shape of the kernel, ``(out, in, h, w)``.
         split: as there.
     """
@@ -213,7 +213,7 @@ def fit_rows(
     bias: Tensor | None = None,
     fit_bias: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    r"""Return the best length, and bias, of each row of V once its direction is given.
+    r"""Return the best length, and bias, of each row of V with a given direction.
 
     .. math:: (q, \gamma) = \arg\min E(\varphi(w \cdot x + \beta) - \varphi(v \cdot x + \gamma))^2,
               \qquad |v| = q
@@ -300,7 +300,7 @@ def _levenberg(
         new_gamma = gamma - (gg * h - gh * g) / determinant
         trial = normal(new_q, new_gamma)
         better = trial[0] < state[0]
-        if not bool((trial[0] < state[0] * (1 - _GAIN)).any()):
+        if not bool((trial[0] < state[0] * (1 - _LEAST_DECREASE)).any()):
             stuck += 1
         q, gamma = torch.where(better, new_q, q), torch.where(better, new_gamma, gamma)
         state = torch.where(better, trial, state)
@@ -331,6 +331,6 @@ def row_scales(
     c = (kept / torch.where(p > 0, p, 1)).clamp(0, 1)
     beta = None if bias is None else bias.double()
     q, gamma = fit_rows(p, c, activation, bias=beta, fit_bias=fit_bias)
-    # A row outside the space kept has no direction there to be scaled.
+    # A row orthogonal to the kept space has a zero projection.
     scale = torch.where(kept > 0, q / torch.where(kept > 0, kept, 1), 1)
     return scale.to(coordinates), None if gamma is None else gamma.to(coordinates)

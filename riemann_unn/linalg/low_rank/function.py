@@ -1,4 +1,4 @@
-"""Low-rank factors that keep the function of a layer on Gaussian inputs."""
+"""Low-rank factors that preserve a layer's function on Gaussian inputs."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def minimise(
     start: list[Tensor],
     *,
     iterations: int,
-    judge: Callable[[list[Tensor]], Tensor] | None = None,
+    criterion: Callable[[list[Tensor]], Tensor] | None = None,
 ) -> list[Tensor]:
-    """Return where L-BFGS ends, or the start where it ends no lower.
+    """Return the result of L-BFGS, or the start if that is not lower.
 
     Args:
         loss: a scalar of the variables, differentiable.
-        start: the variables; they stay as they are.
+        start: the initial variables, not changed.
         iterations: the most iterations.
-        judge: what is meant to fall, such as the loss on other data. It is looked at after 4, 12,
-            28, ... iterations, which end when it has not fallen by half a percent since the last.
+        criterion: the quantity to lower, such as the loss on validation data. Evaluated after 4,
+            12, 28, ... iterations; they end when it has fallen by less than half a percent.
     """
     x = [t.detach().contiguous().clone().requires_grad_() for t in start]
     eps = torch.finfo(x[0].dtype).eps
@@ -54,9 +54,9 @@ def minimise(
         return float(value.detach())
 
     with torch.no_grad():
-        measure = judge or loss
+        measure = criterion or loss
         best, kept = float(measure(x)), start
-        block = iterations if judge is None else _BLOCK
+        block = iterations if criterion is None else _BLOCK
         while iterations > 0:
             block = min(block, iterations)
             optimizer.param_groups[0].update(max_iter=block, max_eval=2 * block)
@@ -71,7 +71,7 @@ def minimise(
 
 
 def affordable_iterations(m: int, n: int, rank: int) -> int:
-    """Return how many iterations cost about a quarter of the decomposition, 12 at the most.
+    """Return the number of iterations that cost a quarter of the decomposition, at most 12.
 
     Args:
         m: rows.
@@ -113,8 +113,8 @@ def function_factors(
         fit_bias: fit γ; otherwise it is β.
         iterations: the most iterations of the refinement; 0 is the decomposition and the
             lengths alone; None is as many as cost a fraction of the decomposition where lengths
-            have a closed form, and 0 elsewhere: there they cost several decompositions, and gain
-            less than a percent of the error.
+            have a closed form, and 0 elsewhere: there they cost several decompositions, and lower
+                the error by less than a percent.
         decomposition: the singular value decomposition of W, if known.
 
     Raises:
@@ -142,16 +142,16 @@ def function_factors(
         basis = _refine_all(coordinates, basis, scale, bias, gamma, phi, fit_bias, iterations)
     basis = torch.linalg.qr(basis)[0]
     inside = coordinates @ basis
-    turned = torch.cat([inside, _outside(coordinates, inside)], dim=-1)
-    scale, gamma = row_scales(turned, rank=rank, activation=phi, bias=bias, fit_bias=fit_bias)
-    # Split evenly: B B^T and A^T A are alike where the singular values of the projection are.
+    rotated = torch.cat([inside, _outside(coordinates, inside)], dim=-1)
+    scale, gamma = row_scales(rotated, rank=rank, activation=phi, bias=bias, fit_bias=fit_bias)
+    # Split evenly, so that B B^T and A^T A have the same eigenvalues.
     left, root, right = svd(inside)
     root = root.sqrt()
     return Factors(scale[:, None] * left * root, root[:, None] * (right @ (basis.mH @ vh)), gamma)
 
 
 def _outside(coordinates: Tensor, inside: Tensor) -> Tensor:
-    """Return, as one column, the length of each row that its projection leaves out."""
+    """Return, as a column, the length of the part of each row outside its projection."""
     square = (coordinates * coordinates).sum(-1) - (inside * inside).sum(-1)
     return square.clamp_min(0).sqrt()[:, None]
 

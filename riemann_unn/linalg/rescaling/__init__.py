@@ -1,4 +1,4 @@
-"""The convex problem of rescaling: how much to scale each channel so that energies are balanced."""
+"""The convex problem of rescaling: scales of channels that balance energies."""
 
 from .problem import EnergyBlock
 from .solver import Rescaling, balance_energies

@@ -1,4 +1,4 @@
-"""One step of Newton's method over all channels, for what sweeps contract too slowly."""
+"""Newton steps over all channels, for problems on which sweeps contract too slowly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ROUNDING", "newton"]
 _CG = 300
 _NEAR = 1e-3  # ratio from which whole steps converge
 _REACH = 10.0  # the largest step in z
-_FLAT = 1e-13  # curvature, relative to that of the diagonal, that is nothing but rounding
+_FLAT = 1e-13  # curvature relative to the diagonal's, below which it is rounding
 _DENSE = 1000  # channels up to which a factorisation costs little
 _UNEVEN = 1e-6
 ROUNDING = 1e-13
@@ -22,14 +22,14 @@ ROUNDING = 1e-13
 
 
 def newton(problem: Problem, state: State) -> State | None:
-    """One Newton step by conjugate gradients; None if rounding leaves nothing to gain."""
+    """One Newton step by conjugate gradients; None if no decrease above rounding is possible."""
     return _on_objective(problem, state) if problem.linear else _on_ratios(problem, state)
 
 
 def _on_objective(problem: Problem, state: State) -> State | None:
     rate = problem.n / state.total
-    d = state.read - state.fed
-    diagonal = rate * (state.read + state.fed - d.square() / state.total)
+    d = state.outgoing - state.incoming
+    diagonal = rate * (state.outgoing + state.incoming - d.square() / state.total)
     diagonal = diagonal.clamp_min(1e-14 * float(diagonal[:-1].max()))
     laplacian = _laplacian(problem, state)
 
@@ -45,7 +45,7 @@ def _on_objective(problem: Problem, state: State) -> State | None:
     while t > 1e-8:
         new = problem.at(state.z + t * step)
         lower = new.objective <= state.objective + 1e-4 * t * slope
-        # Near the minimum the objective has lost the digits that the gradient still has.
+        # Near the minimum the gradient is more accurate than the objective.
         hidden = -t * slope <= rounding and new.objective <= state.objective + rounding
         flatter = abs(float(new.gradient @ step)) <= 0.5 * abs(slope) and new.error < state.error
         if flatter if hidden else lower:
@@ -55,9 +55,9 @@ def _on_objective(problem: Problem, state: State) -> State | None:
 
 
 def _on_ratios(problem: Problem, state: State) -> State | None:
-    """The step on log(read / fed) of each channel, which is zero at the minimum.
+    """The step on log(outgoing / incoming) of each channel, which is zero at the minimum.
 
-    Channels that little energy passes are lost in the sum of energies, not in their own ratio.
+    Channels of little energy vanish in the sum of energies, but not in their own ratio.
     """
     old, step = _largest_ratio(state), _step_on_ratios(problem, state)
     slope, rounding = float(state.gradient @ step), ROUNDING * (1 + abs(state.objective))
@@ -69,8 +69,8 @@ def _on_ratios(problem: Problem, state: State) -> State | None:
         if lower or _largest_ratio(new) <= (1 - 0.1 * t) * old:
             return new
         if t == 1.0 and old < _NEAR:
-            # Along a flat direction the step is long, and what it costs elsewhere, second order
-            # that it is, is more than it gains. The steps that follow take it back.
+            # Along a flat direction the step is long, and its second-order error elsewhere may
+            # exceed the decrease. The following steps correct it.
             for _ in range(4):
                 new = problem.at(new.z + _step_on_ratios(problem, new))
                 if _largest_ratio(new) <= 0.5 * old:
@@ -80,9 +80,9 @@ def _on_ratios(problem: Problem, state: State) -> State | None:
 
 
 def _step_on_ratios(problem: Problem, state: State) -> Tensor:
-    size = (state.read + state.fed).clamp_min(1e-300)
+    size = (state.outgoing + state.incoming).clamp_min(1e-300)
     right = -size * _ratio(state) / 2
-    # Inner products lose channels that carry little beside others, a factorisation does not.
+    # Inner products lose channels of little energy, a factorisation does not.
     uneven = float(size[:-1].min()) < _UNEVEN * float(size[:-1].max())
     step = _direct(problem, state, size, right) if uneven and len(size) <= _DENSE else None
     if step is None:
@@ -107,8 +107,8 @@ def _direct(problem: Problem, state: State, size: Tensor, right: Tensor) -> Tens
         place = (block.feeds.unsqueeze(-1), block.reads.unsqueeze(-2))
         flow = block.energy * rows.unsqueeze(-1) * columns.unsqueeze(-2)
         flows.index_put_(place, flow, accumulate=True)
-    # Directions in which nothing but rounding is left are kept from taking the step over.
-    matrix = ((state.read + state.fed) / size + 1e-14).diag() - flows - flows.mT
+    # Directions in which only rounding is left are limited.
+    matrix = ((state.outgoing + state.incoming) / size + 1e-14).diag() - flows - flows.mT
     factor, failed = torch.linalg.cholesky_ex(matrix[:-1, :-1])
     if int(failed):
         return None
@@ -117,9 +117,9 @@ def _direct(problem: Problem, state: State, size: Tensor, right: Tensor) -> Tens
 
 
 def _ratio(state: State) -> Tensor:
-    """The logarithm of what reads each channel, divided by what feeds it."""
-    passed = (state.read > 0) & (state.fed > 0)
-    ratio = (state.read.log() - state.fed.log()).where(passed, 0.0)
+    """The logarithm of each channel's outgoing energy divided by its incoming energy."""
+    passed = (state.outgoing > 0) & (state.incoming > 0)
+    ratio = (state.outgoing.log() - state.incoming.log()).where(passed, 0.0)
     ratio[-1] = 0.0
     return ratio
 
@@ -136,7 +136,7 @@ def _laplacian(problem: Problem, state: State) -> Callable[[Tensor], Tensor]:
     """The Hessian of the sum of energies."""
 
     def product(v: Tensor) -> Tensor:
-        result = (state.read + state.fed) * v
+        result = (state.outgoing + state.incoming) * v
         for block in problem.blocks:
             rows, columns = (-state.z[block.feeds]).exp(), state.z[block.reads].exp()
             into = torch.bmm(block.energy, (columns * v[block.reads]).unsqueeze(-1)).squeeze(-1)
@@ -160,7 +160,7 @@ def _conjugate_gradients(
         image = operator(p)
         curvature = float(p @ image)
         if not curvature > _FLAT * float(p @ (diagonal * p)):
-            # Downhill and straight, up to rounding: as far as the line search allows.
+            # No curvature up to rounding: as far as the line search allows.
             return x + _REACH / max(float(p.abs().max()), 1e-300) * p
         x += size / curvature * p
         r -= size / curvature * image

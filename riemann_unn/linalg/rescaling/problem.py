@@ -1,4 +1,4 @@
-"""The problem of rescaling: its blocks of energies, and all that is known at a point."""
+"""The problem of rescaling: blocks of energies, and the state at a point."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["EnergyBlock", "Problem", "State", "fixing", "into", "out"]
+__all__ = ["EnergyBlock", "Problem", "State", "into", "out", "with_frozen"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class EnergyBlock:
     Attributes:
         energy: float64 ``(batch, rows, columns)``, nonnegative, for instance of a grouped
             convolution; summed over parameters that feed and read the same channels.
-        feeds: int64 ``(batch, rows)``, the channel each row feeds; a fixed one has the number
-            that follows the last channel.
+        feeds: int64 ``(batch, rows)``, the channel each row feeds; a frozen one has the number
+            after the last channel.
         reads: int64 ``(batch, columns)``, the channel each column reads, likewise.
         count: how many parameters are summed in each entry.
     """
@@ -33,12 +33,12 @@ class EnergyBlock:
 
 @dataclass(frozen=True)
 class State:
-    """A point with its flows: what feeds each channel, what reads it, and between layers.
+    """A point with its energies: incoming and outgoing of each channel, and between layers.
 
     Attributes:
         z: float64 ``(channels + 1,)``, zero in the last place.
-        fed: the energies that feed each channel, ``(channels + 1,)``.
-        read: the energies that read each channel, likewise.
+        incoming: the energies that feed each channel, ``(channels + 1,)``.
+        outgoing: the energies that read each channel, likewise.
         between: energies by the layer they feed and the layer they read.
         sums: the sum of the energies of each block.
         total: the sum of energies.
@@ -48,8 +48,8 @@ class State:
     """
 
     z: Tensor
-    fed: Tensor
-    read: Tensor
+    incoming: Tensor
+    outgoing: Tensor
     between: Tensor
     sums: tuple[float, ...]
     total: float
@@ -59,9 +59,9 @@ class State:
 
 
 class Problem:
-    """The blocks with the linear term; the last index is the fixed channel, whose z is 0.
+    """The blocks with the linear term; the last index is the frozen channel, whose z is 0.
 
-    Channels that the same blocks feed make up a layer; the last layer is the fixed channel.
+    Channels that the same blocks feed make up a layer; the last layer is the frozen channel.
 
     Args:
         blocks: the energies, layer by layer.
@@ -89,10 +89,10 @@ class Problem:
             if len(members):
                 label[members], self.layers = self.layers, self.layers + 1
         label[-1] = self.layers
-        self.label = label.where(label >= 0, self.layers)  # channels of no block count as fixed
-        self.fed_indices = [b.feeds.reshape(-1) for b in blocks]
+        self.label = label.where(label >= 0, self.layers)  # channels of no block count as frozen
+        self.incoming_indices = [b.feeds.reshape(-1) for b in blocks]
         self.read_indices = [b.reads.reshape(-1) for b in blocks]
-        self.feeds = [self._labels(index) for index in self.fed_indices]
+        self.feeds = [self._labels(index) for index in self.incoming_indices]
         self.reads = [self._labels(index) for index in self.read_indices]
         self.members = [torch.nonzero(self.label[:-1] == k).squeeze(1) for k in range(self.layers)]
         self.layer_slope = torch.zeros(self.layers + 1, dtype=torch.float64)
@@ -108,30 +108,30 @@ class Problem:
 
     def at(self, z: Tensor) -> State:
         """Evaluate everything at a point: two products with each block."""
-        fed, read = torch.zeros_like(z), torch.zeros_like(z)
+        incoming, outgoing = torch.zeros_like(z), torch.zeros_like(z)
         between = torch.zeros(self.layers + 1, self.layers + 1, dtype=torch.float64)
         sums = []
         for block, feeds, reads, layers in zip(
-            self.blocks, self.fed_indices, self.read_indices, self.feeds, strict=True
+            self.blocks, self.incoming_indices, self.read_indices, self.feeds, strict=True
         ):
             rows = (-z[block.feeds]).exp()
             by_row = rows * into(block, z)
-            fed.index_add_(0, feeds, by_row.reshape(-1))
+            incoming.index_add_(0, feeds, by_row.reshape(-1))
             sums.append(float(by_row.sum()))
             for k in layers:
                 part = rows if len(layers) == 1 else rows.where(self.label[block.feeds] == k, 0.0)
                 flow = out(block, z, part).reshape(-1)
-                read.index_add_(0, reads, flow)
+                outgoing.index_add_(0, reads, flow)
                 between[k].index_add_(0, self.label[reads], flow)
         total = sum(sums)
         rate = self.n / total if total > 0 else 0.0
-        gradient = rate * (read - fed) - self.slope
+        gradient = rate * (outgoing - incoming) - self.slope
         gradient[-1] = 0.0
-        size = (rate * (read + fed) + self.size)[:-1].clamp_min(1e-300)
+        size = (rate * (outgoing + incoming) + self.size)[:-1].clamp_min(1e-300)
         error = float((gradient[:-1].abs() / size).max()) if len(size) else 0.0
         logarithm = math.log(total) if total > 0 else -math.inf if total == 0 else math.nan
         objective = self.n * logarithm - float(self.slope @ z)
-        return State(z, fed, read, between, tuple(sums), total, objective, gradient, error)
+        return State(z, incoming, outgoing, between, tuple(sums), total, objective, gradient, error)
 
 
 def into(block: EnergyBlock, z: Tensor) -> Tensor:
@@ -144,8 +144,8 @@ def out(block: EnergyBlock, z: Tensor, rows: Tensor) -> Tensor:
     return torch.bmm(rows.unsqueeze(-2), block.energy).squeeze(-2) * z[block.reads].exp()
 
 
-def fixing(blocks: Sequence[EnergyBlock], still: Tensor) -> list[EnergyBlock]:
-    """The same blocks with some channels counted as fixed: those where ``still`` is True."""
-    fixed = len(still)
-    number = torch.cat([torch.where(still, fixed, torch.arange(fixed)), torch.tensor([fixed])])
+def with_frozen(blocks: Sequence[EnergyBlock], frozen: Tensor) -> list[EnergyBlock]:
+    """The same blocks with some channels frozen: those where ``frozen`` is True."""
+    last = len(frozen)
+    number = torch.cat([torch.where(frozen, last, torch.arange(last)), torch.tensor([last])])
     return [EnergyBlock(b.energy, number[b.feeds], number[b.reads], b.count) for b in blocks]

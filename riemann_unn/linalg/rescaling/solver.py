@@ -6,8 +6,8 @@ Parameter i reads channel :math:`b` and feeds channel :math:`a`; scaling channel
 .. math:: \min_z F(z), \qquad
     F(z) = n \log \sum_i g_i \, e^{(Bz)_i} - \sum_i (Bz)_i, \qquad (Bz)_i = z_b - z_a .
 
-Nothing is needed of a layer but the matrix of its energies, and a gradient is two products of that
-matrix with a vector, because :math:`e^{z_b - z_a}` has rank one.
+Only the matrix of a layer's energies is needed, and a gradient is two products of it with a
+vector, because :math:`e^{z_b - z_a}` has rank one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .newton import ROUNDING, newton
-from .problem import EnergyBlock, Problem, State, fixing
+from .problem import EnergyBlock, Problem, State, with_frozen
 from .start import log_balanced, log_sum, rescaled, spread
 from .sweeps import cycle
 
@@ -30,9 +30,9 @@ _CYCLES = 40  # contraction is a thousandfold per cycle for dense layers
 _STALLED = 0.25  # contraction from which Newton's method is the faster one
 _SLOW = 0.5  # contraction of a step of Newton's method from which a sweep follows
 _NEWTON = 60
-_UNBALANCED = 30.0  # logarithm of a ratio of energies from which a start of its own is looked for
-_SPREAD = 30.0  # of logarithms of energies, up to which there is no need of a path
-_COOLING, _ROUGH = 3.0, 1e-2  # factor between temperatures, and tolerance on the way
+_UNBALANCED = 30.0  # logarithm of a ratio of energies from which a start is computed
+_SPREAD = 30.0  # of logarithms of energies, up to which no path is needed
+_COOLING, _PATH_TOL = 3.0, 1e-2  # factor between temperatures, and tolerance on the way
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Rescaling:
     Attributes:
         z: float64 ``(channels,)``, logarithms of squared scales.
         before: objective at zero.
-        after: objective at ``z``, never above ``before`` but by rounding, which is not counted.
-        gradient: largest entry of the gradient, each relative to the sum of the magnitudes of
-            what it is a difference of.
+        after: objective at ``z``, above ``before`` by rounding at most.
+        gradient: largest entry of the gradient, each relative to the sum of magnitudes of its
+            terms.
         iterations: sweeps over all layers, and Newton steps.
         converged: whether ``gradient`` is within the tolerance.
-        dead: bool ``(channels,)``, those with no energy on one side, which were left alone.
+        unscaled: bool ``(channels,)``, frozen channels and those without energy on one side.
     """
 
     z: Tensor
@@ -56,7 +56,7 @@ class Rescaling:
     gradient: float
     iterations: int
     converged: bool
-    dead: Tensor
+    unscaled: Tensor
 
 
 def balance_energies(
@@ -76,8 +76,8 @@ def balance_energies(
     unknown for each layer. If sweeps do not contract, which happens when channels of one layer
     depend on each other, Newton's method with conjugate gradients finishes.
 
-    Energies that scales of many orders of magnitude have set apart are first brought together by
-    :func:`log_balanced`, and the iteration is relative to that.
+    Energies that differ by many orders of magnitude are first balanced by :func:`log_balanced`, and
+    the iteration is relative to that.
 
     Args:
         blocks: the energies, layer by layer.
@@ -85,14 +85,13 @@ def balance_energies(
         linear: without it the second sum of F is left out, and minimised is the sum of energies;
             its logarithm is reported.
         tol: relative size of the gradient to stop at.
-        frozen: bool ``(channels,)``, channels to leave alone.
+        frozen: bool ``(channels,)``, channels to leave unscaled.
         origin: float64 ``(channels,)``, the z at which the energies are given, zero if left out.
             What is returned is relative to zero, whatever the origin.
 
     Returns:
-        The minimiser and what is known about it. Channels that feed nothing or are fed by nothing,
-        for which there is no minimum, keep z = 0. If no point was found that is better than z = 0,
-        that is returned, not converged.
+        The minimiser. Channels without incoming or outgoing energy, for which there is no minimum,
+        keep z = 0. If no point better than z = 0 was found, z = 0 is returned, not converged.
 
     Raises:
         ValueError: an energy is NaN or infinite.
@@ -105,26 +104,26 @@ def balance_energies(
     if origin is not None:
         frame.base[:-1] = origin
     state = frame.start()
-    dead = ((state.fed <= 0) | (state.read <= 0))[:-1]
+    unscaled = ((state.incoming <= 0) | (state.outgoing <= 0))[:-1]
     if frozen is not None:
-        dead |= frozen
-    if bool(dead.any()):
-        state = frame.fix(dead)
+        unscaled |= frozen
+    if bool(unscaled.any()):
+        state = frame.freeze(unscaled)
     before = frame.at_zero(state)
-    if bool(dead.all()) or before == -math.inf:
-        return Rescaling(torch.zeros_like(state.z[:-1]), before, before, 0.0, 0, True, dead)
+    if bool(unscaled.all()) or before == -math.inf:
+        return Rescaling(torch.zeros_like(state.z[:-1]), before, before, 0.0, 0, True, unscaled)
     iterations = 0
     if not _ill_scaled(state):
         state, iterations = _iterate(frame.problem, state, tol)
-    found = frame.result(state, before, iterations, tol, dead)
+    found = frame.result(state, before, iterations, tol, unscaled)
     if not found.converged:
-        state, more = _from_afar(frame, tol)
-        other = frame.result(state, before, iterations + more, tol, dead)
+        state, more = _from_ill_scaled(frame, tol)
+        other = frame.result(state, before, iterations + more, tol, unscaled)
         found = other if other.converged or other.after <= found.after else found
     return found
 
 
-def _from_afar(frame: _Frame, tol: float) -> tuple[State, int]:
+def _from_ill_scaled(frame: _Frame, tol: float) -> tuple[State, int]:
     """Solve from a start in logarithms, along a path if the energies still are far apart.
 
     For energies to the power 1 / T the problem is the same with its exponentials smoothed,
@@ -140,7 +139,7 @@ def _from_afar(frame: _Frame, tol: float) -> tuple[State, int]:
         ]
         smooth = Problem(powers, frame.problem.channels, frame.problem.linear)
         start = smooth.at(torch.zeros_like(frame.base))
-        found, count = _iterate(smooth, start, _ROUGH, 10, 10)
+        found, count = _iterate(smooth, start, _PATH_TOL, 10, 10)
         state = frame.move(temperature * found.z[:-1])
         iterations += count
         temperature /= _COOLING
@@ -149,7 +148,7 @@ def _from_afar(frame: _Frame, tol: float) -> tuple[State, int]:
 
 
 class _Frame:
-    """The problem as seen from a point: energies there, divided by a common factor.
+    """The problem relative to a base point: energies there, divided by a common factor.
 
     Attributes:
         problem: the problem of the energies as they are at ``base``.
@@ -179,11 +178,11 @@ class _Frame:
         self.base, self.unit = self.base + z, self.unit + peak
         return self.problem.at(torch.zeros_like(z))
 
-    def fix(self, dead: Tensor) -> State:
-        """Leave channels where z = 0, whatever the base."""
-        if bool(self.base[:-1][dead].any()):
-            self.move(-self.base[:-1].where(dead, 0.0))
-        blocks = fixing(self.problem.blocks, dead)
+    def freeze(self, unscaled: Tensor) -> State:
+        """Freeze channels at z = 0, whatever the base."""
+        if bool(self.base[:-1][unscaled].any()):
+            self.move(-self.base[:-1].where(unscaled, 0.0))
+        blocks = with_frozen(self.problem.blocks, unscaled)
         self.problem = Problem(blocks, self.problem.channels, self.problem.linear)
         return self.problem.at(torch.zeros_like(self.base))
 
@@ -195,7 +194,7 @@ class _Frame:
         return n * (log_sum(self.problem.blocks, -self.base) + self.unit)
 
     def result(
-        self, state: State, before: float, iterations: int, tol: float, dead: Tensor
+        self, state: State, before: float, iterations: int, tol: float, unscaled: Tensor
     ) -> Rescaling:
         """The solution, or the start if that is better."""
         z, n = self.base + state.z, self.problem.n
@@ -204,17 +203,17 @@ class _Frame:
         rounding = ROUNDING * (n * (1 + abs(self.unit)) + abs(linear) + abs(before))
         if after <= before + rounding and bool(torch.isfinite(z).all()):
             after, converged = min(before, after), state.error <= tol
-            return Rescaling(z[:-1], before, after, state.error, iterations, converged, dead)
+            return Rescaling(z[:-1], before, after, state.error, iterations, converged, unscaled)
         start = self.move(-self.base[:-1])
         return Rescaling(
-            torch.zeros_like(z[:-1]), before, before, start.error, iterations, False, dead
+            torch.zeros_like(z[:-1]), before, before, start.error, iterations, False, unscaled
         )
 
 
 def _ill_scaled(state: State) -> bool:
-    """Whether what feeds a channel differs by many orders of magnitude from what reads it."""
-    ratio = (state.fed / state.read)[:-1].log().abs()
-    ratio = ratio.where((state.fed > 0)[:-1] & (state.read > 0)[:-1], 0.0)
+    """Whether the incoming and outgoing energies of a channel differ by orders of magnitude."""
+    ratio = (state.incoming / state.outgoing)[:-1].log().abs()
+    ratio = ratio.where((state.incoming > 0)[:-1] & (state.outgoing > 0)[:-1], 0.0)
     return not float(ratio.max()) <= _UNBALANCED
 
 
@@ -237,7 +236,7 @@ def _iterate(
             break
         step = newton(problem, state)
         if step is None or not step.error < _SLOW * state.error:
-            # Newton's method moves all channels together, and sweeps see to each of them.
+            # Newton's method moves all channels together, sweeps each one exactly.
             last = state if step is None else step
             swept = cycle(problem, last)
             if step is None or swept.error < step.error:

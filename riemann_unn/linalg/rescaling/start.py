@@ -1,8 +1,8 @@
-r"""Where to start from ill-scaled energies: a rescaling found from their logarithms alone.
+"""Starting points for ill-scaled energies: a rescaling from their logarithms alone.
 
-Scales that differ by many orders of magnitude are no difficulty of the convex problem but of its
-exponentials, whose sums then consist of their largest term and rounding. In logarithms such scales
-are mere summands, and least squares, which has no exponentials, takes them away.
+Scales of many orders of magnitude are no difficulty of the convex problem but of its exponentials,
+whose sums then consist of their largest term and rounding. In logarithms such scales are summands,
+and least squares removes them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .problem import EnergyBlock, fixing
+from .problem import EnergyBlock, with_frozen
 
 __all__ = ["log_balanced", "log_sum", "may_overflow", "rescaled", "spread"]
 
@@ -29,24 +29,24 @@ def log_balanced(
 
     .. math:: \min_{z, c} \sum_{g_i > 0} \big(\log g_i + (Bz)_i - c\big)^2
 
-    Energies :math:`g_i e^{(Bs)_i}` give :math:`z - s`, for any s however large: what is left of the
-    energies does not depend on how the network was scaled. Nothing overflows.
+    Energies :math:`g_i e^{(Bs)_i}` give :math:`z - s`, for any s however large: the balanced
+    energies do not depend on how the network was scaled. Nothing overflows.
 
     With the squares of weights in place of energies, ``-z`` is the rescaling of the network (as in
     :func:`balance_energies` without its linear term) after which the products of weights along
-    paths neither overflow nor underflow, unless the function itself asks for it.
+    paths neither overflow nor underflow, unless the function itself does.
 
     Args:
         blocks: the energies, layer by layer.
         channels: how many channels can be scaled.
-        frozen: bool ``(channels,)``, channels to leave alone.
+        frozen: bool ``(channels,)``, channels to leave unscaled.
 
     Returns:
-        float64 ``(channels,)``, logarithms of squared scales; zero for channels that have no energy
-        and for those left alone.
+        float64 ``(channels,)``, logarithms of squared scales; zero for channels without energy and
+        for frozen ones.
     """
     if frozen is not None:
-        blocks = fixing(blocks, frozen)
+        blocks = with_frozen(blocks, frozen)
     degree, pull, slope = (torch.zeros(channels + 1, dtype=torch.float64) for _ in range(3))
     supports, number, total = [], 0.0, 0.0
     for block in blocks:

@@ -1,4 +1,4 @@
-"""One cycle of the solver: the sizes of layers together, then the channels of one after another."""
+"""One cycle of the solver: the sizes of all layers jointly, then the channels layer by layer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .problem import EnergyBlock, Problem, State, into, out
 
 __all__ = ["cycle"]
 
-_NEGLIGIBLE = 1e-9  # decrease, relative to n, that the objective can still show
-_SPREAD = 30.0  # of logarithms of flows, up to which Newton's method needs no path to follow
+_NEGLIGIBLE = 1e-9  # smallest decrease, relative to n, above the objective's rounding
+_SPREAD = 30.0  # of logarithms of flows, up to which Newton's method needs no path
 
 
 def cycle(problem: Problem, state: State) -> State:
@@ -36,11 +36,11 @@ def _minimise_layer_(problem: Problem, z: Tensor, k: int, sums: list[float]) -> 
     If channels of the layer feed each other, the inequality of the means,
     exp(u - v) <= (exp(2u) + exp(-2v)) / 2, separates them, and F still decreases.
 
-    What the layer has no part in is added up, never what is left of the total: of that, rounding
-    leaves nothing where energies differ much.
+    Energies outside the layer are added up, not subtracted from the total, which would lose small
+    ones to rounding.
     """
-    fed, read = torch.zeros_like(z), torch.zeros_like(z)
-    rest, one_sided = 0.0, 0.0  # energies that the layer has no part in, and on one side only
+    incoming, outgoing = torch.zeros_like(z), torch.zeros_like(z)
+    rest, one_sided = 0.0, 0.0  # energies outside the layer, and with one end in it
     flows: list[tuple[int, Tensor, bool]] = []
     within: list[int] = []  # blocks from the layer to itself
     for number, block in enumerate(problem.blocks):
@@ -51,21 +51,21 @@ def _minimise_layer_(problem: Problem, z: Tensor, k: int, sums: list[float]) -> 
         rows = (-z[block.feeds]).exp()
         if k in feeds:
             flow = (rows * into(block, z)).reshape(-1)
-            fed.index_add_(0, problem.fed_indices[number], flow)
+            incoming.index_add_(0, problem.incoming_indices[number], flow)
         if k in reads:
             flow = out(block, z, rows).reshape(-1)
-            read.index_add_(0, problem.read_indices[number], flow)
+            outgoing.index_add_(0, problem.read_indices[number], flow)
         if k in feeds and k in reads:
             within.append(number)
-            outer, half = _apart(problem, block, z, rows, k)
+            outer, half = _energies_at_layer(problem, block, z, rows, k)
             rest, one_sided = rest + outer, one_sided + half
             continue
         flows.append((number, flow, k in feeds))
         if len(feeds if k in feeds else reads) > 1:
-            index = (problem.fed_indices if k in feeds else problem.read_indices)[number]
+            index = (problem.incoming_indices if k in feeds else problem.read_indices)[number]
             rest += float(flow.where(problem.label[index] != k, 0.0).sum())
     member = problem.members[k]
-    i, o = fed[member], read[member]
+    i, o = incoming[member], outgoing[member]
     if not bool(((i > 0) & (o > 0)).all()):
         alive = (i > 0) & (o > 0)
         rest += float((i + o)[~alive].sum()) / (2 if within else 1)
@@ -73,7 +73,7 @@ def _minimise_layer_(problem: Problem, z: Tensor, k: int, sums: list[float]) -> 
     factor = torch.ones_like(z)
     if within:
         for number, flow, is_fed in flows:
-            index = (problem.fed_indices if is_fed else problem.read_indices)[number]
+            index = (problem.incoming_indices if is_fed else problem.read_indices)[number]
             one_sided += float(flow.where(problem.label[index] == k, 0.0).sum())
         x, _ = _quadratic(i, o, problem.slope[member] / problem.n, rest + one_sided / 2, 2)
         x = x.sqrt()
@@ -83,7 +83,7 @@ def _minimise_layer_(problem: Problem, z: Tensor, k: int, sums: list[float]) -> 
     z[member] += x.log()
     for number, flow, is_fed in flows:
         moved = (
-            flow / factor[problem.fed_indices[number]]
+            flow / factor[problem.incoming_indices[number]]
             if is_fed
             else flow * factor[problem.read_indices[number]]
         )
@@ -92,10 +92,10 @@ def _minimise_layer_(problem: Problem, z: Tensor, k: int, sums: list[float]) -> 
         sums[number] = _sum(problem.blocks[number], z)
 
 
-def _apart(
+def _energies_at_layer(
     problem: Problem, block: EnergyBlock, z: Tensor, rows: Tensor, k: int
 ) -> tuple[float, float]:
-    """Of a block from layer k to itself, and others: energies with no end there, and with one."""
+    """Of a block at layer k: the energies with no end in the layer, and with one."""
     feeding, reading = problem.label[block.feeds] == k, problem.label[block.reads] == k
     if bool(feeding.all()) and bool(reading.all()):
         return 0.0, 0.0
@@ -136,7 +136,7 @@ def _sizes(problem: Problem, flow: Tensor) -> Tensor:
     """Minimise over one shift of z for each layer, from the flows between layers.
 
     Where flows differ by many orders of magnitude, the objective is nearly the maximum of linear
-    functions, on which Newton's method creeps. It is then smoothed, T log sum exp(. / T), and T
+    functions, on which Newton's method is slow. It is then smoothed, T log sum exp(. / T), and T
     falls to one.
     """
     logs = flow.log()
@@ -163,10 +163,10 @@ def _newton_sizes(
 
     share, value = terms(shift)
     for _ in range(60):
-        fed, read = share.sum(1), share.sum(0)
-        d, size = (read - fed)[:-1], (read + fed)[:-1]
+        incoming, outgoing = share.sum(1), share.sum(0)
+        d, size = (outgoing - incoming)[:-1], (outgoing + incoming)[:-1]
         gradient = (problem.n * d - slope[:-1]).where(size > 0, 0.0)
-        hessian = torch.diag(read + fed) - share - share.mT
+        hessian = torch.diag(outgoing + incoming) - share - share.mT
         hessian = hessian[:-1, :-1] - torch.outer(d, d)
         # Scaled to a unit diagonal, so that small layers are not lost beside large ones.
         scale = size.clamp_min(1e-300).rsqrt()
@@ -177,7 +177,7 @@ def _newton_sizes(
         step[:-1] = -temperature / problem.n * scale * solved
         promised = float(gradient @ step[:-1])
         if not promised < -accuracy * n:
-            # So near that the whole step is right, and that the objective no longer shows it.
+            # Close enough for the whole step, whose decrease is below the objective's rounding.
             return shift + step if -accuracy * n <= promised < 0 else shift
         t = min(1.0, 20.0 * temperature / float(step.abs().max()))
         for _ in range(30):

@@ -1,9 +1,9 @@
-r"""Steps of matrices of which each process holds a block: sums over processes of thin matrices.
+r"""Steps of matrices of which each process holds a block, by sums of thin matrices.
 
 Points are square or wide, X of shape ``(p, n)`` or ``(batch, p, n)``, as in :mod:`.tangent`. A
-process has X, G and what a base writes on its block; directions v, coordinates z and cores are
-whole, and the same, on every process. Kernels are generators: they yield a list of tensors, and
-are sent their sums over the processes, so that a caller may add up those of many matrices at once.
+process has X, G and the displacement of its block; directions v, coordinates z and cores are whole,
+and the same, on every process. Kernels are generators: they yield a list of tensors, and are sent
+their sums over the processes, so that a caller may add up those of many matrices at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .polish import columns_due
 from .products import add_product_, less_rows_times_, rows_times, times_columns
 from .sketch import orthonormal_columns, orthonormal_rows
 from .tangent import Draws, applications, first_rows
-from .update import turn_of
+from .update import rotation_factors
 
 __all__ = [
     "Block",
@@ -38,7 +38,7 @@ __all__ = [
 
 # Probes of an error.
 _PROBES = 8
-# What two orthonormal bases of a space differ by in each other, beyond rounding.
+# Tolerance for two orthonormal bases of one space.
 _SAME = 1e-3
 
 T = TypeVar("T")
@@ -53,8 +53,8 @@ class Block:
     Args:
         shape: of the whole, ``(p, n)`` or ``(batch, p, n)``.
         index: the slice of each dimension, with a start and a stop.
-        cut: whether other processes hold other parts of a dimension; this one may hold none or all.
-        copies: the processes that hold the same part: each gives this share of a sum.
+        cut: whether a dimension is split over processes; this one may hold none or all of it.
+        copies: the number of processes that hold the same part, among which its terms are divided.
     """
 
     shape: tuple[int, ...]
@@ -64,19 +64,19 @@ class Block:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every process holds all there is."""
+        """Whether every process holds the whole."""
         return not any(self.cut)
 
     def rows_of(self, y: Tensor, dim: int) -> Tensor:
-        """Return my rows of thin matrices whose rows are those of a dimension: a view."""
+        """Return the local rows, a view, of thin matrices with the rows of a dimension."""
         return y[(*self.index[:-2], self.index[dim])]
 
     def columns_of(self, y: Tensor) -> Tensor:
-        """Return my columns of wide matrices whose columns are those of X: a view."""
+        """Return the local columns of wide matrices whose columns are those of X, a view."""
         return y[(*self.index[:-2], slice(None), self.index[-1])]
 
     def placed(self, part: Tensor, dim: int) -> Tensor:
-        """Return my rows among zeros in the place of the others', to be summed.
+        """Return the local rows, padded by zeros to all rows, to be summed.
 
         They are stored column by column, as thin factors are.
         """
@@ -86,7 +86,7 @@ class Block:
         return whole
 
     def placed_whole(self, part: Tensor) -> Tensor:
-        """Return my block among zeros in the place of the others', to be summed."""
+        """Return the local block, padded by zeros to the whole, to be summed."""
         whole = part.new_zeros(self.shape)
         whole[self.index] = part if self.copies == 1 else part / self.copies
         return whole
@@ -95,16 +95,16 @@ class Block:
 def block_times(
     block: Block, x: Tensor, g: Tensor, v: Tensor, xv: Tensor | None = None
 ) -> Summed[tuple[Tensor, Tensor]]:
-    r"""Return :math:`\Omega v = \tfrac12 (X^H (G v) - G^H (X v))` whole, and my rows of X v.
+    r"""Return :math:`\Omega v = \tfrac12 (X^H (G v) - G^H (X v))` whole, and the local rows of X v.
 
     One sum of k n numbers; where columns are cut one of 2 k p before.
 
     Args:
         block: which part ``x`` and ``g`` are.
-        x: my block of X.
-        g: my block of a gradient or displacement.
+        x: the local block of X.
+        g: the local block of a gradient or displacement.
         v: whole, shape ``(..., n, k)``.
-        xv: my rows of X v, if they are known.
+        xv: the local rows of X v, if they are known.
     """
     mine = block.rows_of(v, -1)
     images = [times_columns(y, mine) for y in ((g,) if xv is not None else (g, x))]
@@ -126,12 +126,12 @@ def block_directions(
     start: Tensor | None,
     draws: Draws,
 ) -> Summed[tuple[Tensor, Tensor, Tensor]]:
-    """Return v and Ωv whole and my rows of X v, as :func:`.tangent.tangent_directions` does.
+    """Return v and Ωv whole and the local rows of X v, as in :func:`.tangent.tangent_directions`.
 
     Args:
         block: which part ``x`` and ``g`` are.
-        x: my block of X.
-        g: my block of the gradient.
+        x: the local block of X.
+        g: the local block of the gradient.
         rank: k.
         start: whole rows ``(..., k, n)``, the adjoint of ``tangent.next_directions``.
         draws: source of random rows, the same on every process.
@@ -148,9 +148,10 @@ def block_directions(
 
 
 def block_gradient(block: Block, x: Tensor, v: Tensor, z: Tensor, xv: Tensor) -> Summed[Tensor]:
-    """Return my block of what a base sees, :func:`.tangent.tangent_gradient`.
+    """Return the local block of :func:`.tangent.tangent_gradient`.
 
-    Of square X nothing is summed; of wide X 2 k n numbers, or where columns are cut k p.
+    Without communication for square X; for wide X sums of 2 k n numbers, or k p if columns are
+    split.
     """
     left, right = z - v @ skew(v.mH @ z), torch.cat([v, z], dim=-1)
     if block.shape[-2] == block.shape[-1]:
@@ -176,10 +177,10 @@ def block_coordinates(
 
     Args:
         block: which part ``x`` and ``delta`` are.
-        x: my block of X.
-        delta: my block of what the base wrote.
+        x: the local block of X.
+        delta: the local block of the base's displacement.
         v: whole directions.
-        xv: my rows of X v.
+        xv: the local rows of X v.
     """
     if block.shape[-2] < block.shape[-1]:
         d, _ = yield from block_times(block, x, delta, v, xv)
@@ -202,24 +203,26 @@ def block_rotate_(
     max_angle: float | None = None,
     by_planes: bool = True,
 ) -> Summed[tuple[Tensor, Tensor]]:
-    """Turn my block of points, in place, as :func:`.update.rotate_low_rank_` does.
+    """Rotate the local block, in place, as :func:`.update.rotate_low_rank_` does.
 
-    Nothing is summed but, where columns are cut, k p numbers.
+    Without communication, except for sums of k p numbers where columns are split.
     """
-    q, right, angle, added = turn_of(v, d, phi=phi, max_angle=max_angle, by_planes=by_planes)
+    q, right, angle, added = rotation_factors(
+        v, d, phi=phi, max_angle=max_angle, by_planes=by_planes
+    )
     narrow = q.to(x.dtype)
     if block.cut[-1]:
-        xq = yield from _rows_of_turned(block, x, v, narrow, xv)
+        xq = yield from _rows_times_basis(block, x, v, narrow, xv)
     else:
         xq = times_columns(x, block.rows_of(narrow, -1))
     add_product_(x, xq, block.columns_of(right).to(x.dtype))
     return angle, added
 
 
-def _rows_of_turned(block: Block, x: Tensor, v: Tensor, q: Tensor, xv: Tensor) -> Summed[Tensor]:
-    """Return my rows of X Q where columns are cut, of what X v does not tell."""
+def _rows_times_basis(block: Block, x: Tensor, v: Tensor, q: Tensor, xv: Tensor) -> Summed[Tensor]:
+    """Return the local rows of X Q where columns are split; the part in the span of v from X v."""
     k, known = v.shape[-1], q[..., :0]
-    # The first columns of Q are v in another basis, but where :func:`.factor.thin_qr` takes an SVD.
+    # The first columns of Q span v, unless :func:`.factor.thin_qr` uses an SVD.
     basis = v.mH @ q[..., :k]
     if bool((torch.linalg.matrix_norm(v @ basis - q[..., :k]) < _SAME).all()):
         known = (xv @ basis[block.index[:-2]]).to(x.dtype)
@@ -230,24 +233,24 @@ def _rows_of_turned(block: Block, x: Tensor, v: Tensor, q: Tensor, xv: Tensor) -
 
 
 def block_correction(block: Block, x: Tensor, *, step: int) -> Summed[tuple[Any, Tensor]]:
-    r"""Return what keeps rounding from accumulating, for the few columns whose turn it is.
+    r"""Return the polish's correction of the few columns that are due at a step.
 
     .. math:: T_J \leftarrow T_J - T E_J, \qquad E_J = T^H T_J - I_J
 
-    as :func:`.polish.polish_block_` mends the columns J of T = Xᴴ, or of square X by rows T = X.
+    as :func:`.polish.polish_block_` for the columns J of T = Xᴴ, or of T = X for square X by rows.
 
     Returns:
-        The index of my part of :math:`T_J` in ``x``, and what to subtract there.
+        The index of the local part of :math:`T_J` in ``x``, and the correction to subtract.
     """
-    # Of square X that end is taken whose columns are whole.
-    is_turned = block.shape[-2] < block.shape[-1] or block.cut[-1]
-    t, rows, columns = (x.mH, -1, -2) if is_turned else (x, -2, -1)
+    # For square X the side whose columns are whole.
+    is_transposed = block.shape[-2] < block.shape[-1] or block.cut[-1]
+    t, rows, columns = (x.mH, -1, -2) if is_transposed else (x, -2, -1)
     start, stop = columns_due(block.shape[columns], step=step)
     first, last = block.index[columns].start, block.index[columns].stop
     low, high = max(start, first), max(min(stop, last), start, first)
     mine, among = slice(low - first, high - first), slice(low - start, high - start)
     due = all_due = t[..., mine]
-    index = (..., mine, slice(None)) if is_turned else (..., mine)
+    index = (..., mine, slice(None)) if is_transposed else (..., mine)
     if block.cut[columns]:
         all_due = due.new_zeros((*due.shape[:-1], stop - start))
         all_due[..., among] = due
@@ -263,7 +266,7 @@ def block_correction(block: Block, x: Tensor, *, step: int) -> Summed[tuple[Any,
     if block.cut[columns]:
         (whole,) = yield [block.placed(update, rows)]
         update = block.rows_of(whole, rows)[..., among]
-    return index, update.mH if is_turned else update
+    return index, update.mH if is_transposed else update
 
 
 def block_error(block: Block, x: Tensor) -> Summed[Tensor]:
@@ -285,6 +288,6 @@ def block_error(block: Block, x: Tensor) -> Summed[Tensor]:
 
 
 def block_whole(block: Block, x: Tensor) -> Summed[Tensor]:
-    """Return the whole of X, from my block: a sum of p n numbers."""
+    """Return the whole of X, by a sum of p n numbers."""
     (whole,) = yield [block.placed_whole(x)]
     return whole

@@ -1,7 +1,7 @@
 """φ on a skew-Hermitian core: one function of the angles of its planes, in double precision.
 
-K = V diag(iθ) Vᴴ becomes V diag(exp(iφ(θ))) Vᴴ. The exponential keeps angles as they are; the
-Cayley transform and the polar factor of I + K are the same of smaller ones.
+K = V diag(iθ) Vᴴ becomes V diag(exp(iφ(θ))) Vᴴ. The exponential keeps the angles; the Cayley
+transform and the polar factor of I + K reduce them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..factor import DOUBLE
-from ..host import on_host
 from ..maps import polar
+from ..value_branches import may_branch_on
 
 __all__ = [
     "ANGLES",
@@ -28,11 +28,11 @@ __all__ = [
     "has_imaginary_part",
     "leading_directions",
     "leading_of",
-    "near_turn",
     "plane_angle",
     "plane_minus_identity",
     "planes_of",
-    "small_turn",
+    "small_core_minus_identity",
+    "taylor_minus_identity",
 ]
 
 Phi = Literal["exp", "cayley", "polar"]
@@ -47,14 +47,14 @@ ANGLES: dict[str, Angle] = {
     "polar": torch.atan,
 }
 
-# Squares of angles up to this lose no digits that matter.
+# Squared angles up to this size are accurate enough for the formula in KᵀK.
 _SMOOTH = 1.0
-# Angles above this have lost digits that a real matrix needs of both of a conjugate pair.
+# Above this size the angles of a conjugate pair may differ by too much rounding for a real matrix.
 _LARGE = 64.0
 
 
 def angle_map(phi: Phi | Angle) -> Angle:
-    r"""Return what a φ, a name or already such a function, does to angles.
+    r"""Return the function of angles of a φ, given by name or as such a function.
 
     .. math:: \exp: \theta \mapsto \theta, \quad
         \mathrm{Cayley}: \theta \mapsto 2 \arctan(\theta / 2), \quad
@@ -64,16 +64,16 @@ def angle_map(phi: Phi | Angle) -> Angle:
 
 
 def plane_angle(theta: float, phi: Phi | Angle, max_angle: float | None) -> float:
-    """Return the angle that a plane turns by, no more than the cap."""
+    """Return the rotation angle of a plane, capped."""
     theta = theta if max_angle is None else min(theta, max_angle)
     angle = theta
-    if phi != "exp":  # which is spared the tensor
+    if phi != "exp":  # exp needs no tensor
         angle = float(angle_map(phi)(torch.tensor(theta, dtype=torch.float64)))
     return angle if max_angle is None else max(min(angle, max_angle), -max_angle)
 
 
 def check_phi(phi: object) -> None:
-    """Refuse what is no φ.
+    """Refuse an invalid φ.
 
     Raises:
         ValueError: the name is unknown, or the function is not odd with slope 1 at zero, so that
@@ -94,7 +94,7 @@ def check_phi(phi: object) -> None:
 
 
 def _capped(phi: Phi | Angle, theta: Tensor, largest: Tensor, max_angle: float | None) -> Tensor:
-    """Return the angles that planes turn by, none above the cap."""
+    """Return the rotation angles of planes, capped."""
     if max_angle is None:
         return angle_map(phi)(theta)
     theta = theta * (max_angle / largest.clamp_min(max_angle))
@@ -108,9 +108,9 @@ def _rotation_minus_one(angle: Tensor) -> Tensor:
 
 
 def has_imaginary_part(k: Tensor) -> bool:
-    """Tell whether a core is complex in fact: a complex problem may be a real one.
+    """Tell whether a core has nonzero imaginary parts: a complex problem may in fact be real.
 
-    Rounding in its imaginary part would be scaled to full size by bases such as Adam.
+    Bases such as Adam would scale rounding in the imaginary part to full size.
     """
     return k.is_complex() and bool((k.imag != 0).any())
 
@@ -129,7 +129,7 @@ def planes_of(k: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def leading_directions(k: Tensor, theta: Tensor, v: Tensor, count: int) -> Tensor:
-    r"""Return columns of which each takes part in one of the leading planes.
+    r"""Return columns, one in each of the leading planes.
 
     With such columns v, :math:`K v v^H + v v^H K - v v^H K v v^H` is the best matrix of rank 2
     ``count``: of two angles a > 0 > -b it is :math:`\sqrt{a/(a+b)}\,v_a + \sqrt{b/(a+b)}\,v_b`,
@@ -158,22 +158,22 @@ def leading_directions(k: Tensor, theta: Tensor, v: Tensor, count: int) -> Tenso
 
 
 def _with_phases(v: Tensor) -> Tensor:
-    """Fix the phase of each column, which an eigendecomposition leaves to rounding.
+    """Normalise the phase of each column, which in an eigendecomposition depends on rounding.
 
-    Computations that round otherwise, such as those of other processes, then take the same steps.
+    Other processes, which may round differently, then take the same steps.
     """
     if v.numel() == 0:
         return v
     anchor = v.take_along_dim(v.abs().argmax(dim=-2, keepdim=True), dim=-2)
-    fixed: Tensor = v * anchor.sgn().conj()
-    return fixed
+    normalised: Tensor = v * anchor.sgn().conj()
+    return normalised
 
 
 def leading_of(k: Tensor, count: int) -> Tensor:
-    """Return one direction of each of the leading planes of a small core, see above.
+    """Return one direction of each of the leading planes, see :func:`leading_directions`.
 
-    Of real cores by the symmetric KᵀK, in half of the time: of equal planes it may take two
-    directions from one, which does no harm where a sketch starts.
+    For real cores by the symmetric KᵀK, in half of the time; among equal planes it may take two
+    directions from one, which is good enough to start a sketch.
     """
     if has_imaginary_part(k):
         return leading_directions(k, *planes_of(k), count)
@@ -182,9 +182,9 @@ def leading_of(k: Tensor, count: int) -> Tensor:
 
 
 def _one_of_each_pair(v: Tensor, count: int) -> Tensor:
-    """Both vectors of a plane are neighbours; which two they are is up to rounding.
+    """Return one vector of each plane from sorted eigenvectors, where a plane's two are neighbours.
 
-    The projection of the unit vector that is nearest to their plane on it is not.
+    Which two depends on rounding; the projection of the nearest coordinate vector does not.
     """
     if count == 0:
         return v[..., :0]
@@ -199,13 +199,13 @@ def _one_of_each_pair(v: Tensor, count: int) -> Tensor:
 def core_minus_identity(
     k: Tensor, phi: Phi | Angle, *, max_angle: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""Return φ(K) - I of a small core, and the largest angle that a plane turns by.
+    r"""Return φ(K) - I of a small core, and the largest rotation angle of a plane.
 
     .. math:: K = V \operatorname{diag}(i\theta) V^H, \qquad
         \phi(K) - I = V \operatorname{diag}(e^{i\phi(\theta)} - 1) V^H
 
-    unitary to the rounding of double precision whatever the angles, and to relative accuracy for
-    tiny ones.
+    with φ(K) unitary to rounding in double precision for all angles, and φ(K) - I to relative
+    accuracy for tiny ones.
 
     Args:
         k: skew-Hermitian, shape ``(..., m, m)``, m small.
@@ -215,42 +215,44 @@ def core_minus_identity(
     Returns:
         φ(K) - I in double precision, shape of ``k``, and the angle, shape ``(...)``.
     """
-    turn, angle, _ = small_turn(k, phi, 0, max_angle=max_angle)
-    return turn, angle
+    minus_identity, angle, _ = small_core_minus_identity(k, phi, 0, max_angle=max_angle)
+    return minus_identity, angle
 
 
-def small_turn(
+def small_core_minus_identity(
     k: Tensor, phi: Phi | Angle, count: int, *, max_angle: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what :func:`core_minus_identity` does, and what :func:`leading_of` does."""
+    """Return the results of :func:`core_minus_identity` and :func:`leading_of`."""
     wide = k.to(DOUBLE.get(k.dtype, k.dtype))
     is_complex = has_imaginary_part(k)
     if not is_complex:
         real = wide.real if k.is_complex() else wide
         squares, u = torch.linalg.eigh(real.mT @ real if real.ndim > 2 else torch.mm(real.mT, real))
-        smooth = _smooth_turn(real, squares, u, phi, max_angle)
+        smooth = _smooth_minus_identity(real, squares, u, phi, max_angle)
         if smooth is not None:
             return smooth[0].to(wide.dtype), smooth[1], _one_of_each_pair(u, count).to(wide.dtype)
     theta, v = planes_of(k)
     largest = theta.abs().amax(dim=-1)
     angles = _capped(phi, theta, largest.unsqueeze(-1), max_angle)
-    turn = (v * _rotation_minus_one(angles).unsqueeze(-2)) @ v.mH
+    minus_identity = (v * _rotation_minus_one(angles).unsqueeze(-2)) @ v.mH
     if not is_complex:
-        turn = turn.real
+        minus_identity = minus_identity.real
         if bool((largest > _LARGE).any()):
-            eye = torch.eye(turn.shape[-1], dtype=turn.dtype, device=turn.device)
-            turn = polar(turn + eye, det=1) - eye
+            eye = torch.eye(
+                minus_identity.shape[-1], dtype=minus_identity.dtype, device=minus_identity.device
+            )
+            minus_identity = polar(minus_identity + eye, det=1) - eye
     # One Newton-Schulz step in the error U^H U - I, which is formed without U.
-    error = turn + turn.mH + turn.mH @ turn
-    turn = turn - 0.5 * (error + turn @ error)
+    error = minus_identity + minus_identity.mH + minus_identity.mH @ minus_identity
+    minus_identity = minus_identity - 0.5 * (error + minus_identity @ error)
     leading = leading_directions(k, theta, v, count) if is_complex else _one_of_each_pair(u, count)
-    return turn.to(wide.dtype), angles.abs().amax(dim=-1), leading.to(wide.dtype)
+    return minus_identity.to(wide.dtype), angles.abs().amax(dim=-1), leading.to(wide.dtype)
 
 
-def near_turn(k: Tensor) -> Tensor:
-    """Return exp(K) - I of one core whose angles are up to a tenth of a radian, by nine terms.
+def taylor_minus_identity(k: Tensor) -> Tensor:
+    """Return exp(K) - I of one core with angles up to a tenth of a radian, by nine Taylor terms.
 
-    What is left out is 3e-16 of it; nothing is decomposed.
+    The remainder is 3e-16 of it.
     """
     one, k2 = identity(k.shape[-1], k.dtype), torch.mm(k, k)
     k3 = torch.mm(k, k2)
@@ -261,17 +263,17 @@ def near_turn(k: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def identity(m: int, dtype: torch.dtype) -> Tensor:
-    """Return the identity on the host; it is kept, and not to be written to."""
+    """Return a cached identity on the host, not to be written to."""
     with torch.inference_mode(False):
         return torch.eye(m, dtype=dtype)
 
 
-def _smooth_turn(
+def _smooth_minus_identity(
     k: Tensor, squares: Tensor, v: Tensor, phi: Phi | Angle, max_angle: float | None
 ) -> tuple[Tensor, Tensor] | None:
     """φ(K) - I of real cores, (cos φ(θ) - 1) + (sin φ(θ) / θ) K, θ² = KᵀK, if angles are small."""
-    if k.ndim == 2 and on_host(k):
-        return _smooth_turn_of_one(k, squares.tolist(), v, phi, max_angle)
+    if k.ndim == 2 and may_branch_on(k):
+        return _smooth_minus_identity_of_one(k, squares.tolist(), v, phi, max_angle)
     if not bool((squares[..., -1] <= _SMOOTH).all()):
         return None
     theta = squares.clamp_min(0).sqrt()
@@ -282,10 +284,10 @@ def _smooth_turn(
     return even + odd @ k, angle[..., -1]
 
 
-def _smooth_turn_of_one(
+def _smooth_minus_identity_of_one(
     k: Tensor, squares: list[float], v: Tensor, phi: Phi | Angle, max_angle: float | None
 ) -> tuple[Tensor, Tensor] | None:
-    """The same of one core, whose few numbers Python has as fast as a tensor's operations."""
+    """The same of one core, with scalars in Python, which is faster than operations of torch."""
     largest = math.sqrt(max(squares[-1], 0.0)) if squares else 0.0
     if not largest * largest <= _SMOOTH:
         return None
@@ -298,8 +300,8 @@ def _smooth_turn_of_one(
         half = math.sin(0.5 * angle)
         weights.append((math.sin(angle) / theta if theta else 1.0, -2.0 * half * half))
     odd, even = k.new_tensor(weights).unbind(-1)
-    turn = torch.mm(v * even, v.mT).addmm_(torch.mm(v * odd, v.mT), k)
-    return turn, k.new_tensor(angle)
+    minus_identity = torch.mm(v * even, v.mT).addmm_(torch.mm(v * odd, v.mT), k)
+    return minus_identity, k.new_tensor(angle)
 
 
 def plane_minus_identity(
@@ -330,6 +332,6 @@ def plane_minus_identity(
     plus, minus = _rotation_minus_one(angles).unbind(0)
     mean, half = 0.5 * (plus + minus), 0.5 * (plus - minus)
     unit = torch.where(radius == 0, torch.ones_like(radius), radius)
-    lean, across = half * (middle / unit), half * 1j * (beside / unit)
-    entries = torch.stack([mean + lean, across, -across, mean - lean], dim=-1)
+    diagonal, off_diagonal = half * (middle / unit), half * 1j * (beside / unit)
+    entries = torch.stack([mean + diagonal, off_diagonal, -off_diagonal, mean - diagonal], dim=-1)
     return entries.unflatten(-1, (2, 2)), angles.abs().amax(dim=0)

@@ -1,4 +1,4 @@
-"""Energies: how long a tangent gradient is, and what of it a step leaves out."""
+"""Energies: squared norms of a tangent gradient, and of the part that a step leaves out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from .tangent import tangent_times
 
 __all__ = ["tangent_energies"]
 
-# Energies are exact for matrices of so many numbers; of others a mean over probes tells them to
-# a tenth or better.
+# Up to this number of entries energies are exact; above, a mean over probes is within a tenth.
 _EXACT, _PROBES = CACHED, 64
 
 
@@ -25,8 +24,8 @@ def tangent_energies(
     .. math:: \|\Omega\|_F^2, \qquad \|\Omega - \Omega_k\|_F^2, \quad
         \Omega_k = z v^H - v z^H - v\,\operatorname{skew}(v^H z)\,v^H
 
-    exactly for matrices that stay in cache; for larger ones from the lengths of products with
-    Gaussian probes, whose mean they are, without anything n by n.
+    exactly for matrices that fit in cache; for larger ones as the mean squared length of products
+    with Gaussian probes, without n by n matrices.
 
     Args:
         x: orthonormal rows, shape ``(..., p, n)``, ``p <= n``.
@@ -57,7 +56,7 @@ def tangent_energies(
     missed = _energy(image - followed)
     if is_small:
         return total, missed
-    # The share of the step is known without probes: ‖Ω‖² = ‖Ω - Ω_k‖² + 2 ⟨Ω, Ω_k⟩ - ‖Ω_k‖².
+    # The step's own part needs no probes: ‖Ω‖² = ‖Ω - Ω_k‖² + 2 ⟨Ω, Ω_k⟩ - ‖Ω_k‖².
     y = tangent_times(x, g, v)
     across = 2 * (y.conj() * z).real.double().sum(dim=(-2, -1))
     across = across - ((v.mH @ y).conj() * w).real.double().sum(dim=(-2, -1))

@@ -1,16 +1,16 @@
-r"""Kernels in which no branch depends on a value: for accelerators, captured graphs and compilers.
+r"""Kernels without branches on values: for accelerators, captured graphs and compilers.
 
-Nothing here is read by the host, and no factorisation is used but Cholesky's and a solve of small
-matrices, in double precision. That costs what is thin: a few times n k² operations a step.
+The host reads nothing here, and the only factorisations are Cholesky's and a solve of small
+matrices, in double precision, at a cost of a few times n k² operations a step.
 
 Instead of an orthonormal basis of a step's directions, their Gram matrix is used. With a basis B,
 Gram matrix S = Bᴴ B and K = B J Bᴴ for a small J,
 
 .. math:: f(K) = f(0)\,I + B\,J\,g(S J)\,B^H, \qquad g(x) = \frac{f(x) - f(0)}{x}
 
-so that nothing has to be divided by what may be zero, and B may have dependent columns. Diagonal
-Padé approximants of the exponential, and the Cayley transform, are unitary whatever the argument:
-what rounding or truncation leaves is an error of the angle, not of the orthogonality.
+so that nothing is divided by a number that may be zero, and B may have dependent columns. Diagonal
+Padé approximants of the exponential, and the Cayley transform, are unitary for every argument:
+rounding and truncation change the angle, not the orthogonality.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from .core import Angle, Phi
 
 __all__ = [
     "LARGEST_ANGLE",
-    "dense_turn",
+    "dense_minus_identity",
     "masked_columns",
     "masked_next",
-    "pade_turn",
-    "rational_turn",
+    "pade_core",
+    "rational_core",
+    "rotation_by_gram",
     "tiny_of",
-    "turn_by_gram",
 ]
 
 LARGEST_ANGLE = 32.0
-"""Radians that no plane turns by more, since a turn by 2π is none: a larger step is shortened."""
+"""Largest rotation angle in radians; larger steps are shortened, since 2π is no rotation."""
 
-# Halvings of the generator, and products that undo them. The angle is then right to rounding up to
-# 4 radians, and to 1e-7 at 32, where no plane is that a step should turn.
+# Halvings of the generator, undone by squarings. The angle is then exact to rounding up to 4
+# radians, and to 1e-7 at 32, far above any reasonable step.
 _HALVINGS = 4
-# So much of other directions makes dependent ones independent.
+# The share of other directions that is added to make dependent columns independent.
 _OTHERS = 1e-5
-# Steps to the square root of what has eigenvalues between 1 and 1 + 32².
+# Iterations for the square root of matrices with eigenvalues between 1 and 1 + 32².
 _ROOT_STEPS = 10
 
 
@@ -49,9 +49,9 @@ def masked_columns(w: Tensor, otherwise: Tensor | None, *, passes: int = 2) -> T
 
     Args:
         w: shape ``(..., n, k)``.
-        otherwise: orthonormal columns to complete dependent ones with; without, columns have to be
+        otherwise: orthonormal columns to replace dependent ones; with None columns have to be
             independent.
-        passes: two leave rounding alone; after one, dependent columns are off by a millionth.
+        passes: after two the error is rounding; after one, a millionth for dependent columns.
 
     Reference:
         Yamamoto, Nakatsukasa, Yanagisawa and Fukaya, "Roundoff error analysis of the CholeskyQR2
@@ -68,20 +68,20 @@ def masked_columns(w: Tensor, otherwise: Tensor | None, *, passes: int = 2) -> T
 
 
 def tiny_of(x: Tensor) -> float:
-    """Return what a length that may be zero is raised to, to be divided by."""
+    """Return the smallest divisor for lengths that may be zero."""
     return torch.finfo(x.dtype).tiny
 
 
 def masked_next(v: Tensor, z: Tensor) -> Tensor:
-    """Return what z adds to orthonormal v, orthonormal: where the next sketch starts."""
+    """Return an orthonormal basis of z outside orthonormal v, the start of the next sketch."""
     rest = z - v @ (v.mH @ z)
     return masked_columns(rest, v)
 
 
-def turn_by_gram(
+def rotation_by_gram(
     v: Tensor, d: Tensor, phi: Phi, max_angle: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Return what turns points along directions, :math:`\phi(K) = I + B R`.
+    r"""Return factors of the rotation along directions, :math:`\phi(K) = I + B R`.
 
     .. math:: K = d v^H - v d^H - v\,\operatorname{skew}(v^H d)\,v^H
 
@@ -89,7 +89,7 @@ def turn_by_gram(
         v: nearly orthonormal columns, shape ``(..., n, k)``.
         d: K v, of the same shape.
         phi: which map.
-        max_angle: no plane turns by more; a larger step is shortened.
+        max_angle: largest rotation angle; a larger step is shortened.
 
     Returns:
         B = [v d/‖d‖] and R, shapes ``(..., n, 2 k)`` and ``(..., 2 k, n)``, in double precision,
@@ -106,21 +106,21 @@ def turn_by_gram(
     j[..., :k, :k] = 0.5 * (inner.mH - inner)
     generator = gram @ j
     size = size * _share(generator, size, max_angle)
-    turn = rational_turn(j * size, generator * size, gram, phi)
-    return basis, turn @ basis.mH, generator * size
+    core = rational_core(j * size, generator * size, gram, phi)
+    return basis, core @ basis.mH, generator * size
 
 
-def dense_turn(k: Tensor, phi: Phi, max_angle: float | None) -> Tensor:
+def dense_minus_identity(k: Tensor, phi: Phi, max_angle: float | None) -> Tensor:
     """Return φ(K) - I of skew-Hermitian matrices ``(..., n, n)``."""
     k = k * _share(k, torch.ones_like(k.real[..., :1, :1]), max_angle)
-    return rational_turn(k, k, None, phi)
+    return rational_core(k, k, None, phi)
 
 
 def _share(generator: Tensor, size: Tensor, max_angle: float | None) -> Tensor:
-    """Return what to shorten a step by, so that no eigenvalue of its generator exceeds a cap.
+    """Return the factor that shortens a step so that no eigenvalue of its generator exceeds a cap.
 
-    A power bounds the largest from above: by less than a tenth where users set a cap, by more
-    where it is only to keep numbers sensible.
+    The largest is bounded by the norm of a power: within a tenth where users set a cap, more
+    loosely where the cap only prevents overflow.
     """
     squarings = 2 if max_angle is None else 4
     norms = []
@@ -137,8 +137,8 @@ def _share(generator: Tensor, size: Tensor, max_angle: float | None) -> Tensor:
     return share
 
 
-def rational_turn(j: Tensor, c: Tensor, gram: Tensor | None, phi: Phi | Angle) -> Tensor:
-    r"""Return :math:`J\,g(C)`, what stands between B and Bᴴ in φ(K) - I, by solves alone.
+def rational_core(j: Tensor, c: Tensor, gram: Tensor | None, phi: Phi | Angle) -> Tensor:
+    r"""Return :math:`J\,g(C)`, the core between B and Bᴴ in φ(K) - I, by solves alone.
 
     Args:
         j: J, skew-Hermitian, shape ``(..., m, m)``.
@@ -147,10 +147,10 @@ def rational_turn(j: Tensor, c: Tensor, gram: Tensor | None, phi: Phi | Angle) -
         phi: ``"exp"``, ``"cayley"`` or ``"polar"``.
     """
     if phi == "exp":
-        turn = pade_turn(j * 0.5**_HALVINGS, c * 0.5**_HALVINGS)
+        core = pade_core(j * 0.5**_HALVINGS, c * 0.5**_HALVINGS)
         for _ in range(_HALVINGS):
-            turn = _plus_product(turn, 2, turn, turn if gram is None else gram @ turn)
-        return turn
+            core = _plus_product(core, 2, core, core if gram is None else gram @ core)
+        return core
     eye = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
     if phi == "cayley":
         return _divided(j, eye - 0.5 * c)
@@ -158,7 +158,7 @@ def rational_turn(j: Tensor, c: Tensor, gram: Tensor | None, phi: Phi | Angle) -
     return _divided(2 * j, eye + root - c)
 
 
-def pade_turn(j: Tensor, c: Tensor) -> Tensor:
+def pade_core(j: Tensor, c: Tensor) -> Tensor:
     r"""Return :math:`J\,g(C)` for the exponential of small angles, by its [5/5] approximant.
 
     Its error is 1e-16 of the angle at a quarter of a radian.
@@ -177,7 +177,7 @@ def pade_turn(j: Tensor, c: Tensor) -> Tensor:
 def _plus_product(
     x: Tensor, beta: float, left: Tensor, right: Tensor, *, alpha: float = 1.0
 ) -> Tensor:
-    """Return multiples of matrices and of a product, in one operation."""
+    """Return a linear combination of a matrix and a product, in one operation."""
     if x.ndim == 2:
         return torch.addmm(x, left, right, beta=beta, alpha=alpha)
     if x.ndim == 3:
@@ -186,13 +186,13 @@ def _plus_product(
 
 
 def _divided(x: Tensor, m: Tensor) -> Tensor:
-    """Return X M⁻¹; a singular M, which only not-a-number makes, raises nothing."""
+    """Return X M⁻¹; a singular M, which only NaN causes, raises nothing."""
     quotient: Tensor = torch.linalg.solve_ex(m, x, left=False)[0]
     return quotient
 
 
 def _square_root(a: Tensor) -> Tensor:
-    """Return the square root of A whose eigenvalues are at least 1.
+    """Return the square root of A, with eigenvalues of at least 1.
 
     Reference:
         Higham (2008), equation 6.29, the product form of Denman and Beavers' iteration.

@@ -1,4 +1,4 @@
-"""Polishing where nothing is read: some rows at every step, in the place of many now and then."""
+"""Polishing without branches on values: a few rows at every step."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ __all__ = ["rows_due"]
 def rows_due(
     x: Tensor, step: int | Tensor, *, all_rows: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    r"""Return what keeps rounding from accumulating in rows, for the few whose turn it is.
+    r"""Return the polish's correction of the few rows that are due at a step.
 
     .. math:: X_J \leftarrow X_J - E_J X, \qquad E_J = X_J X^H - I_J
 
-    where errors inside of J, which both rows mend, count half.
+    where errors within J, which both rows correct, count half.
 
     Args:
         x: nearly orthonormal rows, shape ``(..., p, n)``.
-        step: count of the steps taken, an integer tensor where it is on a device.
+        step: number of steps taken, an integer tensor if on a device.
         all_rows: take all of them at every step.
 
     Returns:
-        The numbers of the rows J, None for all, what to subtract there, and an estimate of
+        The indices of the rows J, None for all, the correction to subtract, and an estimate of
         :math:`\|X X^H - I\|_F / \sqrt p` of each matrix.
     """
     p = x.shape[-2]

@@ -1,4 +1,4 @@
-"""Polishing: keeping rounding errors from accumulating, at a bounded share of a step's cost."""
+"""Polishing: correcting rounding errors, at a bounded share of a step's cost."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _WIDE, _STRIPS = 512, 4
 
 
 def _period(p: int) -> int:
-    # In a few columns the roundings of single steps do not average out.
+    # With few columns the rounding of single steps does not average out.
     return 1 if p <= 4 else 4 if p <= _BLOCK else 16 if p <= 512 else 32
 
 
 def _gram(x: Tensor) -> Tensor:
-    """Xᴴ X; for large matrices the strips above the diagonal alone, and their adjoints."""
+    """Return Xᴴ X; for large matrices from the strips above the diagonal."""
     p = x.shape[-1]
     if x.ndim > 2 or p < _WIDE:
         return x.mH @ x
@@ -50,7 +50,7 @@ def newton_schulz_(x: Tensor) -> Tensor:
 
 
 def newton_schulz(x: Tensor, *, out: Tensor) -> Tensor:
-    """Write what :func:`newton_schulz_` makes of ``x`` to ``out``, at once."""
+    """Write the result of :func:`newton_schulz_` to ``out``, in one call."""
     gram = _gram(x)
     gram.diagonal(dim1=-2, dim2=-1).sub_(1)
     return torch.sub(x, x @ gram, alpha=0.5, out=out)
@@ -62,8 +62,8 @@ def polish_block_(x: Tensor, start: int, stop: int) -> Tensor:
     .. math:: X_J \leftarrow X_J - X_{\bar J} X_{\bar J}^H X_J
         - \tfrac12 X_J (X_J^H X_J - I)
 
-    Pairs inside the block share the correction; a pair with one column outside
-    is corrected whole here, so a sweep over all blocks mends every pair twice.
+    Pairs inside the block share the correction; a pair with one column outside is corrected fully,
+    so a sweep over all blocks corrects every pair twice.
 
     Args:
         x: shape ``(..., n, p)``, nearly orthonormal columns; cost O(n p (stop - start)).
@@ -82,10 +82,10 @@ def polish_block_(x: Tensor, start: int, stop: int) -> Tensor:
 
 
 def columns_due(p: int, *, step: int) -> tuple[int, int]:
-    """Return which few columns are to be mended at a step, from the first to before the second.
+    """Return the range of the few columns to polish at a step.
 
-    As many in all as :func:`polish_` mends, but some at each step in the place of many now and
-    then: for where mends are sent between processes.
+    As many in all as in :func:`polish_`, but some at every step instead of many at intervals, for
+    matrices whose corrections are communicated.
     """
     count = min(p, -(-_BLOCK // _period(p)))
     start = step % -(-p // count) * count
@@ -93,21 +93,20 @@ def columns_due(p: int, *, step: int) -> tuple[int, int]:
 
 
 def polishes_at(p: int, *, step: int) -> bool:
-    """Tell whether it is the turn of a block of p columns at a step."""
+    """Tell whether a matrix of p columns is polished at a step."""
     period = _period(p)
     return step % period == period - 1
 
 
 def polish_(x: Tensor, *, step: int) -> Tensor:
-    """Polish the block of columns whose turn it is at this step, in place.
+    """Polish the block of columns that is due at this step, in place.
 
-    Every ``period`` steps one block of columns is mended, the next one at the
-    next turn, so the cost per step is O(k n p) with a small k and the whole
-    matrix is swept at regular intervals.
+    Every ``period`` steps the next block of columns is corrected, so the cost per step is O(k n p)
+    with a small k, and all columns are corrected at regular intervals.
 
     Args:
         x: shape ``(..., n, p)``, ``p <= n``, nearly orthonormal columns.
-        step: count of the steps taken; it alone decides the block.
+        step: number of steps taken, which determines the block.
     """
     p = x.shape[-1]
     if x.numel() == 0 or not polishes_at(p, step=step):

@@ -1,7 +1,7 @@
-"""Products of a large matrix with a few rows or columns, as fast as memory gives the matrix.
+"""Products of a large matrix with a few rows or columns, at the speed of reading it.
 
-BLAS libraries are made for products with many. With few they leave cores idle or copy what they
-read; as a batch of blocks of rows the same products run at the speed of reading.
+BLAS libraries are tuned for products with many. With few they leave cores idle or copy the matrix;
+as a batch of blocks of rows the same products run at memory bandwidth.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ __all__ = [
     "times_columns",
 ]
 
-# What has so many numbers stays in cache, where reading it again costs little.
+# Elements that fit in cache, where reading again is cheap.
 CACHED = 512 * 512
 _BLOCKS = 16
-# From so many numbers on blocks of so many rows are worth their calls twice over.
+# From this number of elements on blocks of this many rows are worth their calls.
 _HUGE, _ROWS = 2**22, 64
 # From this many rows on BLAS uses all cores by itself.
 _FEW = 32
-# Up to this many columns a product is added fastest strip of long rows by strip.
+# Up to this many columns a product is added fastest in strips of long rows.
 _THIN, _STRIP, _LONG = 8, 8, 1024
 
 
 def _is_large(x: Tensor) -> bool:
-    """Whether blocks of a matrix are worth their calls."""
+    """Whether a product in blocks of rows is faster."""
     return x.ndim == 2 and x.numel() > CACHED and x.device.type == "cpu"
 
 
 def _is_conj(x: Tensor) -> bool:
-    # Of real tensors it is not asked, since it cannot be compiled.
+    # Not for real tensors, since is_conj cannot be compiled.
     return x.is_complex() and x.is_conj()
 
 
@@ -53,7 +53,7 @@ def _is_stripped(x: Tensor, count: int) -> bool:
 
 
 def _are_batches(x: Tensor, other: Tensor) -> bool:
-    # A call of matmul is six of other operations.
+    # A call of matmul costs as much as six other operations.
     return x.ndim == other.ndim == 3 and x.shape[0] == other.shape[0]
 
 
@@ -77,12 +77,12 @@ def rows_times(rows: Tensor, x: Tensor) -> Tensor:
             return torch.bmm(blocks, x.view(_BLOCKS, -1, x.shape[1])).sum(dim=0)
         if _is_cut(x.mT, rows.shape[-2]):
             return times_columns(x.mT, rows.mT).mT
-    # A call of matmul is two of mm.
+    # A call of matmul costs as much as two of mm.
     return torch.mm(rows, x) if x.ndim == 2 else rows @ x
 
 
 def less_rows_times_(y: Tensor, rows: Tensor, x: Tensor) -> Tensor:
-    r"""Halve what a product leaves of rows, :math:`Y \leftarrow \tfrac12 (Y - R X)`.
+    r"""Subtract a product from rows and halve, :math:`Y \leftarrow \tfrac12 (Y - R X)`.
 
     Args:
         y: Y, shape ``(..., k, p)``.
@@ -107,11 +107,11 @@ def times_columns(x: Tensor, columns: Tensor) -> Tensor:
     if _is_conj(x) and x.ndim == 2:
         return rows_times(columns.mH, x.mH).mH
     if _are_batches(x, columns):
-        # The BLAS takes a few columns best as rows, however x is stored.
+        # BLAS is fastest with the few columns as rows, however x is stored.
         return torch.bmm(columns.mT, x.mT).mT
     if _is_large(x):
         if _is_cut(x, columns.shape[-1]):
-            # One column is contiguous whatever its strides say; BLAS goes by what they say.
+            # A single column is contiguous, but BLAS looks at its strides.
             rows = columns.mT.contiguous().flatten().view(columns.shape[-1], -1)
             rows = rows.expand(_BLOCKS, -1, -1)
             blocks = torch.bmm(rows, x.view(_BLOCKS, -1, x.shape[1]).mT)
@@ -122,18 +122,18 @@ def times_columns(x: Tensor, columns: Tensor) -> Tensor:
 
 
 def is_read_once(x: Tensor, count: int) -> bool:
-    """Whether a large matrix is worth reading in blocks of rows that stay in cache between uses."""
+    """Whether to read a large matrix in blocks of rows that stay in cache between uses."""
     fits = x.ndim == 2 and x.numel() >= _HUGE and x.is_contiguous() and not x.is_complex()
     return fits and x.is_cpu and count <= _FEW and x.shape[0] % (2 * _ROWS) == 0
 
 
 def _sub_blocks() -> int:
-    """Rows of a block go to so many threads."""
+    """Return the number of threads that the rows of a block are divided among."""
     return min(max(2, 1 << (torch.get_num_threads() - 1).bit_length()), 16)
 
 
 def are_read_once(x: Tensor, g: Tensor, count: int) -> bool:
-    """Whether two large matrices are, of which one column needs larger ones to pay."""
+    """The same for two matrices; a single column needs larger ones."""
     is_worth = count > 1 or x.numel() >= 4 * _HUGE
     return is_worth and is_read_once(x, count) and is_read_once(g, count)
 
@@ -141,10 +141,10 @@ def are_read_once(x: Tensor, g: Tensor, count: int) -> bool:
 def skew_products(x: Tensor, g: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return :math:`\tfrac12 (X^T G - G^T X)\,v` and X v, reading X and G once from memory.
 
-    A block of rows that has given its part of X v and G v is still in cache when these multiply it.
+    Each block of rows is still in cache for its second product.
 
     Args:
-        x: X, shape ``(p, n)``, as :func:`is_read_once` asks for.
+        x: X, shape ``(p, n)``, see :func:`is_read_once`.
         g: G, of the same kind.
         rows: the transpose of v, shape ``(k, n)``.
 
@@ -169,7 +169,7 @@ def skew_columns(y: Tensor, rows: Tensor, *, clear: bool) -> Tensor:
     r"""Return :math:`\tfrac12 (Y - Y^T)\,v`, reading Y once from memory.
 
     Args:
-        y: Y, square, as :func:`is_read_once` asks for.
+        y: Y, square, see :func:`is_read_once`.
         rows: the transpose of v, shape ``(k, n)``.
         clear: leave zeros in Y, block by block while they are in cache.
 
@@ -197,7 +197,7 @@ def add_product_(x: Tensor, left: Tensor, right: Tensor, *, beta: float = 1.0) -
         x: X, shape ``(..., n, p)``; it may have any strides.
         left: L, shape ``(..., n, k)``, k small.
         right: R, shape ``(..., k, p)``.
-        beta: 1, or 0 to write over X without reading it.
+        beta: 1, or 0 to overwrite X without reading it.
     """
     if _is_conj(x):
         add_product_(x.mH, right.mH, left.mH, beta=beta)

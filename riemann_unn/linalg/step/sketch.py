@@ -1,6 +1,6 @@
 """Sketches: a matrix Δ as a product of two thin factors, Δ ≈ A Bᴴ with k columns each.
 
-They know nothing of the point that Δ is a gradient at; see :mod:`.tangent` for those that do.
+They do not depend on the point of the gradient Δ; see :mod:`.tangent` for sketches that do.
 Every sketch is scale-free: ``sketch(c * Δ)`` is ``(c * A, B)``, with no epsilon that would
 shrink small updates. Factors are stored column-major (the transpose of a contiguous
 ``(k, n)`` tensor), which is the fast layout for products with a large row-major matrix.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..factor import column_norms, svd, thin_qr
-from ..host import on_host
+from ..value_branches import may_branch_on
 from .masked import masked_columns, tiny_of
 from .products import rows_times, times_columns
 
@@ -29,25 +29,25 @@ __all__ = [
 SketchMethod = Literal["lsi", "column", "svd"]
 """Name of a sketch, see :func:`sketch`."""
 
-# Lengths between this and its inverse are safe from underflow and overflow in every precision.
+# Lengths between this and its inverse neither underflow nor overflow when squared.
 _USUAL = 1e-15
 
 
 def is_usual(length: float) -> bool:
-    """Tell whether squares of a length, and of what is much shorter, can be trusted."""
+    """Tell whether squares of a length, and of much shorter ones, are accurate."""
     return _USUAL < length < 1 / _USUAL
 
 
 def orthonormal_columns(w: Tensor, *, otherwise: Tensor | None = None) -> Tensor:
     """Return orthonormal columns that span those of ``w``, shape ``(..., n, k)``, k <= n.
 
-    Where columns are dependent, others complete the set; a single zero column becomes that of
-    ``otherwise``, or stays zero. Not-a-number spreads to the result.
+    Dependent columns are replaced by others; a single zero column by that of ``otherwise``, or it
+    stays zero. NaN propagates to the result.
     """
     if w.numel() == 0:
         return w
     if w.shape[-1] > 1:
-        if not on_host(w):
+        if not may_branch_on(w):
             return masked_columns(w, otherwise)
         q: Tensor = thin_qr(w)[0].to(w.dtype)
         return q
@@ -59,7 +59,7 @@ def orthonormal_rows(w: Tensor, *, otherwise: Tensor | None = None, passes: int 
     if w.numel() == 0:
         return w
     if w.shape[-2] > 1:
-        if not on_host(w):
+        if not may_branch_on(w):
             columns = None if otherwise is None else otherwise.mH
             return masked_columns(w.mH, columns, passes=passes).mH
         if w.dtype == torch.float32 and w.ndim == 2:
@@ -72,7 +72,7 @@ def orthonormal_rows(w: Tensor, *, otherwise: Tensor | None = None, passes: int 
 
 def _units(w: Tensor, otherwise: Tensor | None, dim: int) -> Tensor:
     """Return vectors along ``dim`` as unit vectors."""
-    if w.ndim == 2 and on_host(w):
+    if w.ndim == 2 and may_branch_on(w):
         norm = torch.linalg.vector_norm(w)
         if is_usual(norm.item()):
             unit: Tensor = w / norm
@@ -145,7 +145,7 @@ def sketch(
     B has orthonormal columns, so A carries the size of Δ. The product is exact
     when ``rank`` is at least the rank of Δ. Methods, with their passes over Δ:
 
-    - ``"lsi"``: the row space that Gaussian rows R see, :math:`B = \operatorname{orth}(\Delta^H
+    - ``"lsi"``: the row space spanned by Gaussian rows R, :math:`B = \operatorname{orth}(\Delta^H
       R^H)`, :math:`A = \Delta B` (2 passes).
     - ``"column"``: projection on columns sampled by their energy (2 passes).
     - ``"svd"``: the truncated singular value decomposition, the best there is.

@@ -1,9 +1,9 @@
-"""Tangent directions: a few columns v of the skew-Hermitian Ω that a gradient is at a point.
+"""Tangent directions: a few columns v on which the skew-Hermitian Ω of a gradient is known.
 
 Points here are square or wide, X of shape ``(..., p, n)`` with orthonormal rows, ``p <= n``, and
-move by X⁺ = X φ(-lr Ω), Ω = ½ (Xᴴ G - Gᴴ X). Ω is n by n and not formed, but for the smallest:
-all that is asked of it is Ωv. For square X the entries of Ω are coordinates in the Lie algebra,
-the same at every point; for wide X a tangent vector U at X stands for the Ω of the displacement U.
+move by X⁺ = X φ(-lr Ω), Ω = ½ (Xᴴ G - Gᴴ X). Ω is n by n and only formed if small; otherwise only
+products Ωv are computed. For square X the entries of Ω are coordinates in the Lie algebra, the same
+at every point; for wide X a tangent vector U at X represents the Ω of the displacement U.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..factor import DOUBLE, real_dtype, thin_qr
-from ..host import on_host
 from ..maps import skew
+from ..value_branches import may_branch_on
 from .core import leading_directions, leading_of, planes_of
 from .masked import masked_next
 from .products import (
@@ -59,20 +59,19 @@ class Draws(Protocol):
     """A source of random rows."""
 
     def __call__(self, k: int, n: int) -> tuple[Tensor, float]:
-        """Return real rows ``(k, n)``, and what makes their entries numbers of variance 1.
+        """Return real rows ``(k, n)``, and the factor that gives their entries variance 1.
 
         They are the same for every matrix of a batch; real for complex points too, so that a
         complex problem with zero imaginary part takes the steps of the real one.
         """
 
 
-# Of what stays in cache more applications cost little, and fresh columns may weigh more; measured,
-# see docs/benchmarks.md.
+# In cache more applications of Ω are cheap, and random columns may get more weight; measured, see
+# docs/benchmarks.md.
 _APPLIES, _FRESH = (3, 1), (0.5, 0.3)
-# Of the share of Ω that planes at every step find, planes at every fourth lose a hundredth or two.
+# How often a sketch starts from planes; at every fourth step it captures 1 or 2 percent less of Ω.
 _PLANES_EVERY = 4
-# Up to this n, and for so many operations, one product makes Ω and is faster than the calls of
-# thin ones.
+# Up to this n, and this number of operations, forming Ω is faster than thin products.
 _FORMED, _OPERATIONS = 128, 2**23
 
 
@@ -95,7 +94,7 @@ def tangent_times(x: Tensor, g: Tensor, v: Tensor, xv: Tensor | None = None) -> 
 
 def tangent_images(x: Tensor, g: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return Ωv, see :func:`tangent_times`, and X v."""
-    if are_read_once(x, g, v.shape[-1]) and on_host(x):
+    if are_read_once(x, g, v.shape[-1]) and may_branch_on(x):
         return skew_products(x, g, v.mT.contiguous())
     xv = times_columns(x, v)
     return tangent_times(x, g, v, xv), xv
@@ -111,14 +110,15 @@ def tangent_coordinates(
 
     Args:
         x: shape ``(..., p, n)``.
-        delta: what a base optimizer wrote, for square X in the Lie algebra; shape of ``x``.
+        delta: the displacement of a base optimizer, for square X in the Lie algebra; shape of
+            ``x``.
         v: shape ``(..., n, k)``.
         xv: X v, if it is known.
-        clear: leave zeros in ``delta``, which costs less while it is read.
+        clear: leave zeros in ``delta``, which is cheaper while it is read.
     """
-    # Only the skew part moves; Adam's symmetric one is rounding, scaled to full size.
+    # Only the skew part moves X; Adam scales rounding in the symmetric part to full size.
     is_square = x.shape[-2] == x.shape[-1]
-    if is_square and is_read_once(delta, v.shape[-1]) and on_host(delta):
+    if is_square and is_read_once(delta, v.shape[-1]) and may_branch_on(delta):
         return skew_columns(delta, v.mT.contiguous(), clear=clear)
     if is_square:
         d = times_columns(delta, v).sub_(rows_times(v.mH, delta).mH).mul_(0.5)
@@ -132,7 +132,7 @@ def tangent_coordinates(
 def tangent_gradient(
     x: Tensor, v: Tensor, z: Tensor, xv: Tensor, *, out: Tensor | None = None
 ) -> Tensor:
-    r"""Return the Riemannian gradient that z = Ω v tells of, in the coordinates of a base.
+    r"""Return the Riemannian gradient on the directions v, from z = Ω v, for a base.
 
     .. math:: \Omega_k = z v^H - v z^H - v\,\operatorname{skew}(v^H z)\,v^H
         = \Omega - (I - v v^H)\,\Omega\,(I - v v^H)
@@ -149,7 +149,7 @@ def tangent_gradient(
         out: where to write the result.
     """
     right = torch.cat([v, z], dim=-1)
-    # Of one real direction v is orthogonal to z.
+    # For one real direction v is orthogonal to z.
     is_one = v.shape[-1] == 1 and not v.is_complex()
     left = z if is_one else z - v @ skew(v.mH @ z)
     if x.shape[-2] < x.shape[-1]:
@@ -177,7 +177,7 @@ def core_of(v: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return q, r, half - half.mT
     e, f = r[..., :k], r[..., k:]
     half = f @ e.mH
-    # The part inside v is in both terms of K, and counts once.
+    # The part in the span of v is in both terms of K, and counts once.
     if r.is_complex():
         half = half - 0.5 * (e @ (e.mH @ f)) @ e.mH
     else:  # R is triangular
@@ -187,7 +187,7 @@ def core_of(v: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @lru_cache(maxsize=64)
 def _once(k: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return weights 2k by 2k that count what is in both of two terms once."""
+    """Return 2k by 2k weights that count entries in both of two terms once."""
     with torch.inference_mode(False):
         weights = torch.ones(2 * k, 2 * k, dtype=dtype, device=device)
         weights[:k, :k] = 0.5
@@ -195,12 +195,12 @@ def _once(k: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def next_directions(v: Tensor, z: Tensor, *, by_planes: bool = True) -> Tensor:
-    """Return columns where the next sketch starts: one of each plane of Ω_k, or what z adds to v.
+    """Return the columns that start the next sketch: one of each plane of Ω_k, or z outside v.
 
-    To start from z itself would waste columns: v and z come to hold both directions of the same
-    planes. One of each plane is best, but near planes of equal angles it is up to rounding, so
-    that computations that round otherwise part; what z adds to v is not, and is as good for some
-    steps (``starts_by_planes``). Of a single plane both are the same.
+    Starting from z itself would waste columns: v and z come to span the same planes. One direction
+    of each plane is best, but near planes of equal angles it depends on rounding, so that processes
+    may diverge; z outside v does not, and is as good for some steps (``starts_by_planes``). For a
+    single plane both are the same.
 
     Args:
         v: orthonormal columns, shape ``(..., n, k)``.
@@ -208,10 +208,10 @@ def next_directions(v: Tensor, z: Tensor, *, by_planes: bool = True) -> Tensor:
         by_planes: which of the two.
     """
     if v.shape[-1] == 1:
-        # Of a real Ω, z is orthogonal to v.
+        # For a real Ω, z is orthogonal to v.
         rest = z - v @ (v.mH @ z) if z.is_complex() else z
         return orthonormal_columns(rest, otherwise=v)
-    if not on_host(z):
+    if not may_branch_on(z):
         return masked_next(v, z)
     if not by_planes:
         return thin_qr(torch.cat([v, z], dim=-1))[0][..., v.shape[-1] :].to(v.dtype)
@@ -225,7 +225,7 @@ def starts_by_planes(step: int) -> bool:
 
 
 def _best_directions(x: Tensor, g: Tensor, rank: int) -> Tensor:
-    """The v whose Ω_k is the best matrix of rank 2k there is, by all eigenvectors of Ω."""
+    """Return the v with the best Ω_k, by an eigendecomposition of Ω."""
     omega = skew(x.mH @ g)
     leading = leading_directions(omega, *planes_of(omega), rank)
     leading = leading.to(DOUBLE.get(x.dtype, x.dtype))
@@ -248,11 +248,11 @@ def tangent_directions(
     The methods are:
 
     - ``"tangent"``: subspace iteration on Ω from ``start`` plus fresh Gaussian columns: three
-      applications of Ω where X stays in cache, else one; one more without ``start``. An
+    applications of Ω where X fits in cache, else one; one more without ``start``. An
       application reads X and G twice; for n up to 64 Ω is formed instead.
-    - ``"svd"``: those of the best Ω_k there is, by an eigendecomposition, O(n³).
+    - ``"svd"``: those of the best Ω_k, by an eigendecomposition, O(n³).
     - ``"lsi"``, ``"column"``: the right factor of a sketch :math:`A v^H` of the *Euclidean* G, and
-      :math:`z = \operatorname{skew}(X^H A v^H)\,v`, as projUNN was published. What they leave out
+      :math:`z = \operatorname{skew}(X^H A v^H)\,v`, as projUNN was published. The part left out
       need not be small where z is, so that steps may stop at points that are not critical.
 
     Args:
@@ -264,8 +264,8 @@ def tangent_directions(
         generator: source of the random columns; the default is the global one.
 
     Returns:
-        v of shape ``(..., n, k)`` with orthonormal columns, z of the same shape, and X v. Not a
-        number or infinity in ``g`` reaches z, but for ``"svd"`` and ``"column"``.
+        v of shape ``(..., n, k)`` with orthonormal columns, z of the same shape, and X v. NaN or
+        infinity in ``g`` reaches z, except for ``"svd"`` and ``"column"``.
 
     Raises:
         ValueError: the method is unknown.
@@ -310,7 +310,7 @@ def first_rows(
     draws: Draws,
     is_cached: bool | None = None,
 ) -> Tensor:
-    """Return the rows that a subspace iteration begins with: a start mixed with random ones.
+    """Return the first rows of a subspace iteration: a start mixed with random ones.
 
     Args:
         shape: of the points, ``(..., p, n)``.
@@ -337,7 +337,7 @@ def _is_large(shape: torch.Size, is_cached: bool | None) -> bool:
 
 
 def applications(shape: torch.Size, start: Tensor | None, *, is_cached: bool | None = None) -> int:
-    """Return how often a subspace iteration applies Ω, Ωv of the last v included."""
+    """Return the number of applications of Ω in a subspace iteration, the last Ωv included."""
     return 1 + _APPLIES[_is_large(shape, is_cached)] - (start is not None)
 
 
@@ -350,7 +350,7 @@ def iterate(
     draws: Draws,
     is_cached: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return v, Ωv and, where it comes for nothing, X v, by ``"tangent"``.
+    """Return v, Ωv and, where it is a by-product, X v, by ``"tangent"``.
 
     Args:
         x: points, shape ``(..., p, n)``, at most one batch dimension.
@@ -358,7 +358,7 @@ def iterate(
         rank: k.
         start: rows ``(..., k, n)``, or None.
         draws: see :func:`first_rows`.
-        is_cached: whether X stays in cache; by default, whether each of its matrices does.
+        is_cached: whether X fits in cache; by default, whether each of its matrices does.
     """
     n, count = x.shape[-1], applications(x.shape, start, is_cached=is_cached)
     rows = first_rows(x.shape, x, rank=rank, start=start, draws=draws, is_cached=is_cached)
@@ -386,26 +386,27 @@ def leading_rows(first: Tensor, apply: Callable[[Tensor], Tensor], count: int) -
         count: q, small.
     """
     rows = first
-    if count and first.ndim == 2 and len(first) == 1 and on_host(first):
+    if count and first.ndim == 2 and len(first) == 1 and may_branch_on(first):
         for _ in range(count):
             rows = apply(rows)
         norm = torch.linalg.vector_norm(rows)
-        if is_usual(norm.item()):  # else digits were lost on the way
+        if is_usual(norm.item()):  # else intermediate results may have lost digits
             unit: Tensor = rows / norm
             return unit
         rows = first
-    if not on_host(first) and count:
+    if not may_branch_on(first) and count:
         return _leading_rows_masked(first, apply, count)
     if first.shape[-2] == 1 or not count:
         rows = orthonormal_rows(rows)
     for _ in range(count):
-        # Without the orthonormal rows in between, rounding would grow with powers of the spectrum.
+        # Orthonormal rows after each application, or rounding would grow with powers of the
+        # spectrum.
         rows = orthonormal_rows(apply(rows), otherwise=rows)
     return rows
 
 
 def _leading_rows_masked(first: Tensor, apply: Callable[[Tensor], Tensor], count: int) -> Tensor:
-    """The same without a look at lengths, and so that no length leaves the exponent range."""
+    """The same without branches on lengths, scaled so that no length overflows."""
     rows = first
     if first.shape[-2] > 1:
         for i in range(count):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import riemann_unn as ru
-from riemann_unn.init.warm_start.fresh import random_gain
+from riemann_unn.init.warm_start.untrained import random_gain
 from tests.init.warm_start.nets import error_on, seeded, stack
 from tests.init.warm_start.resnet import untrained
 from tests.support import assert_on_manifold, gaussian
@@ -26,7 +26,7 @@ def spoiled_gains(monkeypatch, factor):
     from riemann_unn.init.warm_start import warm_start
 
     monkeypatch.setattr(warm_start, "_gain", lambda w, u, m: factor * float(w.norm() / u.norm()))
-    monkeypatch.setattr(warm_start, "keep_signals_", lambda placed: False)
+    monkeypatch.setattr(warm_start, "set_initial_gains_", lambda placed: False)
 
 
 def converted(model, tags=ALL, **kwargs):

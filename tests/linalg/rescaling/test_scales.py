@@ -240,7 +240,7 @@ def test_dead_channels_keep_zero_whatever_the_origin():
         b.energy[b.feeds == 0] = 0
     origin = torch.randn(net.channels, dtype=torch.float64, generator=generator(9))
     found = balance_energies(energies, net.channels, origin=origin)
-    assert found.converged and found.dead[0] and found.z[0] == 0
+    assert found.converged and found.unscaled[0] and found.z[0] == 0
 
 
 def test_products_out_of_range_are_foreseen():

@@ -162,7 +162,7 @@ def test_dead_channels_are_left_alone():
     blocks[1].energy[:, 3] = 0  # nothing feeds channel 3
     blocks[2].energy[:, :, 5] = 0  # nothing reads channel 5
     found = balance_energies(blocks, channels)
-    assert torch.nonzero(found.dead).squeeze(1).tolist() == [3, 5]
+    assert torch.nonzero(found.unscaled).squeeze(1).tolist() == [3, 5]
     assert found.z[3] == found.z[5] == 0
     assert found.converged and torch.isfinite(found.z).all()
 
@@ -179,7 +179,7 @@ def test_no_energy_at_all_changes_nothing():
     for block in blocks:
         block.energy.zero_()
     found = balance_energies(blocks, channels)
-    assert found.converged and found.dead.all() and not found.z.any()
+    assert found.converged and found.unscaled.all() and not found.z.any()
 
 
 def test_a_common_factor_of_the_energies_changes_nothing_but_the_objective():

@@ -16,7 +16,6 @@ from riemann_unn.linalg import (
     retract_low_rank,
     tangent_directions,
 )
-from riemann_unn.linalg.host import WithoutReading
 from riemann_unn.linalg.maps import skew
 from riemann_unn.linalg.step.masked_polish import rows_due
 from riemann_unn.linalg.step.polish import newton_schulz_
@@ -26,7 +25,8 @@ from riemann_unn.linalg.step.tangent import (
     tangent_coordinates,
     tangent_gradient,
 )
-from riemann_unn.linalg.step.update import factors_of_turn, rotate_low_rank_, rotate_whole_
+from riemann_unn.linalg.step.update import rotate_low_rank_, rotate_whole_, rotation_factors_lazily
+from riemann_unn.linalg.value_branches import WithoutReading
 from tests.support import gaussian, point, rounding
 
 CASES = [((12, 12), 1, torch.float32), ((12, 12), 3, torch.float64), ((6, 20), 2, torch.float32)]
@@ -91,7 +91,7 @@ def kernels(shape, k, dtype):
             return x, added
 
         def factors(v, d, phi=phi):
-            return factors_of_turn(v, d, phi=phi, max_angle=None, by_planes=True)[:2]
+            return rotation_factors_lazily(v, d, phi=phi, max_angle=None, by_planes=True)[:2]
 
         def retracted(x, a, b, phi=phi):
             return retract_low_rank(x, a, b, phi=phi)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from riemann_unn.linalg.host import WithoutReading
 from riemann_unn.linalg.maps import skew
 from riemann_unn.linalg.step.masked import (
     LARGEST_ANGLE,
-    dense_turn,
+    dense_minus_identity,
     masked_columns,
     masked_next,
-    turn_by_gram,
+    rotation_by_gram,
 )
 from riemann_unn.linalg.step.masked_polish import rows_due
 from riemann_unn.linalg.step.tangent import (
@@ -23,7 +22,8 @@ from riemann_unn.linalg.step.tangent import (
     tangent_gradient,
     tangent_times,
 )
-from riemann_unn.linalg.step.update import rotate_whole_, turn_low_rank_
+from riemann_unn.linalg.step.update import rotate_low_rank_lazily_, rotate_whole_
+from riemann_unn.linalg.value_branches import WithoutReading
 from tests.support import (
     COMPLEX,
     DTYPES,
@@ -78,7 +78,7 @@ def test_turns_against_eigenvectors_of_the_whole_generator(phi, dtype, shape, k)
         for known in (x @ v, None):
             moved = x.clone()
             with WithoutReading(), Unread():
-                turn_low_rank_(moved, v, d, known, phi=phi, max_angle=None, by_planes=True)
+                rotate_low_rank_lazily_(moved, v, d, known, phi=phi, max_angle=None, by_planes=True)
             limit = 2e-6 if dtype in SINGLE else 1e-12 if size <= 4 else 1e-8
             assert (moved - expected).abs().max() <= limit * max(1, size), size
             assert error(moved) <= rounding(dtype, shape[-1], factor=8 if size < 4 else 32), size
@@ -92,7 +92,7 @@ def test_moves_of_any_size_stay_on_the_manifold(phi, dtype, shape, k):
     for size in (1e-30, 1e3, 1e8, 1e30 if dtype in SINGLE else 1e120):
         x, v, d = move(shape, k, dtype, 1.0)
         with WithoutReading():
-            turn_low_rank_(x, v, d * size, None, phi=phi, max_angle=None, by_planes=True)
+            rotate_low_rank_lazily_(x, v, d * size, None, phi=phi, max_angle=None, by_planes=True)
         assert error(x) <= rounding(dtype, shape[-1], factor=64), size
 
 
@@ -103,7 +103,7 @@ def test_a_zero_move_changes_no_bit(phi, dtype, shape, k):
     x, v, d = move(shape, k, dtype, 1.0)
     before = x.clone()
     with WithoutReading():
-        angle, added = turn_low_rank_(
+        angle, added = rotate_low_rank_lazily_(
             x, v, torch.zeros_like(d), x @ v, phi=phi, max_angle=0.1, by_planes=True
         )
     assert torch.equal(x, before) and torch.isfinite(added).all()
@@ -121,7 +121,7 @@ def test_moves_along_dependent_directions(phi, dtype, k):
     for name, other in {"rank one": thin, "inside": within, "a zero column": some}.items():
         moved = x.clone()
         with WithoutReading():
-            _, added = turn_low_rank_(
+            _, added = rotate_low_rank_lazily_(
                 moved, v, other, None, phi=phi, max_angle=None, by_planes=True
             )
         expected = double(x) @ turn(generator_of(v, other), phi)
@@ -139,10 +139,14 @@ def test_no_plane_turns_by_more_than_a_cap(dtype, shape, k):
         x, v, d = move(shape, k, dtype, 3.0)
         with WithoutReading():
             moved = x.clone()
-            angle, _ = turn_low_rank_(moved, v, d, None, phi=phi, max_angle=0.2, by_planes=True)
+            angle, _ = rotate_low_rank_lazily_(
+                moved, v, d, None, phi=phi, max_angle=0.2, by_planes=True
+            )
             expected, fine = x.clone(), x.clone()
-            turn_low_rank_(expected, v, d * 1e-2, None, phi=phi, max_angle=None, by_planes=True)
-            turn_low_rank_(fine, v, d * 1e-2, None, phi=phi, max_angle=0.2, by_planes=True)
+            rotate_low_rank_lazily_(
+                expected, v, d * 1e-2, None, phi=phi, max_angle=None, by_planes=True
+            )
+            rotate_low_rank_lazily_(fine, v, d * 1e-2, None, phi=phi, max_angle=0.2, by_planes=True)
         # The bound is within a tenth of the largest plane's angle; φ itself only shortens.
         assert angle().amax() <= 0.2 + 1e-6
         if phi == "exp":
@@ -157,7 +161,7 @@ def test_what_is_no_number_spreads_to_the_point_alone_and_raises_nothing():
         d[0, 2, 0] = float("nan")
         before = x.clone()
         with WithoutReading():
-            turn_low_rank_(x, v, d, None, phi="exp", max_angle=None, by_planes=True)
+            rotate_low_rank_lazily_(x, v, d, None, phi="exp", max_angle=None, by_planes=True)
         assert x[0].isnan().any() and not x[1].isnan().any()
         assert (x[1] - before[1]).abs().max() > 0.01
 
@@ -189,7 +193,7 @@ def test_a_turn_by_too_much_is_a_shorter_turn_in_the_same_planes(phi):
     k = skew(gaussian(6, 6))
     k = k * (1e5 / torch.linalg.matrix_norm(k, 2))
     share = turn(k * (LARGEST_ANGLE / 1e5), phi)
-    found = dense_turn(k, phi, None) + torch.eye(6, dtype=k.dtype)
+    found = dense_minus_identity(k, phi, None) + torch.eye(6, dtype=k.dtype)
     assert torch.linalg.matrix_norm(found @ share - share @ found) <= 1e-6
     assert error(found) <= 1e-11
 
@@ -292,7 +296,7 @@ def test_the_ordinary_path_is_seen_to_read():
     for k in (1, 3):
         x, v, d = move((12, 12), k, torch.float32, 1.0)
         with pytest.raises(ReadError), Unread():
-            turn_low_rank_(x, v, d, None, phi="exp", max_angle=None, by_planes=True)
+            rotate_low_rank_lazily_(x, v, d, None, phi="exp", max_angle=None, by_planes=True)
     with pytest.raises(ReadError), Unread():
         rotate_whole_(x, skew(x), phi="polar")
     with pytest.raises(ReadError), Unread():
@@ -304,7 +308,7 @@ def test_the_ordinary_path_is_seen_to_read():
 
 def test_a_gram_matrix_of_turns_is_in_double_precision():
     _, v, d = move((12, 12), 3, torch.float32, 1.0)
-    basis, right, small = turn_by_gram(v, d, "exp", None)
+    basis, right, small = rotation_by_gram(v, d, "exp", None)
     assert basis.dtype == right.dtype == small.dtype == torch.float64
     k = generator_of(v, d)
     assert (basis @ right + torch.eye(12) - torch.linalg.matrix_exp(k)).abs().max() <= 1e-6
@@ -324,7 +328,9 @@ def test_where_there_are_no_numbers_none_is_asked_for(dtype, shape, k):
         known = x @ v if xv is None else xv
         move = tangent_coordinates(x, tangent_gradient(x, v, z, known), v, known)
         for phi in PHIS:
-            _, added = turn_low_rank_(x, v, move, xv, phi=phi, max_angle=0.1, by_planes=True)
+            _, added = rotate_low_rank_lazily_(
+                x, v, move, xv, phi=phi, max_angle=0.1, by_planes=True
+            )
             if p == n:
                 rotate_whole_(x, skew(g), phi=phi, max_angle=0.1)
         correction, estimate = rows_due(x, count, all_rows=False)[1:]

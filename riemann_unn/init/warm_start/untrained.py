@@ -1,4 +1,4 @@
-"""Telling weights as an initialiser draws them from trained ones, by their singular values."""
+"""Telling untrained weights, as initialisers draw them, from trained ones by singular values."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 from ...linalg.procrustes import inner
 from .matching import Placed
 
-__all__ = ["keep_signals_", "random_gain"]
+__all__ = ["random_gain", "set_initial_gains_"]
 
 _NODES = 512
-_SPREAD = 0.65  # of the quotient below, for one singular value; measured
+_SPREAD = 0.65  # standard deviation of the quotient below, for one singular value; measured
 _DEVIATIONS = 3
-_SHARPEST = 0.02  # wider than this, what training has done would pass
+_SHARPEST = 0.02  # a wider interval would accept trained weights
 
 
 def random_gain(ratio: float) -> float:
     r"""Return :math:`\sum\sigma^3 / \sum\sigma^2`, in units of the root mean square of σ.
 
-    That of a large matrix with independent entries, from Marchenko and Pastur's law.
+    For large matrices with independent entries, from Marchenko and Pastur's law.
 
     Args:
         ratio: the smaller over the larger dimension of the matrix.
@@ -32,22 +32,22 @@ def random_gain(ratio: float) -> float:
     """
     centre, half = 1 + ratio, 2 * math.sqrt(ratio)
     total = 0.0
-    for k in range(1, _NODES + 1):  # Gauss's rule for the square root at both ends
+    for k in range(1, _NODES + 1):  # Gauss's rule with a square root at both ends
         angle = k * math.pi / (_NODES + 1)
         total += math.sin(angle) ** 2 * math.sqrt(max(centre + half * math.cos(angle), 0.0))
     return total * half**2 / (2 * ratio * (_NODES + 1))
 
 
-def keep_signals_(placed: Iterable[Placed]) -> bool:
-    r"""Give weights as they are drawn the gains that keep the size of signals, :math:`\|W\|/\|U\|`.
+def set_initial_gains_(placed: Iterable[Placed]) -> bool:
+    r"""Give untrained weights the gains that preserve the size of signals, :math:`\|W\|/\|U\|`.
 
-    The inputs of a trained layer lie along the directions in which it is large; those of one that
-    has learned nothing lie along all directions alike, and gains that are right for the former
-    make signals grow from layer to layer. Whether the weights have learned something is asked of
-    all of them together, and they count as trained where they are too few or too small to tell.
+    The inputs of a trained layer lie along the directions in which it is large; those of an
+    untrained one along all directions alike, and gains for the former would make signals grow from
+    layer to layer. The test is over all weights together; they count as trained where they are too
+    few or too small to decide.
 
     Returns:
-        Whether they are as they were drawn.
+        Whether the weights are untrained.
     """
     total, off, count = 0, 0.0, 0
     sizes: list[tuple[Placed, float]] = []

@@ -1,4 +1,4 @@
-"""Parts of a model that are not looked into, each one operation of the graph."""
+"""Opaque modules: submodules that are one operation of the graph each."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..errors import GraphError
-from .untouched import untouched
+from .isolation import preserved
 
-__all__ = ["ClosedBlocks", "closed_path", "tensors_in"]
+__all__ = ["OpaqueModules", "opaque_path", "tensors_in"]
 
-_Call = tuple[list[Any], TreeSpec]  # leaves, of tensors what is needed to make one like it
+_Call = tuple[list[Any], TreeSpec]  # leaves, with tensors replaced by their metadata
 
-# What the calls of the blocks that are read just now return, by path.
+# Results of the calls of the opaque modules of the model being read, by path.
 _CALLS: dict[str, list[_Call]] = {}
 
 
@@ -25,12 +25,12 @@ def _outputs(path: str, call: int) -> list[Tensor]:
     return [x.new_empty() for x in leaves if isinstance(x, _Like)]
 
 
-@torch.library.custom_op("riemann_unn::closed", mutates_args=())
-def _closed(tensors: Sequence[Tensor], path: str, call: int) -> list[Tensor]:
+@torch.library.custom_op("riemann_unn::opaque", mutates_args=())
+def _opaque(tensors: Sequence[Tensor], path: str, call: int) -> list[Tensor]:
     return _outputs(path, call)
 
 
-@_closed.register_fake
+@_opaque.register_fake
 def _(tensors: Sequence[Tensor], path: str, call: int) -> list[Tensor]:
     return _outputs(path, call)
 
@@ -45,14 +45,14 @@ class _Like:
         return torch.empty(self._shape, dtype=self._dtype, device=self._device)
 
 
-def closed_path(target: object, args: Sequence[Any]) -> str | None:
-    """Return the path of the closed submodule that a node stands for; None if it is another."""
-    if target is torch.ops.riemann_unn.closed.default:
+def opaque_path(target: object, args: Sequence[Any]) -> str | None:
+    """Return the path of the opaque submodule of a node; None for other nodes."""
+    if target is torch.ops.riemann_unn.opaque.default:
         return str(args[1])
     return None
 
 
-class ClosedBlocks:
+class OpaqueModules:
     """The submodules of a model that are replaced by one operation while it is read.
 
     Args:
@@ -62,26 +62,26 @@ class ClosedBlocks:
 
     def __init__(self, model: nn.Module, call: Callable[[], object]) -> None:
         self.model, self._call = model, call
-        self._noted: list[str] = []
+        self._replaced: list[str] = []
 
-    def close_(self, reasons: Mapping[str, str]) -> None:
+    def replace_(self, reasons: Mapping[str, str]) -> None:
         """Replace the forward of some submodules; the caller restores it."""
-        # Those inside of others are never called.
+        # Submodules of opaque ones are never called.
         outer = [p for p in reasons if not any(p.startswith(f"{q}.") for q in reasons)]
-        if outer != self._noted:  # another try at the same parts needs no other run
+        if outer != self._replaced:  # the same modules need no further run
             _CALLS.clear()
             self._run(outer)
-            self._noted = outer
+            self._replaced = outer
         for path in outer:
             module = self.model.get_submodule(path)
-            vars(module)["forward"] = _Block(path)
+            vars(module)["forward"] = _OpaqueForward(path)
             for hooks in ("_forward_hooks", "_forward_pre_hooks"):
                 vars(module)[hooks].clear()
 
     def _run(self, paths: Sequence[str]) -> None:
-        """Run the model as it is, and note what the submodules return."""
+        """Run the model, and record the results of the submodules."""
 
-        def note(path: str) -> Any:
+        def record(path: str) -> Any:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
                 leaves, spec = tree_flatten(output)
                 kept = [_Like(x) if isinstance(x, Tensor) else x for x in leaves]
@@ -92,10 +92,10 @@ class ClosedBlocks:
         handles = []
         kept = [(b, b.detach().clone()) for b in self.model.buffers()]
         try:
-            with untouched(self.model), torch.no_grad():
+            with preserved(self.model), torch.no_grad():
                 for path in paths:
                     module = self.model.get_submodule(path)
-                    handles.append(module.register_forward_hook(note(path)))
+                    handles.append(module.register_forward_hook(record(path)))
                 self._call()
         except Exception as error:
             raise GraphError(
@@ -109,15 +109,15 @@ class ClosedBlocks:
                 buffer.detach().copy_(value)
 
 
-class _Block:
-    """The forward of a closed submodule."""
+class _OpaqueForward:
+    """The forward of an opaque submodule."""
 
     def __init__(self, path: str) -> None:
         self._path, self._count = path, 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = _CALLS[self._path][self._count]
-        found = iter(_closed(tensors_in((args, kwargs)), self._path, self._count))
+        found = iter(_opaque(tensors_in((args, kwargs)), self._path, self._count))
         self._count += 1
         return tree_unflatten([next(found) if isinstance(x, _Like) else x for x in leaves], spec)
 
@@ -127,7 +127,7 @@ def tensors_in(value: Any) -> list[Tensor]:
     found: list[Tensor] = []
     seen: set[int] = set()
 
-    def look(x: Any) -> None:
+    def visit(x: Any) -> None:
         if isinstance(x, Tensor):
             found.append(x)
             return
@@ -139,7 +139,7 @@ def tensors_in(value: Any) -> list[Tensor]:
         elif not isinstance(x, (list, tuple, set, frozenset)):
             x = list(getattr(x, "__dict__", {}).values())
         for item in x:
-            look(item)
+            visit(item)
 
-    look(value)
+    visit(value)
     return found

@@ -1,4 +1,4 @@
-"""Memory: parameters that lie in one another's, or their own, cannot each be kept on a manifold."""
+"""Overlapping parameters: a tagged parameter may not share memory with another or with itself."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from ..errors import ManifoldError
 
-__all__ = ["refuse_shared"]
+__all__ = ["refuse_overlaps"]
 
 
 class _Runs(NamedTuple):
-    """A parameter's memory: where its runs of ``length`` bytes without gaps begin, ascending."""
+    """A parameter's memory as contiguous runs of ``length`` bytes, by their ascending starts."""
 
     name: str | None
     starts: Tensor
     length: int
 
 
-def refuse_shared(tagged: Iterable[tuple[str, Tensor]], others: Iterable[Tensor] = ()) -> None:
+def refuse_overlaps(tagged: Iterable[tuple[str, Tensor]], others: Iterable[Tensor] = ()) -> None:
     """Refuse tagged parameters that overlap themselves, one another, or others that are trained.
 
     Views of one buffer are fine as long as no entry is in two of them.
@@ -52,7 +52,7 @@ def refuse_shared(tagged: Iterable[tuple[str, Tensor]], others: Iterable[Tensor]
 
 
 def _in_memory(p: Tensor) -> Tensor | None:
-    """Return the part of a parameter that is here, if it has memory at all."""
+    """Return the local part of a parameter, or None if it has no memory."""
     with torch.no_grad():
         x: Tensor = p.to_local() if hasattr(p, "to_local") else p
     try:
@@ -63,7 +63,7 @@ def _in_memory(p: Tensor) -> Tensor | None:
 
 
 def _runs(x: Tensor) -> tuple[Tensor, int]:
-    """Return where the runs of a tensor's memory begin, ascending, and their length, in bytes."""
+    """Return the ascending starts of a tensor's contiguous runs, and their length, in bytes."""
     length, starts = 1, torch.zeros(1, dtype=torch.int64)
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
         if stride == length and len(starts) == 1:
@@ -81,13 +81,13 @@ def _refuse_overlaps(parts: list[_Runs]) -> None:
     owner = torch.arange(len(parts)).repeat_interleave(counts)[order]
     ends = starts + torch.tensor([runs.length for runs in parts])[owner]
     is_tagged = torch.tensor([runs.name is not None for runs in parts])[owner]
-    # A run that begins before an earlier one has ended: any against the tagged ones, and a tagged
-    # one against any. Runs of one tagged parameter are known not to meet.
+    # Find a run that begins before an earlier one has ended, where at least one of both is tagged.
+    # Runs of one tagged parameter are known not to overlap.
     for before, now in ((is_tagged, True), (torch.ones_like(is_tagged), is_tagged[1:])):
         end, last = ends.where(before, -1).cummax(0)
-        meets = ((starts[1:] < end[:-1]) & now).nonzero()
-        if len(meets):
-            i = int(meets[0])
+        overlaps = ((starts[1:] < end[:-1]) & now).nonzero()
+        if len(overlaps):
+            i = int(overlaps[0])
             one, two = parts[int(owner[last[i]])], parts[int(owner[i + 1])]
             names = sorted((one.name, two.name), key=lambda name: name is None)
             raise ManifoldError(

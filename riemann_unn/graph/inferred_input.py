@@ -1,4 +1,4 @@
-"""An input for a model that was given none: its first layer says how many channels it reads."""
+"""Inferring an input for a model from its first layer's channels, where none was given."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ..errors import GraphError
+from .isolation import drop_references, preserved, silenced
 from .program import named_tensors
-from .untouched import let_go, quiet, untouched
 
-__all__ = ["guessed_input"]
+__all__ = ["inferred_input"]
 
-# Sizes of common data sets first; what follows matters only to models with one fixed size.
+# Sizes of common data sets first; the others matter only to models with one fixed size.
 _COMMON = (32, 64, 224, 28, 16, 8, 96, 128, 256)
 _SIZES = (*_COMMON, *(n for n in range(1, 321) if n not in _COMMON))
 _BATCH = 2
@@ -23,8 +23,8 @@ _NORMS = ((nn.BatchNorm1d, 1), (nn.BatchNorm2d, 2), (nn.BatchNorm3d, 3))
 _Shape = tuple[tuple[int, ...], torch.dtype | None]
 
 
-def guessed_input(model: nn.Module) -> Tensor:
-    """Return a random input that a model runs on, from a generator of its own.
+def inferred_input(model: nn.Module) -> Tensor:
+    """Return a random input on which a model runs, from a separate generator.
 
     Raises:
         GraphError: there is none among the common ones, or the forward takes several.
@@ -44,7 +44,7 @@ def guessed_input(model: nn.Module) -> Tensor:
     first: Exception | None = None
     has_forward = getattr(model.forward, "__func__", None) is not nn.Module.forward
     tried: set[_Shape] = set()
-    with quiet():
+    with silenced():
         for shape, dtype in _shapes(model):
             if (shape, dtype) in tried:
                 continue
@@ -78,20 +78,20 @@ def _run_without_values(
 ) -> None:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        _run_on_stand_ins(model, shape, dtype, device, mode)
+        _run_on_fake_tensors(model, shape, dtype, device, mode)
     finally:
-        let_go(mode)
+        drop_references(mode)
 
 
-def _run_on_stand_ins(
+def _run_on_fake_tensors(
     model: nn.Module,
     shape: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
     mode: FakeTensorMode,
 ) -> None:
-    with untouched(model), torch.no_grad(), mode:
-        for module in model.modules():  # hooks are not to see what has no values
+    with preserved(model), torch.no_grad(), mode:
+        for module in model.modules():  # hooks must not see tensors without values
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
         fakes: dict[str, Tensor] = {
@@ -102,21 +102,21 @@ def _run_on_stand_ins(
 
 
 def _shapes(model: nn.Module) -> Iterator[_Shape]:
-    """Shapes that may fit, with a dtype where it is not the model's, the likeliest first."""
+    """Yield candidate shapes, the likeliest first, with a dtype where it is not the model's."""
     sizes = _SIZES
     for module in model.modules():
         found = list(_read_by(module, sizes))
         yield from found
         if found:
-            sizes = _COMMON  # it may be another layer that comes first, but hardly with odd sizes
+            sizes = _COMMON  # another layer may come first, but unusual sizes are unlikely
     weight = next((p for p in model.parameters() if p.ndim > 1), None)
-    if weight is not None:  # of a function, such as F.conv2d
+    if weight is not None:  # a weight of a function, such as F.conv2d
         for n in _SIZES if weight.ndim > 2 else (0,):
             yield (_BATCH, weight.shape[1], *(n,) * (weight.ndim - 2)), None
 
 
 def _read_by(module: nn.Module, sizes: Sequence[int]) -> Iterator[_Shape]:
-    """Shapes that a layer reads, known by what it calls its sizes."""
+    """Yield input shapes of a layer, by the names of its size attributes."""
     if isinstance(module, nn.Embedding):
         yield (_BATCH, 8), torch.int64
         return

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from riemann_unn.optim.unchanged import step_where
+from riemann_unn.optim.conditional import step_where
 from tests.support import gaussian
 from tests.unread import Unread
 

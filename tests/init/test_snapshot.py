@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from riemann_unn.init.record import ModelRecord
+from riemann_unn.init.snapshot import ModelSnapshot
 
 
 def network():
@@ -36,7 +36,7 @@ def test_all_is_put_back_and_may_be_again():
     net = network()
     weight, mean = net[0].weight, net[1].running_mean
     values, random = (weight.detach().clone(), mean.clone()), torch.get_rng_state()
-    record = ModelRecord(net)
+    record = ModelSnapshot(net)
     (copy,) = record.keep([weight])
     assert torch.equal(copy, weight) and copy.data_ptr() != weight.data_ptr()
     try:
@@ -57,7 +57,7 @@ def test_all_is_put_back_and_may_be_again():
 def test_values_that_were_not_kept_stay_as_they_are_written():
     """The control: a record costs no copy of all parameters."""
     net = network()
-    record = ModelRecord(net)
+    record = ModelSnapshot(net)
     disturb(net)
     record.restore()
     assert not net[0].weight.any() and torch.is_grad_enabled()
@@ -66,5 +66,5 @@ def test_values_that_were_not_kept_stay_as_they_are_written():
 @pytest.mark.parametrize("kind", [nn.LazyLinear, nn.LazyBatchNorm1d])
 def test_what_has_no_values_yet_is_left_out(kind):
     net = kind(3) if kind is nn.LazyLinear else kind()
-    ModelRecord(net).restore()
+    ModelSnapshot(net).restore()
     assert isinstance(net.weight, nn.parameter.UninitializedParameter)

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 import riemann_unn as ru
-from riemann_unn.optim.eager import begin_
+from riemann_unn.optim.initial_state import begin_states_
 from tests.support import gaussian, parameter
 
 
 def begin(optimizer):
     members = optimizer._tagged.members()
-    begin_(members, [], optimizer.state, optimizer._seeds, optimizer._retraction)
+    begin_states_(members, [], optimizer.state, optimizer._seeds, optimizer._retraction)
 
 
 ENTRIES = {"retraction_step", "coordinates"}

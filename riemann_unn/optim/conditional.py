@@ -1,4 +1,4 @@
-"""Keeping what a base has written, or what was there before, as a flag on the device says."""
+"""Steps of a base that are kept or undone by a flag on the device."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .entries import OWN
 
 __all__ = ["step_where"]
 
-# What bases begin with other than zero, and what they set from other entries or leave as it was.
+# Initial values other than zero of state entries, and entries that are recomputed at each step.
 _FIRST = {"mu_product": 1.0}
 _FOLLOWING = {"eta", "mu", "step_size"}
-# Bases whose fused kernels do nothing where a flag says so, at a first step too.
+# Bases whose fused kernels skip a step by a flag, the first step included.
 _FUSED = (Adam, AdamW)
 
 
@@ -27,7 +27,7 @@ def step_where(
     params: Iterable[tuple[Tensor, Tensor]],
     flags: Iterable[tuple[Tensor, Tensor]],
 ) -> None:
-    """Step a base, and undo it where a flag is not set, without a look at the flag.
+    """Step a base, and undo it where a flag is not set, without reading the flag.
 
     Args:
         base: the optimizer.
@@ -47,17 +47,17 @@ def step_where(
         torch.where(ok, value, old, out=value)
     for p, ok in flags:
         for name, value in _tensors(base, p):
-            if value.device != ok.device:  # a count that the base keeps on the host
+            if value.device != ok.device:  # a count on the host
                 continue
             kept = before[id(p)].get(name)
             if kept is not None:
                 torch.where(ok, value, kept, out=value)
-            elif name not in _FOLLOWING:  # begun by a step that is not taken
+            elif name not in _FOLLOWING:  # new, of a step that is not taken
                 value.copy_(torch.where(ok, value, _FIRST.get(name, 0.0)))
 
 
 def _one_flag(base: Optimizer, flags: list[tuple[Tensor, Tensor]]) -> Tensor | None:
-    """Return the one flag of all parameters, if the base itself can leave a step out by it."""
+    """Return the common flag of all parameters, if the base itself can skip a step by it."""
     if type(base) not in _FUSED or not all(group["fused"] for group in base.param_groups):
         return None
     where = {(flag.device, flag.data_ptr()) for _, flag in flags}
@@ -65,7 +65,7 @@ def _one_flag(base: Optimizer, flags: list[tuple[Tensor, Tensor]]) -> Tensor | N
 
 
 def _step_if(base: Any, step: Callable[[], None], taken: Tensor) -> None:
-    """Step a fused base as torch's GradScaler does: it looks at a flag on the device first."""
+    """Step a fused base that skips the step by a flag on the device, as torch's GradScaler does."""
 
     def forget() -> None:
         base.__dict__.pop("found_inf", None)

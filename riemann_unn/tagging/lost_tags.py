@@ -1,4 +1,4 @@
-"""Known tags: the tagged parameters an optimizer had when last seen, so that a lost one shows."""
+"""Detection of lost tags: an optimizer's tagged parameters are compared with the last ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import LostTagError
 from .attribute import is_constrained
 from .causes import swapped
-from .memory import refuse_replaced, tell_of_untagging
+from .memory import on_untagging, refuse_replaced
 
 __all__ = ["KnownTags"]
 
@@ -18,10 +18,10 @@ Group = dict[str, Any]
 
 
 class KnownTags:
-    """The tagged parameters of an optimizer's groups, as they were last seen.
+    """The tagged parameters of an optimizer's groups at the last update.
 
-    Whoever is told of a change looks again. A parameter may leave the groups, or lose its tag by
-    :func:`riemann_unn.untag_`, of which all that know it are told; by accident it may not.
+    A parameter may leave the groups, or lose its tag by :func:`riemann_unn.untag_`, which makes
+    these records stale. Any other loss of a tag is an error.
     """
 
     def __init__(self) -> None:
@@ -29,30 +29,30 @@ class KnownTags:
         self._tagged: list[tuple[str, Tensor, Group]] = []
         self._params: list[Tensor] = []
         self._groups: list[Group] = []
-        tell_of_untagging(self)
+        on_untagging(self)
 
     def forget(self, p: Tensor) -> None:
-        """Take note that a parameter was untagged on purpose."""
+        """Drop a parameter that was untagged on purpose."""
         kept = [entry for entry in self._tagged if entry[1] is not p]
         self.is_stale = self.is_stale or len(kept) < len(self._tagged)
         self._tagged = kept
 
-    def look(self, groups: list[Group], tagged: Iterable[tuple[str, Tensor, Group]]) -> None:
-        """See which parameters are tagged now, and refuse it if one has lost its tag.
+    def update(self, groups: list[Group], tagged: Iterable[tuple[str, Tensor, Group]]) -> None:
+        """Record the tagged parameters, and refuse those that have lost their tag.
 
         Args:
             groups: the groups of the optimizer.
             tagged: name, parameter and group of each tagged one.
 
         Raises:
-            LostTagError: naming the parameter; what was known before is still known.
+            LostTagError: naming the parameter; the record is not changed.
         """
         tagged = list(tagged)
         still = {id(p) for _, p, _ in tagged}
         params = [p for group in groups for p in group["params"]]
         missing = [entry for entry in self._tagged if id(entry[1]) not in still]
         self._refuse_untagged(missing, {id(p) for p in params})
-        self._refuse_newcomers(missing, groups, still)
+        self._refuse_replacements(missing, groups, still)
         refuse_replaced(p for p in params if id(p) not in still)
         self._tagged, self._params, self._groups = tagged, params, list(groups)
         self.is_stale = False
@@ -66,10 +66,10 @@ class KnownTags:
                     "riemann_unn.untag_. Nothing was changed"
                 )
 
-    def _refuse_newcomers(
+    def _refuse_replacements(
         self, missing: list[tuple[str, Tensor, Group]], groups: list[Group], tagged: set[int]
     ) -> None:
-        """Refuse an untagged parameter that has come as a tagged one has gone."""
+        """Refuse an untagged parameter that was put in the group of a missing tagged one."""
         seen = {id(p) for p in self._params} | tagged
         for name, _, group in missing:
             here = next((g for g in groups if g is group), None)

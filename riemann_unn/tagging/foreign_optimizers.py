@@ -1,4 +1,4 @@
-"""Strangers: optimizers of torch.optim that are given tagged parameters, and know of no tag."""
+"""A warning for optimizers of torch.optim that are given tagged parameters."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..manifolds import MatrixManifold
 
-__all__ = ["look", "watch_strangers"]
+__all__ = ["warn_if_tagged", "watch_foreign_optimizers"]
 
-# Optimizers whose parameters have been looked at since the last tag was given.
-_met: WeakSet[Optimizer] = WeakSet()
-_is_watching = _has_warned = False
+# Optimizers that have been checked since the last tag was set.
+_checked: WeakSet[Optimizer] = WeakSet()
+_has_hook = _has_warned = False
 
 
-def watch_strangers() -> None:
-    """Have the first step of each optimizer of torch.optim looked at, until one is warned of.
+def watch_foreign_optimizers() -> None:
+    """Check each optimizer of torch.optim at its first step, until one warning has been given.
 
-    Others are left alone: geoopt's know what a manifold is, and so may anybody's own.
+    Other classes are not checked: geoopt's support manifolds, and so may classes of users.
     """
-    global _is_watching
-    _met.clear()
-    if not _is_watching:
-        register_optimizer_step_pre_hook(look)
-        _is_watching = True
+    global _has_hook
+    _checked.clear()
+    if not _has_hook:
+        register_optimizer_step_pre_hook(warn_if_tagged)
+        _has_hook = True
 
 
-def look(optimizer: Optimizer, *_: Any) -> None:
-    """Warn of an optimizer of torch.optim that has tagged parameters: a hook before its steps."""
+def warn_if_tagged(optimizer: Optimizer, *_: Any) -> None:
+    """Warn if an optimizer of torch.optim has tagged parameters; a hook before its steps."""
     if (
         _has_warned
         or torch.compiler.is_compiling()
         or not type(optimizer).__module__.startswith("torch.optim.")
-        or optimizer in _met
+        or optimizer in _checked
     ):
         return
     for index, group in enumerate(optimizer.param_groups):
@@ -48,13 +48,13 @@ def look(optimizer: Optimizer, *_: Any) -> None:
                 where = f"param_groups[{index}]['params'][{i}]" if name is None else repr(name)
                 _warn(optimizer, where, p.manifold)
                 return
-    _met.add(optimizer)
+    _checked.add(optimizer)
 
 
 def _warn(optimizer: Optimizer, name: str, manifold: object) -> None:
     global _has_warned
     kind = type(optimizer).__name__
-    # Where warnings are errors this raises, and every later step does.
+    # Where warnings are errors this raises, at every later step too.
     warnings.warn(
         f"torch.optim.{kind} was given {name}, which is tagged {manifold!r}: it knows no tags and "
         f"trains it unconstrained; use riemann_unn.optim.ProjUNNT(..., base=torch.optim.{kind}), "

@@ -1,4 +1,4 @@
-"""A record of a model, by which an initializer that is interrupted leaves it as it was."""
+"""A snapshot of a model, from which an interrupted initializer restores it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.nn.parameter import is_lazy
 from ..interruption import random_states
 from ..parallel import local_part
 
-__all__ = ["ModelRecord"]
+__all__ = ["ModelSnapshot"]
 
 
-class ModelRecord:
-    """What a model and the global random states are now; :meth:`restore` may run twice.
+class ModelSnapshot:
+    """A snapshot of a model and the global random states; :meth:`restore` may run twice.
 
     Modules are recorded with their attributes, hooks and modes, buffers with their values, and
     parameters with ``requires_grad``; the values of those that will be written with :meth:`keep`.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        # The dicts that modules hold too: their parameters, buffers, children and hooks.
+        # Also the dicts of modules: parameters, buffers, children and hooks.
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         for module in model.modules():
             attributes = vars(module)
@@ -45,9 +45,9 @@ class ModelRecord:
         return copies
 
     def restore(self) -> None:
-        """Put everything back, bit for bit."""
+        """Restore everything, bit for bit."""
         for current, recorded in self._dicts:
-            if not _are_same(current, recorded):  # a second run changes nothing on its way
+            if not _are_same(current, recorded):  # a second run must not change restored values
                 current.clear()
                 current.update(recorded)
         for p, flag in self._flags:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from riemann_unn.optim.stand_ins import StandIn, step_stand_ins
+from riemann_unn.optim.proxies import Proxy, step_proxies
 from tests.support import gaussian
 
 
@@ -26,10 +26,10 @@ def test_a_base_moves_the_stand_in_by_its_gradient_and_state():
     for _ in range(3):  # the state of the stand-ins is carried from step to step
         zeros = [torch.zeros(4, dtype=torch.float64) for _ in states]
         ones = [
-            StandIn(params[i], z, params[i].grad, state)
+            Proxy(params[i], z, params[i].grad, state)
             for i, z, state in zip((0, 2), zeros, states, strict=True)
         ]
-        step_stand_ins(base, ones, lambda: base.step() and None)
+        step_proxies(base, ones, lambda: base.step() and None)
         states = [one.state for one in ones]
         before = [p.detach().clone() for p in twins]
         twin.step()
@@ -48,10 +48,10 @@ def test_groups_and_state_are_as_they_were_after_an_error_too():
         base.step()
         raise KeyError
 
-    one = StandIn(params[0], torch.zeros(4, dtype=torch.float64), params[0].grad, {})
+    one = Proxy(params[0], torch.zeros(4, dtype=torch.float64), params[0].grad, {})
     for step in (lambda: base.step() and None, failing):
         with pytest.raises(KeyError) if step is failing else torch.enable_grad():
-            step_stand_ins(base, [one], step)
+            step_proxies(base, [one], step)
         assert [id(p) for g in base.param_groups for p in g["params"]] == list(map(id, params))
         assert set(base.state) == set(params[1:])
 
@@ -59,6 +59,6 @@ def test_groups_and_state_are_as_they_were_after_an_error_too():
 def test_without_stand_ins_it_is_a_step():
     params, base = made()
     twins, twin = made()
-    step_stand_ins(base, [], lambda: base.step() and None)
+    step_proxies(base, [], lambda: base.step() and None)
     twin.step()
     assert all(map(torch.equal, params, twins))

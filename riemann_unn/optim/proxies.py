@@ -1,7 +1,7 @@
-"""Stand-ins: plain tensors that a base optimizer sees in the place of parameters for one step.
+"""Proxies: plain tensors that replace shared parameters in the base for one step.
 
-Of a sharded parameter a base sees the local part, and so needs no operation that sharded tensors
-lack; of one that it needs whole, all of it at one process and nothing at the others.
+A base sees the local part of a sharded parameter, so it needs no operation that sharded tensors
+lack; where it needs whole matrices it sees all of the parameter on one process, none on the others.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch.optim import Optimizer
 
 from ..interruption import restoring
 
-__all__ = ["StandIn", "step_stand_ins"]
+__all__ = ["Proxy", "step_proxies"]
 
 
 @dataclass(eq=False)
-class StandIn:
-    """What a base sees of a parameter.
+class Proxy:
+    """What a base sees in the place of a parameter.
 
     Args:
         param: the parameter.
         zeros: the tensor that the base displaces.
         gradient: the gradient to show.
-        state: what the base keeps of the parameter, and after the step what it has made of it.
+        state: the base's state of the parameter, before and after the step.
     """
 
     param: Tensor
@@ -35,23 +35,23 @@ class StandIn:
     state: dict[str, Any]
 
 
-def step_stand_ins(base: Optimizer, stand_ins: Sequence[StandIn], step: Callable[[], None]) -> None:
-    """Step a base that has stand-ins in the place of parameters, in its groups and its state."""
-    if not stand_ins:
+def step_proxies(base: Optimizer, proxies: Sequence[Proxy], step: Callable[[], None]) -> None:
+    """Step a base with proxies in the place of parameters, in its groups and its state."""
+    if not proxies:
         step()
         return
     lists = [(group["params"], list(group["params"])) for group in base.param_groups]
-    params = {one.param: nn.Parameter(one.zeros, requires_grad=False) for one in stand_ins}
+    params = {one.param: nn.Parameter(one.zeros, requires_grad=False) for one in proxies}
 
     def work() -> None:
-        for one in stand_ins:
+        for one in proxies:
             params[one.param].grad = one.gradient
             if one.state:
                 base.state[params[one.param]] = one.state
         for shown, own in lists:
             shown[:] = [params.get(p, p) for p in own]
         step()
-        for one in stand_ins:
+        for one in proxies:
             one.state = dict(base.state.get(params[one.param], {}))
 
     def restore() -> None:

@@ -1,4 +1,4 @@
-"""Places: which block of the matrices of a tagged parameter a process holds, and who the rest."""
+"""Placements: the block of a tagged parameter's matrices that each process holds."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from ..linalg.step.blocks import Block
 from ..manifolds import MatrixManifold
 from .exchange import Group
 
-__all__ = ["Place", "place_of"]
+__all__ = ["Placement", "placement_of"]
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
-    """Where the local part of a parameter lies in its matrices, seen square or wide.
+class Placement:
+    """The block that the local part of a parameter is of its matrices, seen square or wide.
 
     Args:
         group: the processes that share the parameter.
-        block: the part of this one.
-        is_turned: whether the matrices are tall, so that the block is of their adjoints.
+        block: that of this process.
+        is_adjoint: whether the matrices are tall, so that the block is of their adjoints.
         blocks: the block of each process.
-        sizes: how many numbers each process of the group gives to a whole: of those that hold
-            the same part one gives it.
-        is_averaged: whether each process has a gradient of its own, the mean of which is meant.
-        manifold: says how the local part, which may have fewer blocks, is a batch of matrices.
+        sizes: the number of entries that each process contributes to the whole; of replicas of one
+            part only the first contributes.
+        is_averaged: whether each process has its own gradient, to be averaged.
+        manifold: the matrix view of the local part, which may have fewer blocks.
     """
 
     group: Group
     block: Block
-    is_turned: bool
+    is_adjoint: bool
     blocks: tuple[Block, ...]
     sizes: tuple[int, ...]
     is_averaged: bool
     manifold: MatrixManifold
 
 
-def place_of(name: str, p: Tensor, manifold: MatrixManifold, group: Group | None) -> Place:
-    """Find where a parameter's local part lies; every process of its group has to ask.
+def placement_of(name: str, p: Tensor, manifold: MatrixManifold, group: Group | None) -> Placement:
+    """Find the placement of a parameter; a collective call in its group.
 
     Args:
         name: for messages.
         p: a DTensor, or a plain tensor of which every process of ``group`` has a replica.
-        manifold: says how it is a batch of matrices.
+        manifold: its matrix view.
         group: of a plain tensor; a DTensor has its own.
 
     Raises:
-        ManifoldError: it is sharded in a way that cuts no rows, columns or batches of matrices,
-            or cuts several blocks within.
+        ManifoldError: it is sharded otherwise than by rows, columns or batches of matrices, or
+            within several blocks.
     """
     if isinstance(p, DTensor):
         group = _group_of(p.device_mesh)
@@ -65,11 +65,11 @@ def place_of(name: str, p: Tensor, manifold: MatrixManifold, group: Group | None
         assert group is not None
         index, cut = tuple(slice(0, size) for size in p.shape), (False,) * p.ndim
         copies = dist.get_world_size(group)
-    block, is_turned, part = _matrix_block(name, p, manifold, index, cut, copies)
+    block, is_adjoint, part = _matrix_block(name, p, manifold, index, cut, copies)
     found: list[Block | None] = [block] * dist.get_world_size(group)
     dist.all_gather_object(found, block, group=group)
     blocks = [one for one in found if one is not None]
-    if block is None or len(blocks) < len(found):  # of which every process has to be told
+    if block is None or len(blocks) < len(found):  # raised on every process
         raise ManifoldError(
             f"{name} of shape {tuple(p.shape)} is sharded such that a process holds no whole "
             f"blocks of {manifold!r}; shard it over a number of processes that divides the blocks, "
@@ -82,7 +82,7 @@ def place_of(name: str, p: Tensor, manifold: MatrixManifold, group: Group | None
         seen.add(repr(one.index))
         sizes.append(prod(part.stop - part.start for part in one.index) if first else 0)
     is_averaged = not isinstance(p, DTensor)
-    return Place(group, block, is_turned, tuple(blocks), tuple(sizes), is_averaged, part)
+    return Placement(group, block, is_adjoint, tuple(blocks), tuple(sizes), is_averaged, part)
 
 
 @lru_cache(maxsize=64)
@@ -127,11 +127,11 @@ def _matrix_block(
     cut: tuple[bool, ...],
     copies: int,
 ) -> tuple[Block | None, bool, MatrixManifold]:
-    """Turn the index of a tensor to that of its matrices.
+    """Convert the index of a tensor to that of its matrices.
 
     Returns:
-        The block, or None if this part is no block; whether it is turned; and what says how the
-        part is a batch of matrices.
+        The block, or None if this part is no block; whether it is of the adjoints; and the manifold
+        with the part's matrix view.
     """
     shape = p.shape
     row = len(shape) - manifold.point_dims(p)
@@ -143,7 +143,7 @@ def _matrix_block(
             f"no rows, columns or batches of the matrices of {manifold!r}; shard it along "
             f"dimension {row} or {column}"
         )
-    # One matrix entry: how many matrices and columns each entry of the tensor's own has.
+    # The matrices and columns that one entry of the first two point dimensions gives.
     single = manifold.with_blocks(1, 1)
     probe = single.to_matrices(
         torch.zeros((*[1] * (column + 1), *shape[column + 1 :]), dtype=p.dtype)
@@ -165,7 +165,7 @@ def _matrix_block(
     ):
         size //= count
         some = slice(0, count)
-        if count > 1 and is_cut and size > 0:  # between blocks, not within them
+        if count > 1 and is_cut and size > 0:  # sharded between blocks, not within them
             if part.start % size or part.stop % size:
                 return None, False, manifold
             some = slice(part.start // size, part.stop // size)
@@ -173,8 +173,8 @@ def _matrix_block(
         sizes.append(size)
         parts.append(slice(0, size) if count > 1 else part)
         cuts.append(is_cut and count == 1)
-    is_turned = sizes[0] > sizes[1]
-    if is_turned:
+    is_adjoint = sizes[0] > sizes[1]
+    if is_adjoint:
         sizes, parts, cuts = sizes[::-1], parts[::-1], cuts[::-1]
     if row > 0 or probe.ndim > 2 or manifold.blocks != (1, 1):
         batch = _flattened(stack)
@@ -183,11 +183,11 @@ def _matrix_block(
         sizes, parts, cuts = [batch[0], *sizes], [batch[1], *parts], [batch[2], *cuts]
     below, beside = (max(some.stop - some.start, 1) for _, some, _ in stack[-2:])
     block = Block(tuple(sizes), tuple(parts), tuple(cuts), copies)
-    return block, is_turned, manifold.with_blocks(below, beside)
+    return block, is_adjoint, manifold.with_blocks(below, beside)
 
 
 def _flattened(stack: list[tuple[int, slice, bool]]) -> tuple[int, slice, bool] | None:
-    """Return size, part and cut of dimensions as one; None if the part has gaps there."""
+    """Merge dimensions into one: size, part and cut; None if the part is not contiguous."""
     whole, part, is_cut = stack[0]
     for size, some, is_cut_here in stack[1:]:
         if not is_cut_here:

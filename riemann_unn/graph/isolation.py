@@ -1,4 +1,4 @@
-"""Running a model's own code without leaving a mark on the model."""
+"""Isolation: running a model's code without changing the model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.fx.experimental import proxy_tensor
 
 from ..interruption import afterwards, random_states
 
-__all__ = ["forgotten", "let_go", "quiet", "untouched"]
+__all__ = ["drop_references", "preserved", "silenced", "without_weak_references"]
 
 
-def untouched(model: nn.Module) -> ExitStack:
-    """Undo whatever the body does to attributes of modules and to the global random states.
+def preserved(model: nn.Module) -> ExitStack:
+    """Restore attributes of modules and the global random states at exit.
 
-    Tensors that are written in place are not restored.
+    Tensors that were written in place are not restored.
     """
     saved = []
     for module in model.modules():
@@ -47,8 +47,8 @@ _LOGGERS = (
 )
 
 
-def quiet() -> ExitStack:
-    """Keep torch from saying what it cannot run without values; errors do."""
+def silenced() -> ExitStack:
+    """Suppress torch's logs and warnings on tensors without values; errors report the same."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
 
@@ -64,10 +64,11 @@ def quiet() -> ExitStack:
     return stack
 
 
-def let_go(mode: Any) -> None:
-    """Drop the weak references that a mode of stand-ins keeps to what these stand for.
+def drop_references(mode: Any) -> None:
+    """Drop the weak references that a fake tensor mode keeps to the real tensors.
 
-    What torch calls them may change; :func:`forgotten` collects what is left, which takes longer.
+    Its attributes are private and may change; :func:`without_weak_references` collects the rest,
+    which takes longer.
     """
     meta = getattr(getattr(mode, "fake_tensor_converter", None), "meta_converter", None)
     describer = getattr(meta, "describer", None)
@@ -77,21 +78,21 @@ def let_go(mode: Any) -> None:
             known.clear()
 
 
-# What one collection frees may hold the last reference to what the next one does.
+# A collection may free the last references to objects that only the next one frees.
 _COLLECTIONS = 4
 
 
-def forgotten(model: nn.Module) -> ExitStack:
-    """Leave no weak references to tensors of a model, which stand-ins for them keep.
+def without_weak_references(model: nn.Module) -> ExitStack:
+    """Leave no weak references to tensors of a model, as fake tensors keep them.
 
-    With one a parameter cannot be swapped, ``torch.utils.swap_tensors``. The body must have let go
-    of all stand-ins; those that refer to each other in a circle are collected here.
+    With weak references ``torch.utils.swap_tensors`` refuses a parameter. The body must have
+    dropped all fake tensors; cycles of them are collected here.
     """
     tensors = [*model.parameters(), *model.buffers()]
     counts = list(map(getweakrefcount, tensors))
 
     def collect() -> None:
-        # What torch's exporter keeps of its last work, until the next.
+        # torch's exporter keeps these until its next call.
         getattr(proxy_tensor, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", {}).clear()
         for _ in range(_COLLECTIONS):
             now = map(getweakrefcount, tensors)
