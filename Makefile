@@ -46,7 +46,7 @@ zoo: $(ZOO)/stamp  ## condition the models of torchvision, timm and transformers
 	OMP_NUM_THREADS=1 $(ZOO)/bin/python bench/zoo.py $(ARGS)
 
 clean:  ## delete .venv and everything that was built
-	rm -rf $(VENV) $(ZOO) build dist docs/_build bench/results.json .benchmarks .coverage htmlcov \
+	rm -rf $(VENV) $(ZOO) build dist docs/_build bench/results.json .benchmarks .coverage* htmlcov \
 	  .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find riemann_unn tests bench docs -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -11,6 +18,55 @@ REAL = [torch.float32, torch.float64]
 COMPLEX = [torch.complex64, torch.complex128]
 DTYPES = REAL + COMPLEX
 SHAPES = {"square": (12, 12), "tall": (20, 6), "wide": (6, 20), "batched": (3, 8, 8)}
+
+
+def every(
+    names: str | Sequence[str], values: Iterable[Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test for all of some values in one go, and name those that fail.
+
+    For grids of quick cases: what pytest does for a case of its own takes longer than they do.
+    Written as ``pytest.mark.parametrize`` is; function fixtures are shared by the cases.
+    """
+    keys = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    cases = [value if len(keys) > 1 else (value,) for value in values]
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(**fixtures: Any) -> None:
+            assert cases, "there is no case"
+            failed: dict[str, Exception] = {}
+            for case in cases:
+                given = dict(zip(keys, case, strict=True))
+                try:
+                    test(**fixtures, **given)
+                except Exception as error:
+                    failed[", ".join(f"{key}={value}" for key, value in given.items())] = error
+            if failed:
+                named = "\n".join(f"{case}: {error}" for case, error in failed.items())
+                first = next(iter(failed.values()))
+                raise AssertionError(f"{len(failed)} of {len(cases)} fail\n{named}") from first
+
+        signature = inspect.signature(test)
+        kept = [p for p in signature.parameters.values() if p.name not in keys]
+        assert len(kept) == len(signature.parameters) - len(keys), f"not parameters: {keys}"
+        run.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def every_second(*lists: Iterable[Any]) -> list[Any]:
+    """All combinations as pytest's parameters, every second one for the long tests.
+
+    In what is left any two entries of three lists meet.
+    """
+    found = []
+    for places in itertools.product(*(list(enumerate(some)) for some in lists)):
+        is_long = sum(place for place, _ in places) % 2 == 1
+        marks = [pytest.mark.long] if is_long else []
+        found.append(pytest.param(*(value for _, value in places), marks=marks))
+    return found
 
 
 def rounding(dtype: torch.dtype, n: int = 1, factor: float = 8.0) -> float:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import riemann_unn as ru
-
-from .support import DTYPES, double, gaussian, point, rounding
+from tests.support import DTYPES, double, every, gaussian, point, rounding
 
 SHAPES = [(6, 6), (9, 4), (4, 9), (1, 1), (1, 5), (3, 5, 5), (2, 3, 4, 7), (2, 3, 7, 4)]
 
@@ -23,8 +22,8 @@ def naive(x: Tensor) -> float:
     return worst
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@every("dtype", DTYPES)
+@every("shape", SHAPES)
 def test_tensor_against_the_formula(shape, dtype):
     x = gaussian(*shape, dtype=dtype)
     before = x.clone()

@@ -40,18 +40,26 @@ def inferred_input(model: nn.Module) -> Tensor:
             "example inputs"
         )
     own = next((p for p in model.parameters() if p.is_floating_point() or p.is_complex()), None)
+    device = torch.device("cpu") if own is None else own.device
     first: Exception | None = None
-    for shape, dtype in _shapes(model):
-        x = _random(shape, dtype or (torch.float32 if own is None else own.dtype))
-        x = x if own is None else x.to(own.device)
-        try:
-            _run_without_values(model, x)
-        except DataDependentOutputException:
-            return x  # the shapes fit up to here
-        except Exception as error:  # the model's own code may raise anything
-            first = first or error
-            continue
-        return x
+    has_forward = getattr(model.forward, "__func__", None) is not nn.Module.forward
+    tried: set[_Shape] = set()
+    with silenced():
+        for shape, dtype in _shapes(model):
+            if (shape, dtype) in tried:
+                continue
+            tried.add((shape, dtype))
+            dtype = dtype or (torch.float32 if own is None else own.dtype)
+            try:
+                _run_without_values(model, shape, dtype, device)
+            except DataDependentOutputException:
+                pass  # as far as shapes tell it runs
+            except Exception as error:  # the model's own code runs, and may raise anything
+                first = first or error
+                if not has_forward:  # no input helps
+                    break
+                continue
+            return _random(shape, dtype).to(device)
     why = "" if first is None else f". With the first guess: {type(first).__name__}: {first}"
     raise GraphError(
         "the shape of the model's input cannot be inferred, because no layer tells it; pass "
@@ -65,23 +73,32 @@ def _random(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
-def _run_without_values(model: nn.Module, x: Tensor) -> None:
+def _run_without_values(
+    model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        _run_on_fake_tensors(model, x, mode)
+        _run_on_fake_tensors(model, shape, dtype, device, mode)
     finally:
         drop_references(mode)
 
 
-def _run_on_fake_tensors(model: nn.Module, x: Tensor, mode: FakeTensorMode) -> None:
-    with silenced(), preserved(model), torch.no_grad(), mode:
+def _run_on_fake_tensors(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    mode: FakeTensorMode,
+) -> None:
+    with preserved(model), torch.no_grad(), mode:
         for module in model.modules():  # hooks must not see tensors without values
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
         fakes: dict[str, Tensor] = {
             name: mode.from_tensor(t) for name, t in named_tensors(model).items()
         }
-        torch.func.functional_call(model, fakes, (mode.from_tensor(x),))
+        x = torch.empty(shape, dtype=dtype, device=device)
+        torch.func.functional_call(model, fakes, (x,))
 
 
 def _shapes(model: nn.Module) -> Iterator[_Shape]:

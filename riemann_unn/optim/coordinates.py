@@ -142,7 +142,7 @@ class Coordinates:
         shape = (len(piece), len(batch.members), *like.shape)
         piece = piece.to(like.dtype.to_real())
         if like.is_complex():
-            return batch.matrices(torch.view_as_complex(piece.reshape(*shape, 2)))
+            return batch.matrices(_complex(piece, shape))
         return batch.matrices(piece.reshape(shape))
 
     def vector(self, tensors: list[Tensor]) -> Tensor:
@@ -321,8 +321,13 @@ def _count_reals(x: Tensor) -> int:
 def _shaped(piece: Tensor, like: Tensor) -> Tensor:
     piece = piece.to(like.dtype.to_real())
     if like.is_complex():
-        return torch.view_as_complex(piece.reshape(*like.shape, 2))
+        return _complex(piece, like.shape)
     return piece.reshape(like.shape)
+
+
+def _complex(pairs: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return complex numbers of pairs, wherever in a vector these begin."""
+    return torch.complex(*pairs.reshape(*shape, 2).unbind(-1))
 
 
 def _as_tensor(x: Tensor) -> Tensor:

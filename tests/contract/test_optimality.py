@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 import riemann_unn as ru
 from bench.problems import MAKERS, Problem, mini_batch_pca
-from tests.support import assert_on_manifold
+from tests.support import assert_on_manifold, every_second
 
 T = torch.optim
+LONG = pytest.mark.long
 BASES: dict[str, dict[str, Any]] = {
     "SGD": {"base": T.SGD},
     "momentum": {"base": T.SGD, "momentum": 0.9},
@@ -103,9 +104,9 @@ def test_the_optimum_is_one(key):
 # Reaching it ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("base", ["SGD", "momentum", "Adam"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("key", PROBLEMS)
+@pytest.mark.parametrize(
+    ("key", "method", "base"), every_second(PROBLEMS, METHODS, ["SGD", "momentum", "Adam"])
+)
 def test_reaches_the_optimum(key, method, base):
     name, rank = METHODS[method]
     limit = 250 if (rank, base) == (1, "SGD") else 350
@@ -113,7 +114,7 @@ def test_reaches_the_optimum(key, method, base):
     assert gap <= 1e-6, f"{gap:.1e} after {steps} steps"
 
 
-@pytest.mark.parametrize("base", ["SGD", "momentum", "Adam"])
+@pytest.mark.parametrize("base", ["SGD", pytest.param("momentum", marks=LONG), "Adam"])
 @pytest.mark.parametrize(
     ("key", "sketch"),
     [
@@ -167,15 +168,15 @@ def stay(key: str, method: str, base: str) -> list[float]:
     return gaps
 
 
-@pytest.mark.parametrize("base", ["Adam", "momentum"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("key", ["pca", "procrustes12"])
+@pytest.mark.parametrize(
+    ("key", "method", "base"),
+    every_second(["pca", "procrustes12"], METHODS, ["Adam", "momentum"]),
+)
 def test_stays_at_the_optimum(key, method, base):
     assert max(stay(key, method, base)) <= 2e-5
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("key", ["pca", "procrustes12"])
+@pytest.mark.parametrize(("key", "method"), every_second(["pca", "procrustes12"], METHODS))
 def test_rmsprop_returns_to_the_optimum(key, method):
     # Its first steps move entries by up to 10 learning rates however small the gradient is, whole
     # or sketched, and cost a gap of 1e-3; then it hovers below the limit.
@@ -214,13 +215,15 @@ def mini_batch_gap(method: str, base: str, seed: int) -> float:
     "method",
     [
         "T rank 1",
-        pytest.param("D rank 1", marks=pytest.mark.long),
-        pytest.param("T rank 4", marks=pytest.mark.long),
+        pytest.param("D rank 1", marks=LONG),
+        pytest.param("T rank 4", marks=LONG),
         "Cayley",
     ],
 )
 def test_mini_batches(method, base):
-    # One run in eight of rank 1 ends some times higher, so the median of three has to hold.
+    # One run in eight of rank 1 ends some times higher, so the median of three has to hold. Whole
+    # steps draw nothing: one run is all.
     rank = METHODS[method][1]
-    gap = sorted(mini_batch_gap(method, base, seed) for seed in range(3))[1]
+    seeds = range(1 if rank is None else 3)
+    gap = sorted(mini_batch_gap(method, base, seed) for seed in seeds)[len(seeds) // 2]
     assert gap <= (2e-3 if rank == 1 else 4e-4), f"{gap:.1e}"

@@ -7,6 +7,7 @@ import torch
 
 from riemann_unn.linalg import hadamard, hadamard_factors, nearest_hadamard_orders
 from riemann_unn.linalg.hadamard import quadratic_character
+from tests.support import every
 
 ORDERS = [n for n in range(1, 513) if hadamard_factors(n) is not None]
 
@@ -29,7 +30,7 @@ def orders_by_closure(limit: int) -> set[int]:
         found |= more
 
 
-@pytest.mark.parametrize("n", ORDERS)
+@every("n", ORDERS)
 def test_rows_are_orthogonal_in_integers(n):
     h = hadamard(n)
     assert h.dtype == torch.int8 and h.shape == (n, n)
@@ -38,7 +39,7 @@ def test_rows_are_orthogonal_in_integers(n):
     assert torch.equal(wide @ wide.T, n * torch.eye(n, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("n", ORDERS)
+@every("n", ORDERS)
 def test_determinants_are_positive_but_for_order_two(n):
     assert float(torch.linalg.slogdet(hadamard(n).double())[0]) == (-1 if n == 2 else 1)
 
@@ -61,7 +62,7 @@ def test_powers_of_two_are_sylvesters():
     assert hadamard_factors(48) == (2, 2, 12)
 
 
-@pytest.mark.parametrize("q", [3, 5, 7, 9, 25, 27, 49, 81, 125, 243, 343])
+@every("q", [3, 5, 7, 9, 25, 27, 49, 81, 125, 243, 343])
 def test_characters_are_those_of_fields(q):
     """Jacobsthal's matrix: Q Qᵀ = q I - J and Q J = 0; symmetric or skew with q mod 4."""
     k = quadratic_character(q).double()
@@ -79,13 +80,13 @@ def test_differences_modulo_nine_are_no_field():
     assert not torch.equal(k @ k.T, 9 * torch.eye(9) - torch.ones(9, 9))
 
 
-@pytest.mark.parametrize("q", [1, 2, 4, 6, 15, 64])
+@every("q", [1, 2, 4, 6, 15, 64])
 def test_other_fields_have_no_character(q):
     with pytest.raises(ValueError, match="power of an odd prime"):
         quadratic_character(q)
 
 
-@pytest.mark.parametrize(("n", "below", "above"), [(92, 88, 96), (7, 4, 8), (1, 1, 2), (3, 2, 4)])
+@every(("n", "below", "above"), [(92, 88, 96), (7, 4, 8), (1, 1, 2), (3, 2, 4)])
 def test_nearest_orders(n, below, above):
     assert nearest_hadamard_orders(n) == (below, above)
     if n in (92, 7):

@@ -18,6 +18,7 @@ from tests.support import (
     DTYPES,
     assert_on_manifold,
     double,
+    every,
     gaussian,
     low_rank,
     point,
@@ -33,9 +34,9 @@ def generators(shape, dtype, size=1.0):
     return k * (size / torch.linalg.matrix_norm(k, 2).max().clamp_min(1e-30))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SIZES)
-@pytest.mark.parametrize("map_", [exp_skew, cayley])
+@every("dtype", DTYPES)
+@every("shape", SIZES)
+@every("map_", [exp_skew, cayley])
 def test_skew_maps_are_unitary_however_large_the_generator(map_, shape, dtype):
     for size in (0.0, 1e-8, 1.0, 30.0, 1e3):
         assert_on_manifold(map_(generators(shape, dtype, size)))

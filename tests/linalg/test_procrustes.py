@@ -7,8 +7,7 @@ import torch
 
 import riemann_unn as ru
 from riemann_unn.linalg import polar, procrustes, ridge_by_gcv
-
-from ..support import gaussian, point
+from tests.support import gaussian, point
 
 DTYPES = [torch.float64, torch.complex128]
 

@@ -7,7 +7,7 @@ import torch
 
 from riemann_unn.linalg import rotate_by, skew
 from riemann_unn.linalg.solve import times_inverse
-from tests.support import DTYPES, double, gaussian, point, rounding
+from tests.support import DTYPES, double, every, gaussian, point, rounding
 
 
 def system(*shape, dtype, size):
@@ -21,9 +21,9 @@ def blocks_are_small(monkeypatch):
     monkeypatch.setattr("riemann_unn.linalg.solve._BLOCK", 8)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(32, 32), (37, 37), (8, 8), (3, 3), (2, 19, 19), (2, 3, 9, 9)])
-@pytest.mark.parametrize("size", [1e-4, 0.3, 2.0])
+@every("dtype", DTYPES)
+@every("shape", [(32, 32), (37, 37), (8, 8), (3, 3), (2, 19, 19), (2, 3, 9, 9)])
+@every("size", [1e-4, 0.3, 2.0])
 def test_against_the_solve(dtype, shape, size):
     m = system(*shape, dtype=dtype, size=size)
     for rows in (1, 40):

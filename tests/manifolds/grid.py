@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
 import riemann_unn as ru
 from riemann_unn.manifolds import MatrixManifold
-
-from ..support import DTYPES, gaussian, generator, rounding, slope
+from tests.support import DTYPES, every, gaussian, generator, rounding, slope
 
 Shape = tuple[int, ...]
 Shapes = list[tuple[MatrixManifold, Shape]]
@@ -58,16 +57,11 @@ EMPTY: Shapes = [
 ]
 
 
-def grid(shapes: Shapes = SHAPES, dtypes: list[torch.dtype] = DTYPES) -> pytest.MarkDecorator:
+def grid(shapes: Shapes = SHAPES, dtypes: list[torch.dtype] = DTYPES) -> Any:
     """Every manifold and shape with every dtype it takes."""
-    return pytest.mark.parametrize(
+    return every(
         ("manifold", "shape", "dtype"),
-        [
-            pytest.param(m, s, d, id=f"{m!r}-{'x'.join(map(str, s))}-{str(d)[6:]}")
-            for m, s in shapes
-            for d in dtypes
-            if m.why_not(torch.Size(s), d) is None
-        ],
+        [(m, s, d) for m, s in shapes for d in dtypes if m.why_not(torch.Size(s), d) is None],
     )
 
 

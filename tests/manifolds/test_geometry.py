@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 import riemann_unn as ru
-
-from .grid import (
+from tests.manifolds.grid import (
     CURVED,
     CURVED_DOUBLE,
     DOUBLE,

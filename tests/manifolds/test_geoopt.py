@@ -7,9 +7,8 @@ from geoopt.samplers import RHMC, RSGLD
 from torch import Tensor
 
 import riemann_unn as ru
-
-from ..support import generator
-from .grid import gauss, grid, off
+from tests.manifolds.grid import gauss, grid, off
+from tests.support import generator
 
 SHAPES = [
     (ru.Orthogonal(det=-1), (2, 4, 4)),

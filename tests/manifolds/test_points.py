@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 import riemann_unn as ru
-
-from ..support import generator
-from .grid import EMPTY, SHAPES, gauss, grid, off, point, tol
+from tests.manifolds.grid import EMPTY, SHAPES, gauss, grid, off, point, tol
+from tests.support import generator
 
 DRAWS = 6000
 HAAR = [(ru.Orthogonal(), (3, 3)), (ru.Unitary(), (3, 3)), (ru.Stiefel(), (4, 2))]

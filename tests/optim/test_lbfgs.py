@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import riemann_unn as ru
-from tests.lbfgs_problems import C128, F64, MADE, closure_of, fit, near, rotation, tagged
+from tests.optim.lbfgs_problems import C128, F64, MADE, closure_of, fit, near, rotation, tagged
 from tests.support import assert_on_manifold, gaussian, point
 
 
@@ -96,10 +96,10 @@ def test_concave_losses_are_solved_on_the_whole_manifold():
     assert torch.linalg.det(q) > 0
 
 
-# 200 smooth problems ---------------------------------------------------------------------
+# Smooth problems ---------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=settings().max_examples // 2, deadline=None)
 @given(
     name=st.sampled_from(list(MADE)),
     seed=st.integers(0, 10**6),

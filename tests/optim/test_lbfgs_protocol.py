@@ -16,7 +16,7 @@ import riemann_unn as ru
 from riemann_unn.errors import LineSearchError, StateError
 from riemann_unn.optim import lbfgs
 from tests.interruptions import interrupt, lines, sample
-from tests.lbfgs_problems import F64, MADE, closure_of, fit, near, problem, tagged, weighted
+from tests.optim.lbfgs_problems import F64, MADE, closure_of, fit, near, problem, tagged, weighted
 from tests.support import assert_on_manifold, gaussian, point
 
 # Options -----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import nn
 import riemann_unn as ru
 from riemann_unn.errors import StateError
 from tests.interruptions import interrupt, lines, sample
-from tests.lbfgs_problems import MADE, closure_of, fit, near, tagged, weighted
+from tests.optim.lbfgs_problems import MADE, closure_of, fit, near, tagged, weighted
 from tests.support import assert_on_manifold, gaussian, parameter
 
 OPTIONS = {

@@ -18,6 +18,7 @@ import torch.multiprocessing as mp
 
 _PRELOADED = [
     "riemann_unn",
+    "torch._dynamo",  # which an optimizer imports
     "torch.distributed.fsdp",
     "torch.distributed.tensor.parallel",
     "torch.distributed.checkpoint.state_dict",

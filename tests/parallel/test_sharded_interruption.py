@@ -148,8 +148,8 @@ def in_between(
 @pytest.mark.parametrize("are_replicas", [False, True])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_ctrl_c_leaves_a_step_before_or_after(name: str, are_replicas: bool) -> None:
-    count, found = in_between(OPTIONS[name], 20, are_replicas=are_replicas)
-    assert count == 20 and not found
+    count, found = in_between(OPTIONS[name], 12, are_replicas=are_replicas)
+    assert count == 12 and not found
 
 
 @pytest.mark.long
@@ -165,8 +165,8 @@ def test_ctrl_c_at_many_more_lines(name: str, are_replicas: bool, steps: int) ->
 def test_ctrl_c_where_much_is_written(module: Any) -> None:
     """In the files that write weights and state, at a step that begins states."""
     options = {"base": ADAM, "rank": 2}
-    count, found = in_between(options, 60, are_replicas=False, steps=0, where=module.__file__)
-    assert count > 50 and not found
+    count, found = in_between(options, 40, are_replicas=False, steps=0, where=module.__file__)
+    assert count == 40 and not found
 
 
 def test_what_writes_twice_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def test_what_writes_twice_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     place = {"are_replicas": False, "where": proxies.__file__}
     monkeypatch.setattr(proxies, "restoring", once)
-    _, found = in_between(OPTIONS["Adam"], 1000, **place)
+    _, found = in_between(OPTIONS["Adam"], 60, **place)
     assert found
 
 

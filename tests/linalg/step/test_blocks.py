@@ -12,6 +12,7 @@ import riemann_unn.linalg as la
 from riemann_unn.linalg.step import blocks as bl
 from riemann_unn.linalg.step.blocks import Block
 from riemann_unn.linalg.step.tangent import gaussian_draws
+from tests.support import every
 
 CUTS = {"rows": (3, 1), "columns": (1, 3), "both": (2, 3), "uneven": (4, 1), "copies": (1, 1)}
 SHAPES = [(9, 9), (6, 13), (13, 13), (3, 8, 8), (2, 5, 11)]
@@ -64,11 +65,11 @@ def close(some: Tensor, other: Tensor) -> None:
     torch.testing.assert_close(some, other, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("copies", [1, 2])
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("copies", [1, 2])
+@every("cut", CUTS)
+@every("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("rank", [1, 2])
+@every("rank", [1, 2])
 def test_a_step_of_blocks_is_the_step_of_the_whole(shape, dtype, cut, copies, rank):
     x, g = points(shape, dtype)
     parts = blocks(shape, cut, copies)
@@ -116,8 +117,8 @@ def test_a_step_of_blocks_is_the_step_of_the_whole(shape, dtype, cut, copies, ra
         close(start, added)
 
 
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("cut", CUTS)
+@every("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [*SHAPES, (70, 70), (66, 90)])
 def test_corrections_of_blocks_sweep_the_error_away(shape, dtype, cut):
     x, g = points(shape, dtype)

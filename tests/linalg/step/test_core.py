@@ -13,7 +13,7 @@ from riemann_unn.linalg.step.core import (
     plane_minus_identity,
     planes_of,
 )
-from tests.support import DTYPES, double, gaussian
+from tests.support import DTYPES, double, every, gaussian
 
 PHIS = list(ANGLES)
 DOUBLES = [torch.float64, torch.complex128]
@@ -39,9 +39,9 @@ def off(turn):
 
 
 @pytest.mark.parametrize("phi", PHIS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m", [1, 2, 3, 8])
-@pytest.mark.parametrize("size", [1e-12, 1e-3, 1.0, 30.0])
+@every("dtype", DTYPES)
+@every("m", [1, 2, 3, 8])
+@every("size", [1e-12, 1e-3, 1.0, 30.0])
 def test_against_matrix_functions(phi, dtype, m, size):
     for batch in ((), (3,)):
         k = core(m, dtype, size, batch=batch) if m > 1 or dtype.is_complex else gaussian(1, 1) * 0
@@ -59,9 +59,9 @@ def test_against_matrix_functions(phi, dtype, m, size):
         assert (turn - (oracle(-double(k), phi) - eye)).abs().max() > 1e-2  # the check can fail
 
 
-@pytest.mark.parametrize("phi", PHIS)
-@pytest.mark.parametrize("dtype", DOUBLES)
-@pytest.mark.parametrize("size", [1e6, 1e16, 1e30])
+@every("phi", PHIS)
+@every("dtype", DOUBLES)
+@every("size", [1e6, 1e16, 1e30])
 def test_huge_angles_stay_unitary(phi, dtype, size):
     for m in (2, 3, 8):
         for seed in range(5):
@@ -73,16 +73,16 @@ def test_huge_angles_stay_unitary(phi, dtype, size):
     assert off(core_minus_identity(k, phi)[0]) <= 2e-14
 
 
-@pytest.mark.parametrize("phi", PHIS)
+@every("phi", PHIS)
 def test_zero_is_exactly_the_identity(phi):
     for dtype in DTYPES:
         turn, angle = core_minus_identity(torch.zeros(2, 4, 4, dtype=dtype), phi)
         assert not turn.any() and not angle.any()
 
 
-@pytest.mark.parametrize("phi", PHIS)
-@pytest.mark.parametrize("size", [0.0, 1e-12, 0.3, 3.0, 1e3])
-@pytest.mark.parametrize("is_complex", [False, True])
+@every("phi", PHIS)
+@every("size", [0.0, 1e-12, 0.3, 3.0, 1e3])
+@every("is_complex", [False, True])
 def test_a_plane_in_closed_form_is_the_core(phi, size, is_complex):
     corner = size * gaussian(6, seed=1) * is_complex
     beside = size * gaussian(6, seed=2).abs()
@@ -101,8 +101,8 @@ def test_a_plane_in_closed_form_is_the_core(phi, size, is_complex):
         assert (turn - wrong).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("phi", [*PHIS, torch.sinh])
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("phi", [*PHIS, torch.sinh])
+@every("dtype", DTYPES)
 def test_no_plane_turns_further_than_the_cap(phi, dtype):
     for size in (1e-3, 0.5, 100.0):
         k = core(6, dtype, size)

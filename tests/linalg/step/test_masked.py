@@ -24,7 +24,17 @@ from riemann_unn.linalg.step.tangent import (
 )
 from riemann_unn.linalg.step.update import rotate_low_rank_lazily_, rotate_whole_
 from riemann_unn.linalg.value_branches import WithoutReading
-from tests.support import COMPLEX, DTYPES, double, error, gaussian, generator, point, rounding
+from tests.support import (
+    COMPLEX,
+    DTYPES,
+    double,
+    error,
+    every,
+    gaussian,
+    generator,
+    point,
+    rounding,
+)
 from tests.unread import ReadError, Unread
 
 PHIS = ["exp", "cayley", "polar"]
@@ -58,8 +68,8 @@ def move(shape, k, dtype, size, seed=0):
 CASES = [((9, 9), 1), ((12, 12), 3), ((6, 20), 2), ((3, 8, 8), 1), ((2, 10, 10), 4), ((5, 6), 5)]
 
 
-@pytest.mark.parametrize("phi", PHIS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("phi", PHIS)
+@every("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "k"), CASES)
 def test_turns_against_eigenvectors_of_the_whole_generator(phi, dtype, shape, k):
     for size in (1e-6, 0.3, 3.0, 20.0):
@@ -75,8 +85,8 @@ def test_turns_against_eigenvectors_of_the_whole_generator(phi, dtype, shape, k)
     assert (moved - x).abs().max() > 0.01  # the check can fail
 
 
-@pytest.mark.parametrize("phi", PHIS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("phi", PHIS)
+@every("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "k"), CASES)
 def test_moves_of_any_size_stay_on_the_manifold(phi, dtype, shape, k):
     for size in (1e-30, 1e3, 1e8, 1e30 if dtype in SINGLE else 1e120):
@@ -86,9 +96,9 @@ def test_moves_of_any_size_stay_on_the_manifold(phi, dtype, shape, k):
         assert error(x) <= rounding(dtype, shape[-1], factor=64), size
 
 
-@pytest.mark.parametrize("phi", PHIS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "k"), CASES)
+@every("phi", PHIS)
+@every("dtype", DTYPES)
+@every(("shape", "k"), CASES)
 def test_a_zero_move_changes_no_bit(phi, dtype, shape, k):
     x, v, d = move(shape, k, dtype, 1.0)
     before = x.clone()
@@ -100,9 +110,9 @@ def test_a_zero_move_changes_no_bit(phi, dtype, shape, k):
     assert angle().abs().max() == 0
 
 
-@pytest.mark.parametrize("phi", PHIS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("k", [1, 3])
+@every("phi", PHIS)
+@every("dtype", DTYPES)
+@every("k", [1, 3])
 def test_moves_along_dependent_directions(phi, dtype, k):
     x, v, d = move((12, 12), k, dtype, 1.0)
     thin = d[:, :1] @ gaussian(1, k, dtype=dtype, seed=5)
@@ -122,8 +132,8 @@ def test_moves_along_dependent_directions(phi, dtype, k):
             assert error(added) <= rounding(dtype, 12), name
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "k"), CASES)
+@every("dtype", DTYPES)
+@every(("shape", "k"), CASES)
 def test_no_plane_turns_by_more_than_a_cap(dtype, shape, k):
     for phi in PHIS:
         x, v, d = move(shape, k, dtype, 3.0)
@@ -156,8 +166,8 @@ def test_what_is_no_number_spreads_to_the_point_alone_and_raises_nothing():
         assert (x[1] - before[1]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("phi", PHIS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("phi", PHIS)
+@every("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(7, 7), (3, 6, 6), (70, 70)])
 def test_whole_turns(phi, dtype, shape):
     n = shape[-1]
@@ -188,8 +198,8 @@ def test_a_turn_by_too_much_is_a_shorter_turn_in_the_same_planes(phi):
     assert error(found) <= 1e-11
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("k", [2, 5])
+@every("dtype", DTYPES)
+@every("k", [2, 5])
 def test_columns_span_and_complete(dtype, k):
     w, v = gaussian(3, 20, k, dtype=dtype), point(3, 20, k, dtype=dtype, seed=1)
     with Unread():
@@ -208,7 +218,7 @@ def test_columns_span_and_complete(dtype, k):
     assert error(masked_columns(w * 1e18, v)) <= rounding(dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("dtype", DTYPES)
 def test_the_next_start_is_what_a_move_adds(dtype):
     for k in (1, 3):
         _, v, d = move((12, 12), k, dtype, 1.0)
@@ -221,10 +231,8 @@ def test_the_next_start_is_what_a_move_adds(dtype):
     assert error(masked_next(v, torch.zeros_like(d))) <= rounding(dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("shape", "k"), [((12, 12), 1), ((12, 12), 3), ((6, 20), 2), ((2, 9, 9), 2)]
-)
+@every("dtype", DTYPES)
+@every(("shape", "k"), [((12, 12), 1), ((12, 12), 3), ((6, 20), 2), ((2, 9, 9), 2)])
 @pytest.mark.parametrize("formed", [True, False])
 def test_directions_are_those_of_the_ordinary_path(dtype, shape, k, formed, monkeypatch):
     if not formed:
@@ -254,7 +262,7 @@ def test_directions_are_those_of_the_ordinary_path(dtype, shape, k, formed, monk
     assert error(v) <= rounding(dtype) and z.abs().max() == 0
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(9, 9), (5, 30), (3, 20, 20), (90, 90), (1, 4)])
 def test_rows_in_turn_mend_as_newton_schulz_does(dtype, shape):
     exact = point(*shape, dtype=torch.complex128 if dtype in COMPLEX else torch.float64)

@@ -7,7 +7,7 @@ import torch
 
 from riemann_unn.linalg.step import products
 from riemann_unn.linalg.step.products import add_product_, rows_times, times_columns
-from tests.support import DTYPES, double, gaussian, rounding
+from tests.support import DTYPES, double, every, gaussian, rounding
 
 PAIR = [(64, 2), (2, 32)]
 SHAPES = [(32, 12), (48, 48), (31, 20), (3, 16, 8)]
@@ -26,9 +26,9 @@ def layouts(x):
     yield torch.cat([x, x], dim=-1)[..., ::2]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("k", [1, 3, 40])
+@every("dtype", DTYPES)
+@every("shape", SHAPES)
+@every("k", [1, 3, 40])
 def test_against_the_plain_products(dtype, shape, k):
     n, p = shape[-2:]
     limit = rounding(dtype, n, factor=100)
@@ -39,9 +39,9 @@ def test_against_the_plain_products(dtype, shape, k):
             assert (times_columns(x, columns) - x @ columns).abs().max() <= limit
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 16, 8)])
-@pytest.mark.parametrize("k", [1, 2, 9])
+@every("dtype", DTYPES)
+@every("shape", [*SHAPES, (2, 3, 16, 8)])
+@every("k", [1, 2, 9])
 def test_a_product_is_added_in_place(dtype, shape, k):
     n, p = shape[-2:]
     for number in range(4):

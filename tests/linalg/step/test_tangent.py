@@ -17,7 +17,7 @@ from riemann_unn.linalg import (
     tangent_times,
 )
 from riemann_unn.linalg.step.tangent import starts_by_planes
-from tests.support import DTYPES, double, error, gaussian, generator, point, rounding
+from tests.support import DTYPES, double, error, every, gaussian, generator, point, rounding
 
 SHAPES = [(12, 12), (5, 12), (3, 10, 10), (2, 3, 9)]
 METHODS = ["tangent", "svd", "lsi", "column"]
@@ -46,10 +46,10 @@ def problem(shape, dtype, rank=2, method="tangent", seed=0):
     return x, g, v, z, xv
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("rank", [1, 2])
+@every("method", METHODS)
+@every("rank", [1, 2])
 def test_directions_are_orthonormal_and_z_is_omega_v(dtype, shape, method, rank):
     x, g, v, z, xv = problem(shape, dtype, rank, method)
     limit = rounding(dtype, shape[-1], 20)
@@ -63,9 +63,9 @@ def test_directions_are_orthonormal_and_z_is_omega_v(dtype, shape, method, rank)
         assert gap > 0.05
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("given", [False, True])
+@every("dtype", DTYPES)
+@every("shape", SHAPES)
+@every("given", [False, True])
 def test_what_a_base_sees_is_tangent_and_moves_as_omega_k(dtype, shape, given):
     x, g, v, z, xv = problem(shape, dtype)
     out = torch.full(shape, torch.nan, dtype=dtype) if given else None
@@ -88,8 +88,8 @@ def test_what_a_base_sees_is_tangent_and_moves_as_omega_k(dtype, shape, given):
     assert (inner > 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
-@pytest.mark.parametrize("shape", [(5, 12), (2, 3, 9)])
+@every("dtype", [torch.float64, torch.complex128])
+@every("shape", [(5, 12), (2, 3, 9)])
 def test_all_of_a_thin_omega_is_known_on_the_rows_of_the_point(dtype, shape):
     """With v = Xᴴ nothing is left out, and the first step with momentum is the plain one."""
     x, g = point(*shape, dtype=dtype), gaussian(*shape, dtype=dtype, seed=3)
@@ -104,8 +104,8 @@ def test_all_of_a_thin_omega_is_known_on_the_rows_of_the_point(dtype, shape):
     assert (tangent_coordinates(x, seen, v, xv) - z).abs().max() <= 1e-14
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@every("dtype", DTYPES)
+@every("shape", SHAPES)
 def test_coordinates_of_what_a_base_wrote(dtype, shape):
     x, _, v, _, xv = problem(shape, dtype)
     delta = gaussian(*shape, dtype=dtype, seed=9)
@@ -114,11 +114,11 @@ def test_coordinates_of_what_a_base_wrote(dtype, shape):
     assert gap.abs().max() <= rounding(dtype, shape[-1], 20)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("phi", PHIS)
-@pytest.mark.parametrize("rank", [1, 2, 4])
-@pytest.mark.parametrize("size", [1e-6, 0.3, 3.0])
+@every("rank", [1, 2, 4])
+@every("size", [1e-6, 0.3, 3.0])
 def test_turning_along_directions_is_the_dense_turn(dtype, shape, phi, rank, size):
     x, _, v, z, xv = problem(shape, dtype, rank)
     d = z * (-size / torch.linalg.matrix_norm(z, 2).max())
@@ -158,9 +158,9 @@ def test_turning_along_directions_is_the_dense_turn(dtype, shape, phi, rank, siz
         assert (rest @ k @ rest).abs().max() <= (1e-5 if single else 1e-12) * size
 
 
-@pytest.mark.parametrize("phi", PHIS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("rank", [1, 3])
+@every("phi", PHIS)
+@every("shape", SHAPES)
+@every("rank", [1, 3])
 def test_zero_moves_change_no_bit_and_huge_ones_stay(phi, shape, rank):
     for dtype in DTYPES:
         x, _, v, z, xv = problem(shape, dtype, rank)
@@ -174,8 +174,8 @@ def test_zero_moves_change_no_bit_and_huge_ones_stay(phi, shape, rank):
         assert error(moved.mH) <= (1e-6 if single else 1e-14)
 
 
-@pytest.mark.parametrize("phi", PHIS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@every("phi", PHIS)
+@every("dtype", [torch.float64, torch.complex128])
 def test_rank_deficient_moves_of_any_size(phi, dtype):
     x, v = point(12, 12, dtype=dtype), point(12, 3, dtype=dtype, seed=5)
     u = gaussian(12, 1, dtype=dtype, seed=6)
@@ -192,8 +192,8 @@ def test_rank_deficient_moves_of_any_size(phi, dtype):
             assert error(moved) <= 1e-14
 
 
-@pytest.mark.parametrize("phi", [*PHIS, torch.sin])
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("phi", [*PHIS, torch.sin])
+@every("dtype", DTYPES)
 @pytest.mark.parametrize("n", [1, 2, 7, 80])
 def test_whole_turns_and_their_cap(phi, dtype, n):
     x, k = point(n, n, dtype=dtype), skew(gaussian(n, n, dtype=dtype, seed=1))
@@ -221,8 +221,8 @@ def best(full, rank):
     return float(torch.linalg.svdvals(full)[: 2 * rank].square().sum())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
-@pytest.mark.parametrize("rank", [1, 3])
+@every("dtype", [torch.float64, torch.complex128])
+@every("rank", [1, 3])
 def test_svd_is_exact_on_gradients_of_its_rank_and_the_best_there_is(dtype, rank):
     x = point(12, 12, dtype=dtype)
     g = gaussian(12, rank, dtype=dtype) @ gaussian(rank, 12, dtype=dtype, seed=1)

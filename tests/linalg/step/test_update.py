@@ -12,6 +12,7 @@ from tests.support import (
     dense_step,
     double,
     error,
+    every,
     gaussian,
     point,
     rounding,
@@ -42,10 +43,10 @@ def factors(shape, k, dtype, size, seed=0):
     return a * (size / norm), b
 
 
-@pytest.mark.parametrize("phi", PHIS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("phi", PHIS)
+@every("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("k", [1, 2, 4])
+@every("k", [1, 2, 4])
 def test_one_step_against_the_dense_reference(phi, dtype, shape, k):
     x = point(*shape, dtype=dtype)
     for size in (1e-6, 0.1, 1.0):
@@ -60,9 +61,9 @@ def test_one_step_against_the_dense_reference(phi, dtype, shape, k):
         assert torch.linalg.matrix_norm(moved - wrong).max() > 1e-2  # the check can fail
 
 
-@pytest.mark.parametrize("phi", PHIS)
+@every("phi", PHIS)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("size", [1e-30, 1e3, 1e8])
+@every("size", [1e-30, 1e3, 1e8])
 def test_steps_of_any_size_stay_on_the_manifold(phi, shape, size):
     for dtype in DTYPES:
         x = point(*shape, dtype=dtype)
@@ -73,8 +74,8 @@ def test_steps_of_any_size_stay_on_the_manifold(phi, shape, size):
 
 
 @pytest.mark.parametrize("phi", PHIS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(12, 12), (20, 5)])
+@every("dtype", DTYPES)
+@every("shape", [(12, 12), (20, 5)])
 def test_degenerate_displacements(phi, dtype, shape):
     x = point(*shape, dtype=dtype)
     n, p = shape
@@ -98,14 +99,14 @@ def test_degenerate_displacements(phi, dtype, shape):
         assert error(moved) <= rounding(dtype), name
 
 
-@pytest.mark.parametrize("phi", PHIS)
+@every("phi", PHIS)
 def test_zero_displacement_changes_no_bit(phi):
     x = point(9, 9, dtype=torch.float32)
     moved = retract_low_rank(x, torch.zeros(9, 2), torch.eye(9)[:, :2], phi=phi)
     assert torch.equal(moved, x)
 
 
-@pytest.mark.parametrize("phi", PHIS)
+@every("phi", PHIS)
 def test_no_step_leaves_the_component(phi):
     x = point(6, 6)
     sign = torch.linalg.det(x)
@@ -116,7 +117,7 @@ def test_no_step_leaves_the_component(phi):
         assert_on_manifold(moved)
 
 
-@pytest.mark.parametrize("phi", PHIS)
+@every("phi", PHIS)
 def test_strides_and_conjugate_views_are_written_through(phi):
     base = point(8, 5, dtype=torch.complex128)
     for view in (base.mT.contiguous().mT, base.mH.contiguous().mH, base.expand(2, 8, 5).clone()):
