@@ -15,9 +15,7 @@ from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import IdentityTransform
 from numpy.typing import NDArray
 
-from .plots import spread
-
-__all__ = ["Label", "label_lines", "make_room"]
+__all__ = ["Label", "label_lines", "make_room", "spread"]
 
 _Array = NDArray[numpy.float64]
 _PAD = 3.0  # points between a name and the edge of its line
@@ -51,6 +49,21 @@ class Label:
     text: str
     size: float = 10
     bold: bool = True
+
+
+def spread(values: Sequence[float], *, gap: float) -> list[float]:
+    """Heights for labels close to some values, in the same order, at least a gap apart.
+
+    Args:
+        values: Of the labels; equal ones keep their order.
+        gap: In the unit of the values.
+    """
+    order = sorted(range(len(values)), key=lambda i: (values[i], -i))
+    heights = list(values)
+    for below, above in pairwise(order):
+        heights[above] = max(heights[above], heights[below] + gap)
+    shift = max(heights[order[-1]] - max(values), 0) / 2 if order else 0
+    return [height - shift for height in heights]
 
 
 def make_room(axes: Axes, share: float) -> None:

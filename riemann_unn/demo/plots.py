@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from .labels import spread
 from .models import Learner
 from .style import LINES, finish
 from .tasks import Task
 
-__all__ = ["accuracy_panel", "epoch_axis", "label_ends", "spread"]
-
-
-def spread(values: Sequence[float], *, gap: float) -> list[float]:
-    """Heights for labels close to some values, in the same order, at least a gap apart.
-
-    Args:
-        values: Of the labels; equal ones keep their order.
-        gap: In the unit of the values.
-    """
-    order = sorted(range(len(values)), key=lambda i: (values[i], -i))
-    heights = list(values)
-    for below, above in pairwise(order):
-        heights[above] = max(heights[above], heights[below] + gap)
-    shift = max(heights[order[-1]] - max(values), 0) / 2 if order else 0
-    return [height - shift for height in heights]
+__all__ = ["accuracy_panel", "epoch_axis", "label_ends"]
 
 
 def label_ends(

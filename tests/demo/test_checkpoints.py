@@ -188,7 +188,14 @@ def test_a_signal_ends_the_process_with_130(tmp_path):
     file = tmp_path / "run.pt"
     command = [sys.executable, "-m", "riemann_unn.demo", "adding", "--length", "5", "--hidden", "4"]
     command += ["--epochs", "100000", "--checkpoint", str(file), "--out", str(tmp_path / "x.png")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Jobs in the background of a shell ignore it, and what they start inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         limit = time.monotonic() + 120
         while not file.exists() and time.monotonic() < limit:
@@ -197,5 +204,6 @@ def test_a_signal_ends_the_process_with_130(tmp_path):
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in said and f"--checkpoint {file}" in said.splitlines()[-1]

@@ -59,7 +59,7 @@ def test_vectors_and_tensors_are_each_others_inverses():
 
 def test_the_gradient_tells_how_a_loss_changes_along_every_curve():
     c = made()
-    here = c.here()
+    here = c.current_point()
     targets = [gaussian(*p.shape, dtype=p.dtype, seed=20 + i) for i, p in enumerate(c.params)]
     g = c.gradient(here, targets)
     # Of another loss: what is asked of directions of square matrices is that they are skew.
@@ -80,7 +80,7 @@ def test_the_gradient_tells_how_a_loss_changes_along_every_curve():
 
 def test_projections_are_orthogonal_and_gradients_are_tangent():
     c = made()
-    here = c.here()
+    here = c.current_point()
     x, y = some(c, 3), some(c, 4)
     px, py = c.project(here, [x, y])
     assert torch.allclose(c.project(here, [px])[0], px, atol=1e-13)
@@ -88,14 +88,14 @@ def test_projections_are_orthogonal_and_gradients_are_tangent():
     targets = [gaussian(*p.shape, dtype=p.dtype, seed=i) for i, p in enumerate(c.params)]
     g = c.gradient(here, targets)
     assert torch.allclose(c.project(here, [g])[0], g, atol=1e-13)
-    assert torch.equal(c.free(g), c.vector(targets)[-c.free(g).numel() :])
+    assert torch.equal(c.untagged(g), c.vector(targets)[-c.untagged(g).numel() :])
 
 
 def test_norms_are_those_of_skew_matrices():
     p, q = tagged(ru.Stiefel(), 6, 3), tagged(ru.Orthogonal(), 4, 4, seed=1)
     c = Coordinates(ru.optim.ProjUNNT([p, q], lr=0.1)._tagged.members(), [])
     targets = [gaussian(*x.shape, seed=5) for x in c.params]
-    found = c.tangent_norms(c.here(), c.gradient(c.here(), targets))
+    found = c.tangent_norms(c.current_point(), c.gradient(c.current_point(), targets))
     by_param = dict(zip(map(id, c.params), targets, strict=True))
     for x in (p, q):
         g, x_ = by_param[id(x)], x.detach().as_subclass(torch.Tensor)
