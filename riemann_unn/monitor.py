@@ -46,7 +46,7 @@ class Monitor:
     - ``captured``: for low-rank steps the share of this energy that the step follows,
       :math:`1 - \|\Omega - \Omega_k\|_F^2 / \|\Omega\|_F^2`;
     - ``missed``: for low-rank steps :math:`\|\Omega - \Omega_k\|_F`. Where it stagnates together
-    with the loss, a few noisy planes take all of the rank: a rank above their number helps;
+      with the loss, a few noisy planes take all of the rank: a rank above their number helps;
     - ``angle``: the largest rotation angle of the step, in radians; of whole steps
       :math:`2 \arcsin(\tfrac12 \|X^+ - X\|_2)`;
     - ``phase``: of the determinant of a square matrix of up to 512 rows, in radians: 0 or π if

@@ -23,7 +23,7 @@ class PictureImages(Pictures):
     Pixels run from 0, the background, to 1, or with ``standardized`` as in :class:`Pictures`, with
     mean 0 and variance 1. The loss is cross-entropy after ``margin`` was taken
     off the right logit, with logits over ``temperature``: it pushes the right logit to lead by the
-        margin, which a 1-Lipschitz network only reaches by an equal distance of the inputs.
+    margin, which a 1-Lipschitz network only reaches by an equal distance of the inputs.
 
     Args:
         standardized: Give pixels mean 0 and variance 1.

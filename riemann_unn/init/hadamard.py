@@ -35,7 +35,7 @@ def hadamard_(target: T, *, pattern: str | None = None, seed: int = 0) -> T:
     own signs. Tall ones get p random columns of X, wide ones p random rows of :math:`X^T`, n being
     the longer side. Orders are those that Sylvester's doubling, Paley's two constructions from all
     finite fields, and their products give: of the multiples of 4 up to 1000 all but 55, 92 being
-        the first missing one.
+    the first missing one.
 
     Args:
         target: a parameter or tensor, tagged or not; or a module, of which all tagged parameters

@@ -19,8 +19,8 @@ def param_groups(
     """A model's parameters as groups for an optimizer: those with a tag first, then the others.
 
     The learning rate of a tagged weight sets an angle of rotation, that of another weight a
-        distance, so their best values seldom agree: for a recurrence of many steps about 1/32 of
-        the rest's.
+    distance, so their best values seldom agree: for a recurrence of many steps about 1/32 of
+    the rest's.
 
     Args:
         model: Has the parameters; one that is shared between modules counts once.

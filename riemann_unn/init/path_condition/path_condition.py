@@ -44,7 +44,7 @@ def path_condition_(
     r"""Rescale the hidden channels of a ReLU network, in place, so that it trains faster.
 
     Its function does not change: weights that feed a channel are multiplied by a positive number,
-        and weights that read the channel are divided by it. The numbers minimise
+    and weights that read the channel are divided by it. The numbers minimise
 
     .. math:: F(z) = n \log \sum_i r_i^{-1} g_i \, e^{(Bz)_i} - \sum_i (Bz)_i
 

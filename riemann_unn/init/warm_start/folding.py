@@ -77,7 +77,7 @@ class Folding:
     before it is not folded.
 
     The gain of a layer that feeds a normalisation alone is always folded: the normalisation divides
-        it out, and running statistics are scaled with it.
+    it out, and running statistics are scaled with it.
 
     Args:
         model: the traced model.

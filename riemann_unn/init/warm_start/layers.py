@@ -29,9 +29,9 @@ class AffineLayer:
     r"""The map :math:`A: W \mapsto` the part of a layer's outputs that depends on W.
 
     Works for any kind of layer: the module is called with its weight replaced, and automatic
-        differentiation gives the adjoint. Whether outputs are affine in the weight is checked by
-        calls. A layer in half precision is called in single, where sums over all inputs neither
-        overflow nor underflow.
+    differentiation gives the adjoint. Whether outputs are affine in the weight is checked by
+    calls. A layer in half precision is called in single, where sums over all inputs neither
+    overflow nor underflow.
 
     Args:
         module: the layer.

@@ -19,8 +19,8 @@ def load_(model: nn.Module, source: Any, tagged: Iterable[str]) -> None:
     """Copy the entries of a source into the parameters and buffers of the same names.
 
     A weight that the source computes is taken as it is: of a module, whatever parametrizes it; of a
-        state dict that of ``parametrizations.weight_norm``, whose entries determine it. Entries of
-        others, orthogonal ones among them, do not determine the weight, and are refused.
+    state dict that of ``parametrizations.weight_norm``, whose entries determine it. Entries of
+    others, orthogonal ones among them, do not determine the weight, and are refused.
 
     Args:
         model: the model to write to.

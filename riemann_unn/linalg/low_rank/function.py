@@ -114,7 +114,7 @@ def function_factors(
         iterations: the most iterations of the refinement; 0 is the decomposition and the
             lengths alone; None is as many as cost a fraction of the decomposition where lengths
             have a closed form, and 0 elsewhere: there they cost several decompositions, and lower
-                the error by less than a percent.
+            the error by less than a percent.
         decomposition: the singular value decomposition of W, if known.
 
     Raises:

@@ -248,7 +248,7 @@ def tangent_directions(
     The methods are:
 
     - ``"tangent"``: subspace iteration on Ω from ``start`` plus fresh Gaussian columns: three
-    applications of Ω where X fits in cache, else one; one more without ``start``. An
+      applications of Ω where X fits in cache, else one; one more without ``start``. An
       application reads X and G twice; for n up to 64 Ω is formed instead.
     - ``"svd"``: those of the best Ω_k, by an eigendecomposition, O(n³).
     - ``"lsi"``, ``"column"``: the right factor of a sketch :math:`A v^H` of the *Euclidean* G, and
