@@ -82,12 +82,8 @@ def share() -> str:
     return _table("benchmarks.md", "Whole training steps").cell("ProjUNN-T, rank 1", "share")
 
 
-_OLDER = "**Before this version.**"  # a paragraph that lasts until make bench is run again
-
-
 def bench_command() -> str:
-    command = _found("benchmarks.md", r"^Measured by (`.*?`(?: \(only .*?\))?) in ")[1]
-    return f"{command}, before this version" if _OLDER in _text("benchmarks.md") else command
+    return _found("benchmarks.md", r"^Measured by (`.*?`(?: \(only .*?\))?) in ")[1]
 
 
 # Does it reach the optimum, without a learning rate, how exact, several processes -------------
