@@ -39,8 +39,8 @@ BASES = {
 SQUARES = [(9, 9), (1, 1), (2, 4, 4), (0, 3, 3)]
 MANIFOLDS = [
     (ru.Orthogonal(), REAL, SQUARES),
-    (ru.Orthogonal(det=1), REAL, [(9, 9), (2, 4, 4)]),
-    (ru.Orthogonal(det=-1), REAL, [(9, 9), (1, 1), (0, 3, 3)]),
+    (ru.Orthogonal(det=1), REAL, SQUARES),
+    (ru.Orthogonal(det=-1), REAL, SQUARES),
     (ru.Unitary(), COMPLEX, SQUARES),
     (ru.Stiefel(), DTYPES, [(12, 5), (5, 12), (3, 6, 2), (7, 1), (1, 7), (4, 0), (0, 4)]),
     (ru.Stiefel(flatten=True), DTYPES, [(8, 2, 3, 3), (20, 2, 3)]),
